@@ -1,10 +1,10 @@
-//! A ROUTER and some DEALERs: work is asked for, given out and answered.
+//! A ROUTER distributes work to DEALERs, which request it and send results.
 //!
-//! `cargo run --example router_dealer` runs both sides in one process;
-//! `… -- router tcp://127.0.0.1:5555` and `… -- dealer tcp://127.0.0.1:5555 NAME` run one each,
-//! on one host or several, with libzmq on the other side if you like.
+//! `cargo run --example router_dealer` runs both sides in one process. `… -- router
+//! tcp://127.0.0.1:5555` and `… -- dealer tcp://127.0.0.1:5555 NAME` each run one side, on the same
+//! host or different ones. The other side may also use libzmq.
 //!
-//! It needs none of the crate's features: `--no-default-features` will do.
+//! It needs none of the crate's features, so it also runs with `--no-default-features`.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 const JOBS: u32 = 1000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Squares numbers until there are no more. A DEALER asks for work with `ready`; the answer to a
-/// number is the request for the next.
+/// Squares numbers until there are no more. A DEALER requests its first number by `ready`; each
+/// result also requests the next number.
 fn dealer(endpoint: &str, name: &str) -> Outcome {
     let options = Options::new()
         .routing_id(name)
@@ -28,7 +28,7 @@ fn dealer(endpoint: &str, name: &str) -> Outcome {
     dealer.send(&[b"ready"])?;
     let mut done = 0;
     loop {
-        // Reconnects, heartbeats and the bytes themselves are taken care of in here.
+        // This call also processes reconnects, heartbeats and writes.
         let Some(message) = dealer.receive(Some(PATIENCE))? else {
             return Err(format!("{name}: no work for {PATIENCE:?}").into());
         };
@@ -44,13 +44,13 @@ fn dealer(endpoint: &str, name: &str) -> Outcome {
     Ok(())
 }
 
-/// Gives numbers out to whoever asks, and adds the squares up.
+/// Sends numbers to the DEALERs that request them, and adds the squares.
 fn router(mut router: Router) -> Outcome {
     let (mut next, mut answers, mut sum) = (0u32, 0, 0u64);
     let mut names: Vec<Vec<u8>> = Vec::new();
     let began = Instant::now();
     while answers < JOBS {
-        // What was received is borrowed from the socket; what is sent is taken over at once.
+        // A received message is borrowed from the socket. A sent message is copied at once.
         let from = match router.receive(Some(PATIENCE))? {
             None => return Err("nobody works".into()),
             Some((from, message)) => {

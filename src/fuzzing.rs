@@ -1,16 +1,17 @@
-//! What the fuzz targets in `fuzz/` reach beyond the public API; compiled with `--cfg fuzzing`
-//! alone. Randomness is a counter here, so that an input always does the same.
+//! What the fuzz targets in `fuzz/` need beyond the public API. It is compiled only with `--cfg
+//! fuzzing`. With it, randomness is derived from a counter, so that the same input always has the
+//! same effect.
 
 use std::ffi::OsString;
 
 pub use crate::zmtp::curve::repeatable::{Edit, reset};
 
-/// Panics where a socket's accounts do not agree with its peers.
+/// Panics if a socket's counters, lists or timers do not match its peers.
 pub fn check(socket: &crate::socket::Socket) {
     socket.check();
 }
 
-/// Parses words as each command's arguments; the error lines and help texts.
+/// Parses words as the arguments of each command; returns the error lines and help texts.
 pub fn command_lines(words: &[OsString]) -> Vec<String> {
     crate::cli::parse_all(words)
 }

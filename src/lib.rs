@@ -1,23 +1,25 @@
-//! Casparian: runs a data team's Python plugins over their files and gives them Parquet.
+//! Casparian runs Python plugins over files and writes Parquet.
 //!
-//! The rooms, in the order in which a job walks through them (each uses only rooms above it):
+//! The modules, in the order in which data passes through them (each uses only modules above it):
 //!
 //! - [`zmtp`]: ZMTP 3.1 without I/O.
-//! - [`reactor`]: the event loop's parts.
+//! - [`reactor`]: parts of an event loop.
 //! - [`socket`]: ROUTER and DEALER.
-//! - `job`: the vocabulary of a job (feature `sentinel` or `worker`).
+//! - `job`: the types that describe a job (feature `sentinel` or `worker`).
 //! - [`protocol`]: control protocol v4.
 //! - `store`: the SQLite queue, registry and catalogue (feature `sentinel`).
 //! - `sentinel`: the control plane (feature `sentinel`).
-//! - `sink`: Arrow batches → files (feature `worker`).
+//! - `sink`: writes Arrow batches to files (feature `worker`).
+//! - `sandbox`: restrictions of plugin processes (feature `worker`).
 //! - `plugin`: plugin processes (feature `worker`).
 //! - `worker`: job slots (feature `worker`).
 //! - `cli`: the command lines (feature `cli`).
 //!
-//! With default features off only the first four remain: a ROUTER/DEALER stack (NULL and PLAIN)
-//! on mio, socket2, log, subtle and zeroize. Feature `curve` adds the CURVE mechanism.
+//! Without default features only `zmtp`, `reactor`, `socket` and the header of `protocol` remain: a
+//! ROUTER/DEALER stack (NULL and PLAIN) on mio, socket2, log, subtle and zeroize. Feature `curve`
+//! adds the CURVE mechanism.
 
-// One call of the kernel has no safe wrapper: reactor/rights.rs.
+// One system call has no safe wrapper; see reactor/rights.rs.
 #![deny(unsafe_code)]
 
 #[cfg(any(feature = "sentinel", feature = "worker"))]

@@ -55,7 +55,7 @@ pub const KEY_NOTE_UNFINISHED_MAX: Duration = Duration::from_secs(60);
 /// Bytes of one sentinel's list of its key files.
 pub const KEY_NOTE_SIZE_MAX: u64 = 64 << 10;
 /// How often the lists of authorized keys and of trusted publishers are read for changes.
-pub const KEY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+pub const KEY_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// First size of a connection's receive buffer. An idle connection has no buffer.
 pub const RECEIVE_BUFFER_SIZE_MIN: usize = 512;
@@ -105,7 +105,7 @@ pub const UNSENT_BYTES: u32 = 512 << 10;
 /// Reads in one call to receive, so that a flood of messages leaves time for other work.
 pub const READS_PER_RECEIVE: usize = 64;
 /// Connections accepted from a listener per event-loop iteration.
-pub const ACCEPTS_PER_TURN: usize = 64;
+pub const ACCEPTS_PER_ITERATION: usize = 64;
 /// Reads of the kernel's tables of sockets, to find the user of a local connection. A read may miss an entry
 /// that moves meanwhile.
 pub const OWNER_READS_MAX: usize = 3;
@@ -141,10 +141,10 @@ pub const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 pub const SOCKET_EVENTS_MAX: usize = 4096;
 
 /// Waiting jobs that `casparian run` compares with their rows per poll. It polls once a second.
-pub const WAITING_PER_LOOK: usize = 10_000;
+pub const WAITING_PER_POLL: usize = 10_000;
 
 /// Messages that a sentinel or worker receives per event-loop iteration.
-pub const MESSAGES_PER_TURN: usize = 4096;
+pub const MESSAGES_PER_ITERATION: usize = 4096;
 /// Length of a lease. A worker asks for renewal every quarter of it.
 pub const LEASE: Duration = Duration::from_secs(10);
 /// The longest lease that an operator may set, in seconds: a day.
@@ -177,7 +177,7 @@ pub const CONTENDER_WAIT: Duration = Duration::from_secs(2);
 /// Such processes that wait at a time.
 pub const CONTENDERS_MAX: usize = 1000;
 /// Attempts that a worker may hold per slot: running, and waiting for exclusive sinks.
-pub const HELD_PER_SLOT_MAX: usize = 4;
+pub const CLAIMS_PER_SLOT_MAX: usize = 4;
 /// Exclusive sinks of one attempt.
 pub const EXCLUSIVE_SINKS_MAX: usize = 1000;
 /// Attempts per exclusive sink whose workers did not report an end, and sinks with such attempts.
@@ -195,7 +195,7 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// A connection between sentinel and worker is closed after this time without a byte.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often a sentinel polls for commits of other programs. Rows that they insert are found within 50 ms.
-pub const QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+pub const QUEUE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How often leases are checked.
 pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// If more time than this passes between two iterations of a sentinel, without its own work, the sentinel,
@@ -203,16 +203,16 @@ pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// waited meanwhile.
 pub const AWAY_AFTER: Duration = Duration::from_millis(2500);
 /// How often RUNNING rows are compared with the attempts of workers when no other program has committed.
-pub const HOLDS_LOOK_INTERVAL: Duration = Duration::from_secs(10);
+pub const CLAIMS_POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Expired leases that are processed per transaction.
-pub const EXPIRED_PER_TURN: usize = 1000;
+pub const EXPIRED_PER_ITERATION: usize = 1000;
 /// Attempts of workers that an iteration compares with their rows, and RUNNING rows that it compares with
 /// the attempts of workers.
-pub const HOLDS_PER_TURN: usize = 1000;
+pub const CLAIMS_PER_ITERATION: usize = 1000;
 /// Ends without a receipt that are logged one by one when many occur at once.
 pub const ENDS_LOGGED_MAX: usize = 20;
 /// Settlements that are created per transaction.
-pub const SETTLED_PER_TURN: usize = 64;
+pub const SETTLED_PER_ITERATION: usize = 64;
 /// Settlements that workers are asked for at a time. A worker processes one after the other.
 pub const SETTLING_MAX: usize = 256;
 /// Bytes of these settlements in JSON, so that one answer can contain all of them. The last one may exceed
@@ -223,7 +223,7 @@ pub const SETTLING_SIZE_MAX: usize = 16 << 20;
 pub const SETTLE_WAIT: Duration = Duration::from_secs(60);
 /// Different plugins with queued jobs that one transaction considers. The next transaction continues behind
 /// them. Each plugin costs an index search, and a claim for each worker that may run it.
-pub const QUEUED_PLUGINS_PER_TURN: usize = 1000;
+pub const QUEUED_PLUGINS_PER_TRANSACTION: usize = 1000;
 /// Plugins for which a sentinel remembers that it has logged that their jobs wait.
 pub const WAITING_LOGGED_MAX: usize = 1000;
 /// Plugins of which a sentinel keeps the code, or their part of DISPATCH, in memory.
@@ -253,7 +253,7 @@ pub const CAPABILITIES_SIZE_MAX: usize = 256 << 10;
 /// Bytes of a message of a worker that is not a receipt. It lists attempts and environments.
 pub const WORKER_MESSAGE_SIZE_MAX: usize = 1 << 20;
 /// Bytes of messages that a sentinel receives per event-loop iteration.
-pub const MESSAGE_BYTES_PER_TURN: usize = 32 << 20;
+pub const MESSAGE_BYTES_PER_ITERATION: usize = 32 << 20;
 /// Attempts that a worker lists: those it holds, and those whose receipts are not acknowledged.
 pub const LISTED_ATTEMPTS_MAX: usize = 16_384;
 /// Attempts that one answer asks a worker to stop, in addition to those that it holds.
@@ -322,7 +322,7 @@ pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
 /// Longest time for which they are skipped.
 pub const REFUSED_ROWS_PAUSE_MAX: Duration = Duration::from_secs(160);
 /// How many of them are tried again at a time, once a second, so that other rows do not wait for them.
-pub const FORGIVEN_PER_TURN: usize = 1000;
+pub const FORGIVEN_PER_TRANSACTION: usize = 1000;
 /// Attempts of a job in a row during which another program changed the row. After more of them the job is
 /// claimed again only after a pause.
 pub const STRAY_ATTEMPTS_MAX: u32 = 2;
@@ -400,7 +400,7 @@ pub const MANIFEST_URI_SIZE_MAX: usize = 1000;
 pub const MANIFEST_ENTRIES_MAX: usize = 1000;
 /// Bytes of deployments that a sentinel processes per event-loop iteration. The last one may exceed it. They
 /// are hashed and parsed: a debug build needs a second for the largest.
-pub const DEPLOY_BYTES_PER_TURN: usize = 1 << 20;
+pub const DEPLOY_BYTES_PER_ITERATION: usize = 1 << 20;
 /// Bytes of sources and lockfiles of deployments that wait for a transaction. The last one may exceed it.
 pub const DEPLOYS_WAITING_SIZE_MAX: usize = 64 << 20;
 /// Bytes that such a deployment counts in addition to its source and lockfile.
@@ -418,17 +418,17 @@ pub const PUBLISHER_KEYS_MAX: usize = 16;
 /// Plugins, and sinks of all plugins together, that a sentinel reads at once to announce changes to workers.
 pub const DEPLOYMENTS_MAX: usize = 10_000;
 /// How often that is done when no other program has changed the database.
-pub const DEPLOYMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+pub const DEPLOYMENTS_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Environments that workers create before there are jobs. Others are created for their first job.
 pub const ENVIRONMENTS_WANTED_MAX: usize = 64;
 /// How often a worker checks which of its environments exist.
-pub const ENVIRONMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+pub const ENVIRONMENTS_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Environments that a worker is asked to prepare at once, before jobs need them.
 pub const PREPARED_AT_ONCE: usize = 2;
 /// How long a worker that has not answered PREPARE_ENV counts as creating the environment.
 pub const PREPARE_WAIT: Duration = Duration::from_secs(60);
 /// Lockfiles that are sent at once, of up to [`SOURCE_SIZE_MAX`] bytes each.
-pub const PREPARES_PER_LOOK: usize = 16;
+pub const PREPARES_PER_POLL: usize = 16;
 /// Nesting depth of lists in a plugin's MANIFEST.
 pub const MANIFEST_DEPTH_MAX: usize = 32;
 /// Bytes of a log record's message. It may contain text of other programs, and logs are kept for long.
@@ -544,7 +544,7 @@ pub const LOCK_TIMEOUT: Duration = Duration::from_secs(1200);
 /// The same while the process with the lock is stopped (SIGSTOP).
 pub const LOCK_STOPPED_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a waiting process checks which process has the lock.
-pub const LOCK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+pub const LOCK_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time in which an interpreter must report whether a plugin's source is valid Python. It starts, which is
 /// slow on a cold disk, and compiles the source.
 pub const SYNTAX_CHECK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -693,13 +693,13 @@ pub const WRITER_TIMEOUT: Duration = Duration::from_secs(SQLITE_WAIT.as_secs() +
 /// its file version, and when a command line reads it.
 pub const INPUT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same where the plugin has failed. A change of the input may be the reason.
-pub const INPUT_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+pub const INPUT_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time for such a comparison after a plugin's failure. Nothing interrupts it.
-pub const INPUT_LOOK_TIME_MAX: Duration = Duration::from_secs(60);
+pub const INPUT_CHECK_TIME_MAX: Duration = Duration::from_secs(60);
 /// After this wait for an input's storage a command line reports it.
-pub const INPUT_SILENCE_TOLD: Duration = Duration::from_secs(5);
+pub const INPUT_SILENCE_REPORTED: Duration = Duration::from_secs(5);
 /// The same for the output folder of `casparian run`. A sleeping disk takes a few seconds.
-pub const OUTPUT_SILENCE_TOLD: Duration = Duration::from_secs(10);
+pub const OUTPUT_SILENCE_REPORTED: Duration = Duration::from_secs(10);
 /// Inputs of a command line whose storage did not respond, before the others fail at once.
 pub const INPUTS_SILENT_MAX: usize = 10;
 /// Threads of a worker that check inputs. Those whose storage does not respond stay until it does.
@@ -715,11 +715,11 @@ pub const SEGMENTS_MAX: usize = 64;
 /// Bytes of Arrow data that are passed to the Parquet writer at a time.
 pub const WRITE_SLICE_SIZE: usize = 4 << 20;
 /// Reads of one plugin process's log pipe per event-loop iteration.
-pub const LOG_READS_PER_TURN: usize = 16;
-/// How often [`LOG_READS_PER_TURN`] reads are repeated after a plugin process has exited.
-pub const LOG_TURNS_AT_EXIT: usize = 16;
+pub const LOG_READS_PER_ITERATION: usize = 16;
+/// How often [`LOG_READS_PER_ITERATION`] reads are repeated after a plugin process has exited.
+pub const LOG_ITERATIONS_AT_EXIT: usize = 16;
 /// Bytes read from one plugin process's bridge per event-loop iteration.
-pub const BRIDGE_BYTES_PER_TURN: usize = 4 << 20;
+pub const BRIDGE_BYTES_PER_ITERATION: usize = 4 << 20;
 /// First pause before the creation of a failed environment is tried again. It doubles.
 pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Longest pause before an environment is tried again.

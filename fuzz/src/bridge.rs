@@ -1,12 +1,12 @@
-//! What a plugin process sends: frames in any split, and Arrow IPC with hostile lengths and offsets. An
-//! error is fine; a panic that gets out, a read out of bounds or a huge allocation is not.
+//! Bytes from a plugin process: frames in any split, and Arrow IPC with hostile lengths and
+//! offsets. Errors are allowed. Uncaught panics, reads out of bounds and huge allocations are not.
 
 use std::io::{self, Read};
 
 use arrow::array::Array;
 use casparian::plugin::bridge::{BridgeReader, Step, decode};
 
-/// Gives so many bytes a read, and blocks between reads.
+/// Returns at most `size` bytes for each read, and `WouldBlock` between reads.
 struct Pieces<'a> {
     bytes: &'a [u8],
     size: usize,
@@ -26,7 +26,7 @@ impl Read for Pieces<'_> {
     }
 }
 
-/// How it ended: the frames' rows, and how the reader ended.
+/// Reads all frames; returns the number of rows of each frame, and how the reader ended.
 fn read_all(bytes: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
     let mut reader = BridgeReader::default();
     let mut from = Pieces {
@@ -45,7 +45,7 @@ fn read_all(bytes: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
                 let rows = decoded.ok().map(|decoded| {
                     for batch in &decoded.batches {
                         for column in batch.columns() {
-                            // Everything that is reached from a column is within its buffers.
+                            // All offsets of a column must be within its buffers.
                             column.to_data().validate_full().expect("a valid column");
                         }
                     }
@@ -64,7 +64,7 @@ fn read_all(bytes: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
 }
 
 pub fn run(data: &[u8]) {
-    // arrow's reader panics on some inputs; that is contained, and not to be printed each time.
+    // arrow's reader panics on some inputs. These panics are caught, so they are not printed.
     static QUIET: std::sync::Once = std::sync::Once::new();
     QUIET.call_once(|| {
         let before = std::panic::take_hook();

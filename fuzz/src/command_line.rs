@@ -1,4 +1,4 @@
-//! Words as the command line of every command: an error is one line.
+//! Words as the command line of every command: an error must be one line.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

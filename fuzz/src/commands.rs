@@ -1,4 +1,5 @@
-//! A command's body: agreement with the grammar of the RFC, and properties read back.
+//! A command's body: the decoder must agree with the grammar of the RFC and return the same
+//! properties.
 
 use casparian::zmtp::{Command, Metadata};
 

@@ -1,4 +1,4 @@
-//! Two connections of which one may be lied to: a plan of writes, reads, lies and waits.
+//! Two connections driven by a plan of writes, reads, forged bytes and waits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ pub(crate) fn config(socket_type: SocketType) -> Config {
     }
 }
 
-/// Greeting and READY of a NULL DEALER.
+/// The greeting and READY of a NULL DEALER.
 pub(crate) fn hands_shaken() -> Vec<u8> {
     let mut bytes = casparian::zmtp::Greeting::encode("NULL").to_vec();
     let body = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER";
@@ -36,7 +36,7 @@ pub(crate) fn hands_shaken() -> Vec<u8> {
     bytes
 }
 
-/// Gives a connection at most `step` bytes; how many it took.
+/// Passes at most `step` bytes to a connection; returns how many it accepted.
 pub(crate) fn feed(connection: &mut Connection, bytes: &[u8], step: usize, now: Instant) -> usize {
     let space = connection.receive_space(true);
     let count = step.min(bytes.len()).min(space.len());
@@ -45,7 +45,8 @@ pub(crate) fn feed(connection: &mut Connection, bytes: &[u8], step: usize, now: 
     count
 }
 
-/// One end: what it was told to send, what it has received and written.
+/// One end: its connection, the messages that it must send, and the messages and bytes that it has
+/// received and written.
 struct End {
     connection: Connection,
     queue: SendQueue,
@@ -54,7 +55,7 @@ struct End {
     established: bool,
     error: Option<Error>,
     written: Vec<u8>,
-    /// Bytes of `written` that the other end has not been given.
+    /// Number of bytes of `written` that have been delivered to the other end.
     given: usize,
 }
 
@@ -161,7 +162,8 @@ impl End {
     }
 }
 
-/// The errors of two honest peers: the time is up, or one may not come in, or was sent away.
+/// Whether the error can occur between two correct peers: a timeout, or a refusal if it is
+/// expected.
 fn is_nobodys_fault(error: &Error, may_be_refused: bool) -> bool {
     match error {
         Error::Refused { .. } | Error::Unauthorized { .. } => may_be_refused,
@@ -169,14 +171,14 @@ fn is_nobodys_fault(error: &Error, may_be_refused: bool) -> bool {
             error,
             Error::HandshakeTimeout
             | Error::HeartbeatTimeout
-            // CURVE's cookie, after a minute.
+            // The cookie of CURVE expires after a minute.
             | Error::Curve { what: "INITIATE with a cookie of more than 60 s" }
         ),
     }
 }
 
-/// Runs a plan over a client and a server with these securities, by which the client may come in
-/// or may not.
+/// Runs a plan with a client and a server. `may_enter`: their securities allow the client to
+/// connect.
 pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bool) {
     let is_sealed = server.is_encrypted();
     casparian::fuzzing::reset(Vec::new());
@@ -207,7 +209,7 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
         dealer.metadata.push(("X-Fuzz".to_owned(), b"yes".to_vec()));
     }
     let mut ends = [End::new(dealer, now), End::new(router, now)];
-    // Which ends were told bytes that the other has not written.
+    // Which ends have received bytes that the other has not written.
     let mut lied = [false; 2];
     let mut sent_away = false;
     for _ in 0..200 {
@@ -216,12 +218,12 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
         };
         let side = usize::from(op & 1);
         match op >> 1 & 7 {
-            // Written bytes of the other end arrive, as many as chosen, in steps.
+            // Delivers a chosen number of the other end's written bytes, in steps.
             0 | 1 => {
                 let step = usize::from(plan.arbitrary::<u8>().unwrap_or(255)) + 1;
                 let from = &mut ends[1 - side];
                 if op >> 4 == 15 {
-                    // What has been given already, once more.
+                    // Delivers bytes again that were delivered before.
                     let bytes = from.written[..from.given].to_vec();
                     let from = usize::from(plan.arbitrary::<u16>().unwrap_or(0));
                     let bytes = bytes.get(from..).unwrap_or(&[]);
@@ -237,14 +239,14 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
                 from.given += size;
                 ends[side].receive(&bytes, step, now);
             }
-            // Bytes that nobody has written.
+            // Delivers forged bytes.
             2 => {
                 let size = usize::from(plan.arbitrary::<u8>().unwrap_or(0));
                 let bytes = plan.bytes(size.min(plan.len())).unwrap_or(&[]).to_vec();
                 lied[side] |= !bytes.is_empty();
                 ends[side].receive(&bytes, 64, now);
             }
-            // Written bytes arrive, one of them changed.
+            // Delivers written bytes, one of them changed.
             3 => {
                 let at = usize::from(plan.arbitrary::<u16>().unwrap_or(0));
                 let by = plan.arbitrary::<u8>().unwrap_or(0);
@@ -275,8 +277,8 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
             _ => {
                 match op >> 4 {
                     15 => {
-                        // The owner has had enough of it; to a CURVE server that is done with the
-                        // handshake ERROR comes out of turn.
+                        // The owner refuses the peer. For a CURVE server after its handshake, ERROR
+                        // is an invalid frame, so it counts as forged.
                         lied[1 - side] = true;
                         sent_away = true;
                         ends[side].connection.refuse("enough");
@@ -293,7 +295,7 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
             }
         }
     }
-    // Unless somebody lied, everything that is written is understood.
+    // Without forged bytes, everything that is written must be understood.
     for _ in 0..8 {
         for side in [0, 1] {
             ends[side].write(usize::MAX, now);
@@ -315,13 +317,13 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
                 assert_eq!(this.received, other.sent);
             }
         }
-        // A sealed message that arrives is one that was sent, whoever lied.
+        // With CURVE, a received message must be one that was sent, even with forged bytes.
         if is_sealed || !lied[side] {
             assert!(this.received.len() <= other.sent.len());
             assert_eq!(this.received[..], other.sent[..this.received.len()]);
         }
     }
-    // A liar can know PLAIN's password.
+    // With PLAIN, forged bytes may contain the right password.
     if !may_enter && (is_sealed || !lied[1]) {
         assert!(
             !ends[1].established && ends[1].received.is_empty(),

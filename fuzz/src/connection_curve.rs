@@ -1,4 +1,5 @@
-//! A CURVE client and server, lied to by a plan; some plans have keys that are not let in.
+//! A CURVE client and server that receive forged bytes according to a plan. In some plans a key is
+//! not accepted.
 
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ fn key(byte: u8) -> SecretKey {
     SecretKey::from_bytes([byte; 32])
 }
 
-/// The two sides; `wrong` 1 = the client's key is not listed, 2 = the server's is another, 3 = any
-/// key is let in.
+/// The securities of client and server. `wrong`: 1 = the client's key is not listed, 2 = the client
+/// has another server key, 3 = the server accepts any key.
 pub(crate) fn pair(wrong: u8) -> (Security, Security) {
     let listed = [(key(2).public(), "client".to_owned())];
     let client = CurveClient {
@@ -32,7 +33,7 @@ pub fn run(data: &[u8]) {
         Some((wrong @ 1..=2, rest)) => (*wrong, rest),
         _ => (0, data),
     };
-    // The server's key is wrong: WELCOME cannot be opened, which is an honest failure.
+    // The client has the wrong server key, so the handshake fails without forged bytes.
     let (client, server) = pair(wrong);
     if wrong == 2 {
         return crate::curve_handshake::refused(data, client, server);

@@ -1,4 +1,4 @@
-//! A NULL client and server, lied to by a plan.
+//! A NULL client and server that receive forged bytes according to a plan.
 
 use casparian::zmtp::Security;
 

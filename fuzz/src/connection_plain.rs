@@ -1,4 +1,5 @@
-//! A PLAIN client and server, lied to by a plan; some plans have the wrong password.
+//! A PLAIN client and server that receive forged bytes according to a plan. In some plans the
+//! password is wrong.
 
 use casparian::zmtp::{PlainClient, PlainServer, Security};
 

@@ -1,5 +1,5 @@
-//! Peers with the right keys that lie inside their boxes: plaintexts are changed before they are
-//! sealed, in the handshake and behind it.
+//! Malicious CURVE peers with the right keys: plaintexts are changed before they are sealed, during
+//! the handshake and after it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use casparian::zmtp::{Connection, Error, Progress, Security, SendQueue, SocketTy
 
 use crate::connection::{config, feed};
 
-/// Lets two connections talk until they are silent; what each received, and its error.
+/// Exchanges bytes between two connections until neither has more to send. Returns the received
+/// messages and the error of each.
 fn talk(ends: &mut [(Connection, SendQueue); 2]) -> [(Vec<Vec<Vec<u8>>>, Option<Error>); 2] {
     let now = Instant::now();
     let mut seen = [(Vec::new(), None), (Vec::new(), None)];
@@ -27,7 +28,7 @@ fn talk(ends: &mut [(Connection, SendQueue); 2]) -> [(Vec<Vec<Vec<u8>>>, Option<
                 }
                 let mut slices = Vec::new();
                 connection.gather(queue, 8, &mut slices);
-                // The kernel takes as much as it likes.
+                // The simulated kernel accepts at most 50,000 bytes.
                 let written: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
                 let count = written.len().min(50_000);
                 bytes.extend_from_slice(&written[..count]);
@@ -70,7 +71,7 @@ fn ends(client: Security, server: Security) -> [(Connection, SendQueue); 2] {
     [dealer, router].map(|config| (Connection::new(Arc::new(config), now), SendQueue::new()))
 }
 
-/// A client that has the wrong server's key: nobody is let in, whatever is queued.
+/// A client with the wrong server key must not be accepted, whatever is queued.
 pub(crate) fn refused(data: &[u8], client: Security, server: Security) {
     casparian::fuzzing::reset(Vec::new());
     let mut ends = ends(client, server);
@@ -81,27 +82,27 @@ pub(crate) fn refused(data: &[u8], client: Security, server: Security) {
     assert!(error.is_some());
 }
 
-/// Whether an edit changes what a box says: where it stands counts, and with bits that X25519
-/// does not look at nothing is changed.
+/// Whether an edit changes the meaning of a box. X25519 ignores some bits of keys, and edits of
+/// only these bits have no effect.
 fn is_seen(sealed: usize, at: usize, by: u8) -> bool {
     let ignored = match (sealed, at) {
         // The server's transient secret key in its cookie.
         (1, 32) => 0x07,
         (1, 63) => 0xC0,
-        // Public keys: the server's transient one, the client's own.
+        // Public keys: the server's transient key, the client's long-term key.
         (2, 31) | (4, 31) => 0x80,
         _ => 0,
     };
     by & !ignored != 0
 }
 
-/// Bytes of HELLO's box, of the cookie's, of WELCOME's, of the vouch's, and of INITIATE's
-/// before its metadata.
+/// Sizes of plaintexts in bytes: of the boxes of HELLO, the cookie, WELCOME and the vouch, and of
+/// INITIATE's before its metadata.
 const BOXES: [usize; 5] = [64, 64, 128, 64, 128];
-/// Bytes of the DEALER's metadata in INITIATE.
+/// Size of the DEALER's metadata in INITIATE, in bytes.
 const METADATA: usize = 39;
 
-/// Whether edits change a box of the handshake before READY, but for metadata.
+/// Whether edits change the meaning of a handshake box before READY, except for metadata.
 fn spoils_the_handshake(edits: &[Edit]) -> bool {
     let mut net = BTreeMap::new();
     for edit in edits {
@@ -131,7 +132,8 @@ pub fn run(data: &[u8]) {
     let mut is_spoiled = spoils_the_handshake(&edits);
     let keys = match count {
         6 => 3,
-        // A client whose key is not listed shows one that is: the vouch gives it away.
+        // A client whose key is not listed puts a listed key into INITIATE. Its vouch must then be
+        // invalid.
         5 => {
             let [own, listed] = [3u8, 2].map(|byte| SecretKey::from_bytes([byte; 32]).public());
             let pairs = own.as_bytes().iter().zip(listed.as_bytes());
@@ -154,7 +156,7 @@ pub fn run(data: &[u8]) {
             let size = plan.int_in_range(0..=300usize).unwrap_or(3);
             let mut body = plan.bytes(size.min(plan.len())).unwrap_or(&[]).to_vec();
             if size == 299 {
-                // Beyond what is sealed ahead.
+                // More than is sealed ahead of writing.
                 body.resize(200_000, 7);
             }
             ends[side].1.push(&[&body, b"tail"]);
@@ -172,7 +174,7 @@ pub fn run(data: &[u8]) {
         assert_eq!((to_client, to_server), (sent[1].clone(), sent[0].clone()));
         return;
     }
-    // Whoever was let in holds the key it is listed under.
+    // An accepted client must have the secret key of its listed key.
     let (server_end, _) = &ends[1];
     if server_end.is_open() {
         let key = server_end.peer().public_key.expect("a key");

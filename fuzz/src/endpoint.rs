@@ -1,4 +1,4 @@
-//! Endpoints: what is parsed is shown and parsed to the same.
+//! Endpoints: formatting and parsing a parsed endpoint again must give the same endpoint.
 
 use casparian::reactor::Endpoint;
 

@@ -1,4 +1,5 @@
-//! Bytes behind a NULL handshake: one-shot against splits, and against the reference decoder.
+//! Bytes after a NULL handshake: the result must not depend on how they are split, and must agree
+//! with the reference decoder.
 
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use casparian::zmtp::{Connection, Limits, Progress, SocketType};
 use crate::connection::{config, feed, hands_shaken};
 use crate::wire;
 
-/// Messages, and whether the connection was refused.
+/// Decodes bytes in steps; returns the messages, and whether the connection failed.
 fn decode(bytes: &[u8], mut step: impl FnMut(usize) -> usize) -> (Vec<Vec<Vec<u8>>>, bool) {
     let now = Instant::now();
     let mut config = config(SocketType::Router);
@@ -38,14 +39,14 @@ fn decode(bytes: &[u8], mut step: impl FnMut(usize) -> usize) -> (Vec<Vec<Vec<u8
                 }
             }
         }
-        // Memory follows what has arrived.
+        // Memory must be limited by the number of received bytes.
         assert!(connection.receive_capacity() <= (2 * bytes.len()).max(4096) + 512);
     }
     (messages, refused)
 }
 
 pub fn run(data: &[u8]) {
-    // The first bytes choose a split.
+    // The first four bytes are the sizes of the pieces.
     let Some((choice, bytes)) = data.split_first_chunk::<4>() else {
         return;
     };

@@ -1,9 +1,9 @@
-//! A greeting, whole or cut: agreement with the specification byte by byte.
+//! A complete or truncated greeting: the decoder must agree with the specification.
 
 use casparian::zmtp::{GREETING_SIZE, Greeting};
 
 pub fn run(data: &[u8]) {
-    // What is refused early is refused whole, and what is refused stays refused.
+    // If a prefix is refused, every longer prefix and the complete greeting must be refused.
     let mut refused = false;
     for size in 0..=data.len().min(GREETING_SIZE) {
         let now = Greeting::check_prefix(&data[..size]).is_err();

@@ -1,5 +1,5 @@
-//! Z85 keys and lists of authorized keys: what is parsed is shown and parsed to the same, and an
-//! error never shows a secret.
+//! Z85 keys and lists of authorized keys: formatting and parsing a parsed key again must give the
+//! same key, and no error may contain a secret.
 
 use casparian::socket::keyfile;
 use casparian::zmtp::curve::{AuthorizedKeys, PublicKey, SecretKey};
@@ -24,7 +24,7 @@ pub fn run(data: &[u8]) {
         }
         Err(error) => {
             let said = error.to_string();
-            // Words of the message itself have spaces between them, or are short.
+            // Short texts and texts with spaces may also occur in the error message itself.
             assert!(text.len() < 20 || text.contains(' ') || !said.contains(text));
         }
     }
@@ -53,14 +53,15 @@ fn set_mode(path: &std::path::Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Pairs are written and read back; files that others can read or change, of the wrong kind, or
-/// with fewer keys than before are told apart.
+/// Writes key pairs and reads them back. Files that other users can read or change, and files of
+/// the wrong kind, must be refused. A list with fewer keys must be adopted only after the second
+/// read.
 fn pairs_and_lists(dir: &std::path::Path, text: &str) {
     let name: String = text.chars().filter(|c| !c.is_control()).take(40).collect();
     let secret = SecretKey::from_bytes([text.len() as u8 | 1; 32]);
     let path = dir.join("pair");
     let public = keyfile::public_path(&path);
-    // Names that a list would read as limits are refused.
+    // Names that a list would read as limits must be refused.
     let name = match keyfile::public_line(&secret, &name) {
         Ok(_) => name.as_str(),
         Err(_) => "",
@@ -90,7 +91,7 @@ fn pairs_and_lists(dir: &std::path::Path, text: &str) {
         set_mode(&path, mode);
         assert!(keyfile::read_secret_key(&path).is_err());
     }
-    // A list that shrinks is believed at the second look, one that grows at once.
+    // Keys are revoked at the second read without them, and added at the first read with them.
     let other = SecretKey::from_bytes([0xFE; 32]).public();
     std::fs::write(&public, format!("{line}\n{other}\n")).unwrap();
     let mut list = keyfile::AuthorizedKeysFile::open(&public).unwrap();
@@ -113,12 +114,12 @@ fn pairs_and_lists(dir: &std::path::Path, text: &str) {
     assert!(keyfile::write_key_pair(&nowhere, &secret, "", false).is_err());
 }
 
-/// The same text in files.
+/// Tests the same text as the content of key files.
 fn files(text: &str) {
     use std::os::unix::fs::PermissionsExt;
     DIR.with_borrow_mut(|slot| {
         let dir = slot.get_or_insert_with(crate::memory_dir);
-        // A few system calls dear, so not for every text.
+        // This needs several system calls, so it is not done for every text.
         if text.len() % 4 == 1 {
             pairs_and_lists(dir.path(), text);
         }
@@ -148,7 +149,7 @@ fn files(text: &str) {
                 "{error}"
             ),
         }
-        // A path that looks like a key is a path as long as there is such a file.
+        // A path that is also a valid key is read as a path if the file exists.
         let named = format!("{:a<40}", dir.path().join("k").display());
         if named.len() == 40 {
             let named = std::path::Path::new(&named);

@@ -1,6 +1,6 @@
-//! The fuzz targets as functions of their input: a bug panics.
+//! The fuzz targets as functions of their input. They panic if they find a bug.
 //!
-//! `fuzz_targets/` hands them to libFuzzer; `replay` runs them over files without it.
+//! `fuzz_targets/` passes them to libFuzzer; `replay` runs them over files without it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -26,11 +26,11 @@ pub mod sink_uri;
 pub mod socket;
 mod wire;
 
-/// Bytes of the largest allocation: inputs are a few KiB, and nothing may ask for this much at
-/// once on their word.
+/// Maximum size of one allocation, in bytes. Inputs have a few KiB, so a larger allocation would
+/// follow a declared size.
 const ALLOCATION_MAX: usize = 64 << 20;
 
-/// The system's allocator, for which a large allocation is a crash.
+/// The system's allocator, with a crash at allocations above the limit.
 struct Limited;
 
 #[global_allocator]
@@ -43,33 +43,33 @@ fn check(size: usize) {
     }
 }
 
-// SAFETY: every call is handed on as it came to the system's allocator, which keeps the contract.
+// SAFETY: every call is passed unchanged to the system's allocator, which satisfies the contract.
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         check(layout.size());
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller guarantees what `System` requires.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the same.
+        // SAFETY: as in `alloc`.
         unsafe { System.dealloc(at, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         check(layout.size());
-        // SAFETY: the same.
+        // SAFETY: as in `alloc`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         check(size);
-        // SAFETY: the same.
+        // SAFETY: as in `alloc`.
         unsafe { System.realloc(at, layout, size) }
     }
 }
 
-/// A target: its name and what it does with an input.
+/// A target: its name, and the function that runs it on an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
@@ -95,7 +95,7 @@ pub const TARGETS: &[Target] = &[
     ("socket", socket::run),
 ];
 
-/// A folder in memory where there is such a thing: targets write in it for every input.
+/// Creates a temporary folder, in memory if possible, because targets write in it for every input.
 pub(crate) fn memory_dir() -> tempfile::TempDir {
     let base = std::path::Path::new("/dev/shm");
     match base.is_dir() {
@@ -104,8 +104,8 @@ pub(crate) fn memory_dir() -> tempfile::TempDir {
     }
 }
 
-/// A Rust program ignores SIGPIPE, libFuzzer's does not: a write to a peer that has gone must be
-/// an error there as well.
+/// Makes a write to a closed connection an error instead of a signal. Rust programs ignore SIGPIPE,
+/// but libFuzzer's main program does not.
 pub(crate) fn ignore_sigpipe() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {

@@ -1,9 +1,9 @@
-//! MANIFEST of a plugin's source: as text, and written by hands that Python would understand.
+//! MANIFEST of a plugin's source: as arbitrary text, and as generated valid Python.
 
 use arbitrary::Unstructured;
 use casparian::store::{Manifest, ManifestSink, read_manifest};
 
-/// One letter of these, or what it stands for in a source.
+/// Letters, each with a form in Python source that means it.
 const LETTERS: [(&str, &str); 12] = [
     ("a", "a"),
     ("ü", "ü"),
@@ -23,7 +23,7 @@ const LETTERS: [(&str, &str); 12] = [
 fn text(plan: &mut Unstructured) -> (String, String) {
     let (mut value, mut source) = (String::new(), String::new());
     for part in 0..1 + plan.int_in_range(0..=2u8).unwrap_or(0) {
-        // Two quotes that touch would open a string of three.
+        // Adjacent quotes could begin a triple-quoted string.
         let apart = match part {
             0 => "",
             _ => [" ", "u", "\n", " # '\n"][plan.choose_index(4).unwrap_or(0)],
@@ -48,7 +48,7 @@ fn comma(plan: &mut Unstructured, source: &mut String) {
     source.push_str([",", ", ", ",\n", " , # ')\n"][plan.choose_index(4).unwrap_or(0)]);
 }
 
-/// A MANIFEST and a source that holds it.
+/// A MANIFEST and a source that contains it.
 fn written(plan: &mut Unstructured) -> (Manifest, String) {
     let mut source = [
         "",
@@ -146,7 +146,7 @@ pub fn run(data: &[u8]) {
         Ok(Some(manifest)) => {
             assert!(source.contains("MANIFEST") && source.contains("PluginMetadata"));
             assert!(!manifest.pattern.is_empty() && !manifest.topic.is_empty());
-            // What stands behind its statement changes nothing.
+            // Text behind its statement must not change the result.
             let more = format!("{source}\nx = 1\n");
             if let Ok(again) = read_manifest(&more) {
                 assert_eq!(again, Some(manifest));

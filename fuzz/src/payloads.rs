@@ -1,5 +1,5 @@
-//! Every JSON payload: what is decoded is encoded and decoded to the same. A deployment is checked as
-//! a sentinel does it, with hashes that are right, as chance does not find them.
+//! JSON payloads: encoding and decoding a decoded payload again must give the same payload. A
+//! deployment is also checked as in a sentinel, with correct hashes, which a fuzzer would not find.
 
 use casparian::limits;
 use casparian::protocol::{Deploy, Header, OpCode, Payload, View};
@@ -46,7 +46,7 @@ pub fn run(data: &[u8]) {
         }
         Err(error) => {
             assert!(!error.to_string().is_empty());
-            // Whatever is refused is refused for a reason that JSON alone can have, too.
+            // If the text is not JSON, refusing it is right.
             if serde_json::from_slice::<serde_json::Value>(payload).is_err() {
                 return;
             }
@@ -54,7 +54,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// What is taken is within its bounds and what was sent.
+/// An accepted deployment must be within its limits and equal to what was sent.
 fn checked(mut deploy: Deploy<'_>) {
     let hash = artifact_hash(&deploy.source_code, &deploy.lockfile_content);
     let trust = Trust {

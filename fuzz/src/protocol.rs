@@ -1,10 +1,10 @@
-//! Control messages: frames are cut by their lengths, header and message agree with the table of
-//! the specification, and what is decoded is encoded alike.
+//! Control messages: header and message must agree with the table of the specification, and
+//! encoding a decoded header must give the same bytes, with reserved bytes 0.
 
 use casparian::protocol::{HEADER_SIZE, Header, View};
 
 pub fn run(data: &[u8]) {
-    // Frames: a length byte each, the last takes the rest.
+    // Frames: each has a length byte; the last one may be shorter than its length.
     let mut frames: Vec<&[u8]> = Vec::new();
     let mut rest = data;
     while let Some((&size, behind)) = rest.split_first() {

@@ -1,5 +1,5 @@
-//! A ROUTER over a real socket with two good DEALERs and one peer that is garbage: the good ones
-//! are served, and nothing of the bad one stays.
+//! A ROUTER on a real socket with two correct DEALERs and one peer that sends the input. The
+//! correct ones must be served, and no state of the other may remain.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -21,7 +21,7 @@ struct Scene {
 }
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
-/// Turns within which everything must have happened; each is a few system calls.
+/// Iterations within which a round must be complete; each has a few system calls.
 const TURNS_MAX: u32 = 20_000;
 
 fn scene() -> Scene {
@@ -46,7 +46,7 @@ fn scene() -> Scene {
 }
 
 impl Scene {
-    /// Takes what has come, and echoes what a good one sent.
+    /// One iteration: receives messages and sends each back to its peer.
     fn transaction(&mut self) {
         for dealer in &mut self.good {
             dealer.flush().unwrap();
@@ -58,7 +58,7 @@ impl Scene {
             assert!(message.size() <= 1 << 16 && message.len() <= 16);
             let (from, frames) = (from.to_vec(), message.to_vecs());
             let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
-            // The bad one gets its own back too, if it is there and reads.
+            // The bad peer also gets its messages back, if it is connected and reads.
             let _ = self.router.send(&from, &frames);
         }
         self.router.flush().unwrap();
@@ -75,7 +75,7 @@ impl Scene {
         for _ in 0..TURNS_MAX {
             self.transaction();
             for (dealer, served) in self.good.iter_mut().zip(&mut served) {
-                // An answer to the garbage of a peer that took the name over went there.
+                // Other answers are ignored.
                 if let Some(message) = dealer.receive(NOW).unwrap() {
                     *served |= message.get(1) == Some(&body);
                 }
@@ -92,7 +92,7 @@ thread_local! {
     static SCENE: RefCell<Option<Scene>> = const { RefCell::new(None) };
 }
 
-/// What waits, must not wait for longer than it was told, whatever the bad peer has said.
+/// Calls that wait must return after their timeout, whatever the bad peer has sent.
 fn blocking(scene: &mut Scene, choice: u8) {
     let short = Duration::from_millis(1);
     let began = Instant::now();
@@ -104,7 +104,7 @@ fn blocking(scene: &mut Scene, choice: u8) {
         1 => drop(scene.router.wait_writable(short).unwrap()),
         2 => drop(scene.router.drain(short).unwrap()),
         3 => {
-            // A socket of its own, with a peer that says the same and then stays.
+            // Another socket, with a peer that does the handshake and does not close.
             let name = format!("casparian-fuzz-{}-close", std::process::id());
             let mut router = Router::new(Options::new()).unwrap();
             router.bind(&format!("ipc://@{name}")).unwrap();
@@ -117,7 +117,8 @@ fn blocking(scene: &mut Scene, choice: u8) {
             assert!(!router.close(short).unwrap(), "it has not gone");
         }
         4 => {
-            // A DEALER that has nobody, then somebody who does not read, then nobody again.
+            // A DEALER without peers, then with a peer that does not read, then without peers
+            // again.
             let name = format!("casparian-fuzz-{}-dealer", std::process::id());
             let endpoint = format!("ipc://@{name}");
             let mut dealer = Dealer::new(Options::new().sndhwm(2)).unwrap();
@@ -146,7 +147,7 @@ fn blocking(scene: &mut Scene, choice: u8) {
             assert!(dealer.close(Duration::from_secs(1)).unwrap() || choice > 0);
         }
         5 => {
-            // A ROUTER that connects, by a name of its own choice.
+            // A ROUTER that connects with an assigned routing ID.
             let name = format!("casparian-fuzz-{}", std::process::id());
             let mut router = Router::new(Options::new()).unwrap();
             let endpoint = format!("ipc://@{name}");
@@ -165,8 +166,8 @@ fn blocking(scene: &mut Scene, choice: u8) {
     assert!(began.elapsed() < Duration::from_secs(5), "{choice}");
 }
 
-/// A listener without descriptors rests, after a silent connection has made way; and wakes up
-/// again, which takes a while.
+/// When no descriptors are left, an idle connection in its handshake is closed, then the listener
+/// pauses. With `wakes_up`, also checks that the listener accepts again, which takes some time.
 fn out_of_descriptors(wakes_up: bool) {
     let name = format!("casparian-fuzz-{}-few", std::process::id());
     let mut router = Router::new(Options::new()).unwrap();
@@ -202,7 +203,7 @@ fn out_of_descriptors(wakes_up: bool) {
 
 pub fn run(data: &[u8]) {
     crate::ignore_sigpipe();
-    // A peer that takes a good one's name over has a right to its answers.
+    // With handover, a peer that takes the routing ID of a good one also gets its answers.
     if data.windows(5).any(|bytes| bytes == b"good-") {
         return;
     }
@@ -210,7 +211,8 @@ pub fn run(data: &[u8]) {
         let scene = slot.get_or_insert_with(scene);
         let mut bad = UnixStream::connect_addr(&scene.address).unwrap();
         bad.set_nonblocking(true).unwrap();
-        // The first byte cuts the rest in two writes with a round between them.
+        // The first byte chooses where the rest is split into two writes, with a round between
+        // them.
         let (cut, bytes) = data.split_first().unwrap_or((&0, &[]));
         let (first, second) = bytes.split_at(bytes.len() * usize::from(*cut) / 256);
         for bytes in [first, second] {

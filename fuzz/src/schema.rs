@@ -1,5 +1,5 @@
-//! A database with changed bytes: it is opened or refused, never a panic; and a store that was
-//! opened can be asked.
+//! A database with changed bytes: it must be opened or refused without a panic, and queries on an
+//! opened store must not panic.
 
 use std::cell::RefCell;
 
@@ -12,7 +12,7 @@ thread_local! {
 /// The legacy database of the reference system.
 const LEGACY: &[u8] = include_bytes!("../../tests/data/db/legacy_v5.sqlite");
 
-/// The same after our migrations.
+/// The same database after Casparian's migrations.
 fn ours() -> Vec<u8> {
     static OURS: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
     let make = || {
@@ -26,8 +26,8 @@ fn ours() -> Vec<u8> {
 }
 
 pub fn run(data: &[u8]) {
-    // Edits of four bytes: where (in steps that reach the whole file), what; of the legacy
-    // database, or of one that is ours already.
+    // The first byte chooses the legacy or the migrated database. Each four bytes that follow are
+    // an edit: a position (in steps that cover the whole file) and a value.
     let mut bytes;
     {
         let is_ours = data.first().is_some_and(|byte| byte & 1 == 1);

@@ -1,4 +1,5 @@
-//! Sentinel and store under any sequence of messages, ends, times and rows of others.
+//! Sentinel and store with any sequence of messages, disconnects, times and changes of rows by
+//! other programs.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -20,7 +21,7 @@ const START_MS: i64 = 1_766_232_000_000;
 const WORKERS: [&[u8]; 3] = [b"w-1", b"w-2", b"\xff\0"];
 const ROWS: i64 = 6;
 
-/// A database that is set back for every input.
+/// A database that is reset for every input.
 struct Scene {
     dir: tempfile::TempDir,
     other: Connection,
@@ -171,7 +172,7 @@ fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
     (job_id, payload)
 }
 
-/// What the rows must always be.
+/// Checks the invariants of the rows.
 fn check(scene: &Scene, ended: &mut BTreeSet<i64>) {
     let mut statement = scene
         .other
@@ -255,7 +256,7 @@ pub fn run(data: &[u8]) {
                         _ => false,
                     };
                     let is_impossible = is_receipt && i64::try_from(job_id).is_err();
-                    // Some connections are of one user, some of another, some of none.
+                    // Connections belong to different users or to none.
                     let user = users[peer.to_u64() as usize % 4].as_ref();
                     let from = Sender {
                         peer,
@@ -277,7 +278,7 @@ pub fn run(data: &[u8]) {
                     elapsed += Duration::from_millis(u64::from(wait));
                 }
                 8 => {
-                    // Another program queues a job again, as the old tools do.
+                    // Another program queues a job again, as tools of the reference system do.
                     let id = plan.int_in_range(1..=ROWS).unwrap_or(1);
                     scene
                         .other

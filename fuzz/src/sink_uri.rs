@@ -1,4 +1,4 @@
-//! Sink URIs: a path never leaves the output root.
+//! Sink URIs: a relative path must stay below the output root.
 
 use std::path::Component;
 

@@ -1,6 +1,7 @@
-//! A ROUTER and a DEALER driven by a plan: endpoints come and go, messages are sent into whatever
-//! there is, raw peers say anything, time jumps. Order holds per connection, counts add up, and
-//! nothing is left when everything is closed.
+//! A ROUTER and a DEALER driven by a plan: endpoints are bound, connected and closed, messages are
+//! sent in any state, raw peers send arbitrary bytes, and time jumps forward. Messages of a
+//! connection must stay in order, counters must be consistent, and no state may remain when
+//! everything is closed.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
@@ -24,9 +25,9 @@ struct Scene {
     sockets: [Socket; 2],
     now: Instant,
     raws: Vec<UnixStream>,
-    /// The last number of ours that came over a connection of the ROUTER's.
+    /// The last message number that the ROUTER received on each connection.
     last: HashMap<PeerId, u32>,
-    /// All of them.
+    /// All message numbers that the ROUTER received.
     seen: HashSet<u32>,
     sent: u32,
     counters: [Counters; 2],
@@ -34,9 +35,9 @@ struct Scene {
 
 fn endpoint(choice: u8) -> Endpoint {
     let name = match choice % 6 {
-        // Nobody can bind or reach this one.
+        // This endpoint can be neither bound nor connected.
         5 => "ipc:///nowhere/at/all".to_owned(),
-        // A port that is refused: nobody listens there.
+        // No process listens on this port, so connections are refused.
         4 => "tcp://127.0.0.1:1".to_owned(),
         number => format!(
             "ipc://@casparian-fuzz-socket-{}-{number}",
@@ -241,11 +242,12 @@ impl Scene {
                     if let Some(peer) = socket.route(id) {
                         assert!(socket.address(peer).is_some());
                         let open = socket.peer_info(peer).is_some();
-                        assert_eq!(open, socket.heard_at(peer).is_some());
+                        assert_eq!(open, socket.received_at(peer).is_some());
                         if choice & 1 != 0 {
                             assert_eq!(PeerId::from_u64(peer.to_u64()), peer);
                             if choice & 2 != 0 {
-                                // One that we connected to comes back.
+                                // A peer to which we connected still exists after `reject`, because
+                                // it reconnects.
                                 assert!(socket.reject(peer, "no sense", now));
                                 socket.disconnect(peer, now);
                                 assert!(!socket.reject(peer, "no sense", now));
@@ -269,7 +271,7 @@ impl Scene {
 
 fn socket_security(choice: u8) -> casparian::socket::Security {
     use casparian::socket::Security;
-    // CURVE is rare: its handshakes take a hundred times as long as all the rest.
+    // CURVE is rare, because its handshakes take a hundred times as long as everything else.
     match choice % 32 {
         1..=4 => Security::PlainClient(PlainClient::new("user", "pass").unwrap()),
         5..=8 => Security::PlainServer(PlainServer::new([("user", "pass")])),
@@ -286,7 +288,7 @@ pub fn run(data: &[u8]) {
     let reactor = Reactor::new().unwrap();
     let mut securities: [u8; 2] = plan.arbitrary().unwrap_or([0, 0]);
     if securities[0] < 200 {
-        // Most plans have sides that fit.
+        // In most plans the securities of both sides match.
         securities = match securities[0] {
             0..100 => [0, 0],
             100..195 => [5, 1],

@@ -1,6 +1,6 @@
-//! A tiny reference of ZMTP, written from the RFC and as plain as can be, to compare with.
+//! A small and simple reference implementation of ZMTP, written from the RFC, for comparison.
 
-/// Limits of the connections under test; small, so that inputs reach them.
+/// Limits of the tested connections. They are small, so that inputs reach them.
 pub const FRAME_SIZE_MAX: u64 = 600;
 pub const MESSAGE_SIZE_MAX: u64 = 1500;
 pub const FRAMES_MAX: usize = 8;
@@ -10,12 +10,12 @@ pub const COMMAND_SIZE_MAX: u64 = 64 << 10;
 /// `limits::ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX` under fuzzing.
 pub const COMMANDS_SIZE_MAX: usize = 1 << 10;
 
-/// A frame as the bytes say it: flags, body, and what follows.
+/// The frame at the start of bytes. `Whole`: flags, body, and the bytes behind it.
 pub enum Frame<'a> {
     Whole(u8, &'a [u8], &'a [u8]),
-    /// The head is whole and declares so many bytes; they are not all there.
+    /// Flags and declared size of a frame with a complete head and an incomplete body.
     Cut(u8, u64),
-    /// Not even the head is whole.
+    /// The head is incomplete.
     Headless,
 }
 
@@ -42,13 +42,13 @@ pub fn frame(bytes: &[u8]) -> Frame<'_> {
     Frame::Whole(flags, body, rest)
 }
 
-/// What an open NULL connection makes of bytes: its messages, and whether it refuses the rest.
+/// The messages that an open NULL connection decodes from bytes, and whether it then fails.
 pub fn messages(mut bytes: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
     let mut messages = Vec::new();
     let mut parts: Vec<Vec<u8>> = Vec::new();
     let mut commands = 0;
     let refused = loop {
-        // Flags are judged as soon as they are there.
+        // Flags are checked as soon as they are received.
         if let Some(flags) = bytes.first()
             && (flags & 0xF8 != 0 || flags & 5 == 5)
         {
@@ -95,7 +95,7 @@ pub fn messages(mut bytes: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
     (messages, refused)
 }
 
-/// Whether an open connection goes on after this command.
+/// Whether an open connection accepts this command.
 fn command_is_welcome(body: &[u8]) -> bool {
     let Some((&size, rest)) = body.split_first() else {
         return false;
@@ -105,14 +105,14 @@ fn command_is_welcome(body: &[u8]) -> bool {
     }
     let (name, rest) = rest.split_at(usize::from(size));
     match name {
-        // A second READY, and the peer's ERROR.
+        // A second READY is an error, and ERROR closes the connection.
         b"READY" | b"ERROR" => false,
         b"PING" => rest.len() >= 2,
         _ => true,
     }
 }
 
-/// The properties of READY; none when they are malformed.
+/// The properties of READY; `None` if they are malformed.
 pub fn properties(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut found = Vec::new();
     while let Some((&size, rest)) = bytes.split_first() {
@@ -132,8 +132,8 @@ pub fn properties(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     Some(found)
 }
 
-/// Asserts that bytes are a greeting and frames as a peer of ours may send them; a frame at the
-/// end may be cut.
+/// Asserts that bytes are a greeting and frames that a connection of this crate may send. The last
+/// frame may be incomplete.
 pub fn assert_valid_output(bytes: &[u8]) {
     let greeting = &bytes[..bytes.len().min(64)];
     for (at, byte) in greeting.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Command lines: one table of flags a command, from which parsing and `--help` come.
+//! Command lines: each command has one table of flags, which parsing and `--help` use.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub(crate) struct Flag {
     pub(crate) long: &'static str,
     pub(crate) short: Option<char>,
-    /// Name of its value; none for a switch.
+    /// Name of its value; none for a flag without a value.
     pub(crate) value: Option<&'static str>,
     pub(crate) help: &'static str,
 }
@@ -17,28 +17,28 @@ pub(crate) struct Flag {
 /// One command.
 #[derive(Debug)]
 pub(crate) struct Command {
-    /// As typed, e.g. `casparian run`.
+    /// The command as typed, e.g. `casparian run`.
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
-    /// Positional arguments as the usage line shows them.
+    /// Positional arguments in the usage line.
     pub(crate) usage: &'static str,
     pub(crate) flags: &'static [Flag],
-    /// Lines behind the flags.
+    /// Text after the flags in the help.
     pub(crate) notes: &'static str,
 }
 
-/// Why a command line was not taken.
+/// Why a command line was not run.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// `--help` was asked for: its text.
+    /// `--help` was given. Contains the text.
     Help(String),
-    /// `--version` was asked for.
+    /// `--version` was given.
     Version,
-    /// One line.
+    /// The command line is invalid: one line.
     Usage(String),
 }
 
-/// What was typed.
+/// A parsed command line.
 #[derive(Debug, Default)]
 pub(crate) struct Typed {
     flags: Vec<(&'static str, OsString)>,
@@ -58,7 +58,7 @@ impl Command {
         while let Some(argument) = parser.next().map_err(usage)? {
             let flag = match argument {
                 Arg::Long(long) => {
-                    // As earlier releases named it.
+                    // The name in earlier releases.
                     let long = match long {
                         "guest-start" => "plugin-start",
                         long => long,
@@ -71,7 +71,7 @@ impl Command {
                     continue;
                 }
             };
-            // A command's own flags come first: `--version` may be one of them.
+            // Flags of the command take precedence: `--version` may be one of them.
             let Some(flag) = flag else {
                 let unknown = match argument {
                     Arg::Long("help") | Arg::Short('h') => return Err(Refusal::Help(self.help())),
@@ -123,7 +123,7 @@ impl Command {
         for (left, help) in rows {
             for (index, line) in help.lines().enumerate() {
                 let left = if index == 0 { left.as_str() } else { "" };
-                // Writing to a String does not fail.
+                // Writing to a String cannot fail.
                 let _ = writeln!(out, "{left:width$}{line}");
             }
         }
@@ -202,7 +202,7 @@ impl Command {
         typed.all(long).map(text).collect()
     }
 
-    /// The value of a flag that must be there, as text.
+    /// The value of a required flag, as text.
     pub(crate) fn required(&self, typed: &Typed, long: &str) -> Result<String, Refusal> {
         self.text(typed, long)?
             .ok_or_else(|| self.usage_error(format!("--{long} is missing")))
@@ -228,7 +228,7 @@ impl Typed {
         given.map(|(_, value)| value)
     }
 
-    /// The same as paths.
+    /// Every value of a flag that may be repeated, as paths.
     #[cfg(any(feature = "sentinel", feature = "worker"))]
     pub(crate) fn paths(&self, long: &str) -> Vec<PathBuf> {
         self.all(long).map(PathBuf::from).collect()

@@ -1,12 +1,12 @@
-//! Text for a terminal: no file name, plugin, worker or database moves its cursor, changes its
-//! colours, or reorders what is shown.
+//! Escapes text for a terminal, so that names of files, plugins, workers or databases cannot move its cursor,
+//! change its colours, or reorder text.
 
 use std::borrow::Cow;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 use std::path::Path;
 
-/// A control character other than a line end and a tab, or one of Unicode that changes the direction
-/// of text or ends a line or paragraph.
+/// True for control characters other than line feed and tab, and for Unicode characters that change the
+/// direction of text or end a line or paragraph.
 pub(super) fn is_unsafe(c: char) -> bool {
     match c {
         '\n' | '\t' => false,
@@ -16,8 +16,7 @@ pub(super) fn is_unsafe(c: char) -> bool {
     }
 }
 
-/// A text with its unsafe characters as JSON escapes them (`\u001b`): the text of a JSON value goes
-/// on meaning the same value.
+/// Replaces unsafe characters in a text by JSON escapes (`\u001b`). JSON text keeps its value.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
@@ -32,7 +31,8 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A path as text. Bytes that are not UTF-8 are escaped (`\xe9`): no two such names look the same.
+/// A path as text. Bytes that are not UTF-8 are escaped (`\xe9`), so that different paths have different
+/// texts.
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(super) fn path_text(path: &Path) -> Cow<'_, str> {
     if let Some(text) = path.to_str() {

@@ -1,5 +1,5 @@
-//! What the content of inputs is, read by a thread of its own: an input's storage may not respond,
-//! which costs that input, and not the program.
+//! Reads the content of inputs on a thread of its own. If an input's storage does not respond, only that
+//! input fails, not the program.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -17,7 +17,7 @@ use crate::limits;
 use crate::reactor::BootTime;
 use crate::thread;
 
-/// What a file's content is.
+/// State of a file's content.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Fingerprint {
     pub(super) size_bytes: u64,
@@ -29,10 +29,10 @@ pub(super) struct Fingerprint {
 
 /// Reads files one after another.
 pub(super) struct Reader<'a> {
-    /// Set when people want the program to end.
+    /// Set when the user interrupts the program.
     interrupted: &'a AtomicBool,
     thread: Option<Thread>,
-    /// Threads that wait for storage that did not respond.
+    /// Number of threads that wait for storage which did not respond.
     silent: usize,
 }
 
@@ -44,9 +44,9 @@ struct Request {
 struct Thread {
     requests: Sender<Request>,
     answers: Receiver<io::Result<Option<Fingerprint>>>,
-    /// Steps that its storage has taken.
+    /// Number of reading steps that have completed.
     steps: Arc<AtomicU64>,
-    /// Its answer is not wanted any more.
+    /// The answer is no longer needed.
     is_unwanted: Arc<AtomicBool>,
 }
 
@@ -65,9 +65,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What a file's content is now; none when its size and time are those that are `known`. Fails
-    /// when the file cannot be read, or its storage has not responded for
-    /// [`limits::INPUT_TIMEOUT`]; `note` reports such a wait.
+    /// Reads a file's content. None if its size and time are equal to `known`. Fails if the file cannot be
+    /// read, or if its storage has not responded for [`limits::INPUT_TIMEOUT`]. `note` is called to report
+    /// such a wait.
     pub(super) fn read(
         &mut self,
         path: &Path,
@@ -87,11 +87,11 @@ impl<'a> Reader<'a> {
             path: path.to_owned(),
             known,
         };
-        // A thread that has ended gives no answer.
+        // If the thread has ended, there is no answer.
         let _ = thread.requests.send(request);
         let mut steps = thread.steps.load(Ordering::Relaxed);
         let mut moved_at = BootTime::now();
-        let mut is_told = false;
+        let mut is_reported = false;
         loop {
             match thread.answers.recv_timeout(Duration::from_millis(100)) {
                 Ok(read) => {
@@ -109,7 +109,7 @@ impl<'a> Reader<'a> {
             let now = BootTime::now();
             let taken = thread.steps.load(Ordering::Relaxed);
             if taken != steps {
-                (steps, moved_at, is_told) = (taken, now, false);
+                (steps, moved_at, is_reported) = (taken, now, false);
             }
             let silence = now.saturating_duration_since(moved_at);
             if silence >= limits::INPUT_TIMEOUT {
@@ -118,8 +118,8 @@ impl<'a> Reader<'a> {
                 let reason = format!("its storage has not responded for {seconds} s");
                 return Err(fail(io::Error::other(reason)));
             }
-            if silence >= limits::INPUT_SILENCE_TOLD && !is_told {
-                is_told = true;
+            if silence >= limits::INPUT_SILENCE_REPORTED && !is_reported {
+                is_reported = true;
                 let path = path.display();
                 note(&format!(
                     "input {path}: its storage does not respond; waiting"
@@ -128,7 +128,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What a file's content is now.
+    /// Reads a file's content.
     pub(super) fn fingerprint(
         &mut self,
         path: &Path,
@@ -171,7 +171,7 @@ fn read(
     is_unwanted: &AtomicBool,
 ) -> io::Result<Option<Fingerprint>> {
     if let Some((size, mtime)) = request.known {
-        // A plugin may have moved its file away.
+        // A plugin may have moved the file.
         let Ok(found) = fs::metadata(&request.path) else {
             return Ok(None);
         };

@@ -1,4 +1,4 @@
-//! Which file of a plugin's folder is its entry: the one that defines `class Handler`.
+//! Chooses the entry file of a plugin's folder: the one that defines `class Handler`.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ const NAMED: [&str; 2] = ["main.py", "handler.py"];
 const CHOOSE: &str =
     "name it by `entry = \"FILE.py\"` in [tool.casparian] of the folder's pyproject.toml";
 
-/// The entry's path, or why there is none. `contents` are those of the folder's files, by path.
+/// The entry's path, or the reason why there is none. `contents` has the contents of the folder's files by
+/// path.
 pub(super) fn choose(
     folder: &str,
     named: Option<&str>,
@@ -65,7 +66,7 @@ pub(super) fn choose(
     }
 }
 
-/// An entry that can be imported.
+/// Checks that an entry can be imported.
 fn checked(path: &str) -> Result<String, String> {
     let module = path.strip_suffix(".py");
     let is_module = module.is_some_and(|module| module.split('/').all(is_identifier));
@@ -99,13 +100,13 @@ fn listed(paths: &[&str]) -> String {
     shown.join(", ")
 }
 
-/// The module at the top of a folder that a file belongs to.
+/// The top-level module of a folder to which a file belongs.
 pub(super) fn top_module(path: &str) -> &str {
     let top = path.split('/').next().unwrap_or(path);
     top.split('.').next().unwrap_or(top)
 }
 
-/// A line outside comments has the name Handler: `class Handler`, `from .core import Handler`.
+/// True if a line contains the name Handler outside comments: `class Handler`, `from .core import Handler`.
 fn mentions(text: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
     text.lines().any(|line| {
@@ -114,7 +115,7 @@ fn mentions(text: &str) -> bool {
     })
 }
 
-/// A line at the left margin defines Handler.
+/// True if a line without indentation defines Handler.
 fn defines(text: &str) -> bool {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     text.lines().any(|line| {

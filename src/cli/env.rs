@@ -1,4 +1,4 @@
-//! `casparian env`: the environments of this user's home.
+//! `casparian env`: lists and removes the environments of this user.
 
 use std::ffi::OsString;
 use std::sync::atomic::AtomicBool;

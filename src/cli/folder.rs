@@ -1,4 +1,4 @@
-//! A plugin that is a folder: which of its files belong to it, which one is its entry, and its text.
+//! Reads a plugin that is a folder: which files belong to it, which one is its entry, and its source text.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -22,21 +22,21 @@ use crate::limits;
 use crate::plugin::folder::{self, Folder};
 use crate::plugin::project::{self, Project};
 
-/// How often a folder is read whose files change meanwhile.
+/// How often a folder is read if its files change in the meantime.
 const TRIES_MAX: u32 = 3;
-/// The largest files that an error names.
+/// Number of the largest files that an error names.
 const LARGEST_SHOWN: usize = 5;
 const LEAVE_OUT: &str = "leave files out by `exclude = [\"NAME\", …]` in [tool.casparian] of the folder's \
      pyproject.toml, or move them into a package that the plugin depends on";
 
-/// What a command line names beside the plugin, and so is no part of it.
+/// Paths that a command line names besides the plugin. They do not belong to the plugin.
 #[derive(Default)]
 pub(super) struct Others {
     paths: HashSet<PathBuf>,
     globs: Vec<Named>,
 }
 
-/// A glob, the folder where it begins as it is named, and that without links.
+/// A glob, its fixed folder as it is named, and that folder with links followed.
 struct Named {
     matcher: GlobMatcher,
     base: PathBuf,
@@ -44,7 +44,7 @@ struct Named {
 }
 
 impl Others {
-    /// Files and folders, and globs of them.
+    /// Paths and globs of files and folders.
     pub(super) fn new<'a>(named: impl IntoIterator<Item = &'a OsStr>) -> Self {
         let mut others = Others::default();
         for name in named {
@@ -66,7 +66,7 @@ impl Others {
         others
     }
 
-    /// A database has files beside it.
+    /// Adds a database and the files that SQLite keeps beside it.
     pub(super) fn add_database(&mut self, path: &Path) {
         if let Ok(path) = fs::canonicalize(path) {
             for end in ["", "-wal", "-shm", "-journal"] {
@@ -77,7 +77,7 @@ impl Others {
         }
     }
 
-    /// True for a path without links that is named.
+    /// True if the command line names the path. Links in it must have been followed.
     fn has(&self, path: &Path) -> bool {
         let is_match = |named: &Named| {
             let below = path
@@ -93,7 +93,7 @@ impl Others {
     }
 }
 
-/// A file as it was listed.
+/// State of a file when it was listed.
 #[derive(Clone, PartialEq, Eq)]
 struct Seen {
     size: u64,
@@ -113,15 +113,15 @@ impl Seen {
     }
 }
 
-/// Why a folder is refused: one line.
+/// Why a folder is refused, in one line.
 struct Refused(String);
 
 fn refused(path: &Path, reason: impl Display) -> Refused {
     Refused(format!("{}: {reason}", one_line(&path_text(path))))
 }
 
-/// Reads a folder as a plugin. Without its output, inputs and database it is the same before and after a
-/// run.
+/// Reads a folder as a plugin. Without the run's output, inputs and database the result is the same before
+/// and after a run.
 pub(super) fn read(path: &Path, others: &Others) -> Result<PluginFile, String> {
     let root = fs::canonicalize(path).map_err(|error| error.to_string())?;
     let name = root.file_name().and_then(|name| name.to_str());
@@ -137,7 +137,7 @@ pub(super) fn read(path: &Path, others: &Others) -> Result<PluginFile, String> {
     Err("its files change while they are read; try again when nothing writes into it".to_owned())
 }
 
-/// None where a file has changed meanwhile.
+/// Reads the folder once. None if a file has changed in the meantime.
 fn read_once(root: &Path, name: &str, others: &Others) -> Result<Option<PluginFile>, Refused> {
     let project = read_project(root)?;
     let rules = Rules::new(&project, others)?;
@@ -202,7 +202,7 @@ fn read_project(root: &Path) -> Result<Project, Refused> {
     }
 }
 
-/// The content of a file; none where it is not the one that was listed.
+/// The content of a file. None if the file has changed since it was listed.
 fn read_file(path: &Path, seen: &Seen) -> Result<Option<Vec<u8>>, Refused> {
     let fail = |error| refused(path, error);
     let file = input_file::open(path).map_err(fail)?;
@@ -217,7 +217,7 @@ fn read_file(path: &Path, seen: &Seen) -> Result<Option<Vec<u8>>, Refused> {
     Ok(is_whole.then_some(content))
 }
 
-/// What is left out of a folder.
+/// Which files are left out.
 struct Rules<'a> {
     exclude: Vec<GlobMatcher>,
     others: &'a Others,
@@ -240,14 +240,14 @@ impl<'a> Rules<'a> {
         })
     }
 
-    /// True for what does not belong to the plugin. `path` leads from its folder.
+    /// True for a path that does not belong to the plugin. `path` is relative to `root`.
     fn leave_out(&self, root: &Path, path: &Path, name: &str, is_folder: bool) -> bool {
         let whole = root.join(path);
         let is_made = match is_folder {
             true => {
                 ["__pycache__", "node_modules"].contains(&name)
                     || name.ends_with(".egg-info")
-                    // A virtual environment; an output folder.
+                    // Of a virtual environment, and of an output folder.
                     || whole.join("pyvenv.cfg").exists()
                     || whole.join(".casparian").exists()
             }
@@ -265,7 +265,7 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// The files of a folder that belong to the plugin, by their paths.
+/// The files of a folder that belong to the plugin, by their relative paths.
 fn list(root: &Path, rules: &Rules<'_>) -> Result<BTreeMap<String, Seen>, Refused> {
     let mut files = BTreeMap::new();
     let mut entries = 0;
@@ -321,7 +321,7 @@ fn list(root: &Path, rules: &Rules<'_>) -> Result<BTreeMap<String, Seen>, Refuse
     Ok(files)
 }
 
-/// The file that a link within the folder leads to.
+/// Metadata of the file to which a link within the folder leads.
 fn linked(root: &Path, path: &Path) -> Result<Metadata, Refused> {
     let target = fs::canonicalize(path).map_err(|error| {
         refused(
@@ -382,7 +382,7 @@ fn check_size(files: &BTreeMap<String, Seen>) -> Result<(), Refused> {
     )))
 }
 
-/// Says in the reason of a failed file what may be done about it.
+/// Adds advice to the reason of a failed file, if there is any.
 pub(super) fn add_hint(plugin: &Path, item: &mut Item) {
     if let Outcome::Failed { reason, .. } = &mut item.outcome
         && let Some(hint) = hint(plugin, reason)
@@ -391,7 +391,7 @@ pub(super) fn add_hint(plugin: &Path, item: &mut Item) {
     }
 }
 
-/// What to do about a module that a plugin does not find though it lies beside it.
+/// Advice if a plugin's module is not found although it is beside the plugin.
 fn hint(plugin: &Path, reason: &str) -> Option<String> {
     let first = reason.lines().next()?;
     if first.contains("attempted relative import with no known parent package") {

@@ -1,5 +1,5 @@
-//! `fsck`: the database against its output folders. What it reads is read in parts of a thousand
-//! jobs, beside a sentinel and workers that go on: a row that changes meanwhile is compared again.
+//! `fsck`: compares a database with its output folders, in parts of a thousand jobs. A sentinel and workers
+//! may run at the same time: a row that changes is compared again.
 
 mod adopt;
 mod repair;
@@ -54,14 +54,13 @@ pub(super) const COMMAND: Command = Command {
     notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (--quick leaves that out). So are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone, damaged or of another version of its\nfile, unless something else, such as a link or a folder, is in its place: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own: the receipt of a COMPLETED job then describes what\nis there, other jobs run above them or are settled. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
-/// Rows and records that are compared at a time.
+/// Number of rows and records that are compared at a time.
 const PART: i64 = 1000;
-/// How often a job that changes meanwhile is compared.
+/// How often a job is compared if it changes in the meantime.
 const TRIES_MAX: u32 = 3;
-/// What may be done about a job one after the other: attempts and files that are adopted, a
-/// settlement, another attempt.
+/// Limit of the repairs of a job: adoption of attempts and files, a settlement, another attempt.
 const REPAIRS_MAX: u32 = 5;
-/// A worker that was heard of so recently may just be reconnecting.
+/// A worker that was seen more recently may be reconnecting.
 const SEEN_AGE_MAX_MS: i64 = 60_000;
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
@@ -91,10 +90,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut report = Report::new(typed.has("json"));
     let mut roots = Vec::new();
     for output in &outputs {
-        let look = Root::open_to_read(output, RootOptions::default());
-        let look = look.map_err(|error| failed(format!("output folder: {error}")))?;
-        if let Some(root) = folders(&look, may_change.then_some((&path, output)), &mut report)? {
-            roots.push(root.unwrap_or(look));
+        let opened = Root::open_to_read(output, RootOptions::default());
+        let opened = opened.map_err(|error| failed(format!("output folder: {error}")))?;
+        if let Some(root) = folders(&opened, may_change.then_some((&path, output)), &mut report)? {
+            roots.push(root.unwrap_or(opened));
         }
     }
     let roots: Vec<&Root> = roots.iter().collect();
@@ -134,19 +133,19 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     scan.claimants(unix_ms())?;
     scan.jobs()?;
     match scan.report.finish(&id, may_change)? {
-        true => Err(Failure::Said),
+        true => Err(Failure::Reported),
         false => Ok(()),
     }
 }
 
-/// Reports on the folders of a root; none where nothing else in it can be checked. To repair it opens
-/// the root.
+/// Reports on the folders of a root. None if nothing else in the root can be checked. For repairs the root is
+/// opened.
 fn folders(
-    look: &Root,
+    opened: &Root,
     repair: Option<(&PathBuf, &PathBuf)>,
     report: &mut Report,
 ) -> Result<Option<Option<Root>>, Failure> {
-    let check = Check::new(look, "");
+    let check = Check::new(opened, "");
     let (problems, is_usable) = check.folders();
     for problem in problems {
         report.add(&Finding::of(problem, None))?;
@@ -173,7 +172,7 @@ fn folders(
     Ok(Some(opened))
 }
 
-/// The output folders, each once.
+/// The output folders, without duplicates.
 fn outputs(typed: &Typed) -> Result<Vec<PathBuf>, Failure> {
     let mut outputs: Vec<PathBuf> = Vec::new();
     for output in typed.paths("output") {
@@ -189,7 +188,7 @@ fn outputs(typed: &Typed) -> Result<Vec<PathBuf>, Failure> {
     }
 }
 
-/// A pass over all jobs.
+/// A pass over all jobs of the database.
 struct Scan<'a> {
     inspector: &'a Inspector,
     checks: Vec<Check<'a>>,
@@ -201,7 +200,7 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// RUNNING rows whose worker is not there.
+    /// Reports RUNNING rows whose worker is not connected.
     fn claimants(&mut self, now_ms: i64) -> Result<(), Failure> {
         let has_sentinel = self.inspector.has_sentinel();
         let mut after = i64::MIN;
@@ -266,7 +265,7 @@ impl Scan<'_> {
         }
     }
 
-    /// A thousand jobs.
+    /// Compares a part of a thousand jobs.
     fn part(&mut self, part: i64, first: i64, last: i64) -> Result<(), Failure> {
         let rows = self.inspector.audited(first, last).map_err(failed)?;
         let mut rows: BTreeMap<i64, Audited> =
@@ -302,13 +301,13 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// A record of no row.
+    /// Reports a record without a row.
     fn without_row(&mut self, job_id: i64, number: i64, index: usize) -> Result<(), Failure> {
         let check = self.checks.get(index);
         let Some(problem) = check.and_then(|check| check.without_row(job_id, number)) else {
             return Ok(());
         };
-        // It may have been added meanwhile.
+        // The row may have been added in the meantime.
         let row = self
             .inspector
             .audited(job_id, job_id)
@@ -360,14 +359,14 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// The row as it is now, to be compared with output as it is now.
+    /// Reads the row again, to compare it with the present output.
     fn again(&mut self, row: &Audited) -> Result<Option<Audited>, Failure> {
         self.checks.iter_mut().for_each(Check::forget);
         let again = self.inspector.audited(row.job_id, row.job_id);
         Ok(again.map_err(failed)?.pop())
     }
 
-    /// Reports on a job: what a repair has done concerns the findings that it is meant for.
+    /// Reports on a job. A repair is reported with the findings that it corrects.
     fn report_job(
         &mut self,
         row: &Audited,
@@ -390,7 +389,7 @@ impl Scan<'_> {
                 Some(Done::Adopted) if ADOPTED.contains(&finding.kind) => {
                     Some("the database owns it now".to_owned())
                 }
-                // It is compared again after the repair.
+                // Findings that the repair does not concern are found again in the next comparison.
                 Some(_) => continue,
                 None => None,
             };
@@ -411,16 +410,16 @@ impl Scan<'_> {
     }
 }
 
-/// Kinds of findings that a settlement puts right.
+/// Kinds of findings that a settlement corrects.
 const SETTLED: [&str; 4] = ["no-receipt", "unfinished", "duplicate", "unsettled"];
-/// Kinds that adoption puts right.
+/// Kinds that adoption corrects.
 const ADOPTED: [&str; 3] = ["foreign", "barred", "touched"];
-/// Kinds that another attempt puts right.
+/// Kinds that another attempt corrects.
 const QUEUED_AGAIN: [&str; 5] = ["missing", "changed", "rows", "damaged", "stale"];
 
-/// What a job has in all roots.
+/// Result of the comparison of a job with all roots.
 struct Compared {
-    /// Each with the position of its root.
+    /// Each with the index of its root.
     problems: Vec<(usize, Problem)>,
     compared: u64,
     elsewhere: u64,
@@ -463,7 +462,8 @@ fn compare(checks: &mut [Check<'_>], row: &Audited, is_adopting: bool) -> Compar
     }
 }
 
-/// A difference of a job. Output of a job that has failed since is not missed by anybody's receipt.
+/// A finding about a job. Missing output is only a warning if the job is not COMPLETED, because then no
+/// receipt promises it.
 fn finding(problem: Problem, row: &Audited) -> Finding {
     let mut finding = Finding::of(problem, Some(row.job_id));
     if QUEUED_AGAIN.contains(&finding.kind) && row.status != "COMPLETED" {
@@ -473,7 +473,7 @@ fn finding(problem: Problem, row: &Audited) -> Finding {
     finding
 }
 
-/// The database has taken the identity of the folders' owner.
+/// The finding that the database has taken the identity of the folders' owner.
 fn identity(path: &Path, before: &str, taken: &str) -> Finding {
     Finding {
         severity: Severity::Error,
@@ -508,7 +508,7 @@ fn unsettled(row: &Audited, has_sentinel: bool) -> Finding {
     }
 }
 
-/// True for a COMPLETED job whose output is of another content than its file version: another program
+/// True for a COMPLETED job whose output was made of other content than its file version has: another program
 /// has changed its row.
 fn is_stale(row: &Audited) -> bool {
     row.status == "COMPLETED" && row.is_of_other_content

@@ -1,4 +1,4 @@
-//! Which files a command line means: files, folders and globs.
+//! Finds the input files of a command line: files, folders and globs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -12,95 +12,95 @@ use walkdir::WalkDir;
 
 use super::clean::path_text;
 
-/// A file that a command line means.
+/// An input file of a command line.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Input {
-    /// Its path: absolute, as it was named or listed. Symbolic links in it are not followed.
+    /// Its absolute path, as it was named or listed. Symbolic links in it are not followed.
     pub(crate) path: PathBuf,
-    /// The folder that was given, or that of the file: the file's source root, unless the database
-    /// has one above it already.
+    /// The folder that was given, or the folder of the file. It becomes the file's source root, unless the
+    /// database already has a source root above it.
     pub(crate) root: PathBuf,
 }
 
-/// An entry of a folder that cannot be used: a symbolic link that leads nowhere or to itself, a folder
-/// that may not be read, a path that is not UTF-8 (the catalogue and DISPATCH name files as text).
+/// An entry of a folder that cannot be used: a symbolic link without a target or in a loop, a folder that may
+/// not be read, a path that is not UTF-8 (the catalogue and DISPATCH contain paths as text).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LeftOut {
-    /// Its path, absolute like those of files.
+    /// Its absolute path.
     pub(crate) path: PathBuf,
-    /// One line that names it.
+    /// One line with the path and the reason.
     pub(crate) reason: String,
 }
 
-/// What a command line means.
+/// The inputs of a command line.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
-    /// The files: absolute, sorted, each once.
+    /// The files, with absolute paths, sorted, without duplicates.
     pub(crate) files: Vec<Input>,
-    /// What could not be used of folders, and named files whose path is not UTF-8.
+    /// Entries of folders that could not be used, and named files whose path is not UTF-8.
     pub(crate) left_out: Vec<LeftOut>,
-    /// Lines about what is passed over: links to folders above them, whose files are found there,
-    /// links that lead out of the folder, what is neither file nor folder, and how many names
+    /// Lines about entries that are skipped: links to folders above them, whose files are found there, links
+    /// that lead out of the folder, entries that are neither file nor folder, and the number of names that
     /// begin with a dot.
     pub(crate) warnings: Vec<String>,
-    /// What `--ignore` and the rules that always hold left out of folders.
+    /// Names in folders that `--ignore` and the default rules have excluded, by rule.
     pub(crate) ignored: BTreeMap<String, Ignored>,
     /// Folders and globs in which no file was found.
     pub(crate) without: Vec<Without>,
     listings: Vec<Listing>,
 }
 
-/// A folder or glob of the command line in which no file was found: all of them are gone, or it is a
-/// typing mistake.
+/// A folder or glob of the command line in which no file was found: all of its files were removed, or the
+/// name is misspelt.
 #[derive(Clone, Debug)]
 pub(crate) struct Without {
     /// The folder, absolute.
     base: PathBuf,
-    /// One line that names it.
+    /// One line with the name and the reason.
     pub(crate) reason: String,
 }
 
 impl Without {
-    /// True where a file is below the folder.
+    /// True if the path is below the folder.
     pub(crate) fn is_of(&self, path: &Path) -> bool {
         path.starts_with(&self.base)
     }
 }
 
-/// What one rule left out.
+/// What one rule excluded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ignored {
-    /// Files, and folders with all that is in them.
+    /// Number of files, and of folders with everything in them.
     pub(crate) count: u64,
-    /// The rule is not of the command line.
+    /// True for a default rule, which is not of the command line.
     pub(crate) is_default: bool,
 }
 
-/// Most notes that say why an input has no files.
+/// Limit of the notes that explain why an input has no files.
 const NOTES_MAX: usize = 3;
 
-/// Names that are never data: markers and half-written output of Hadoop and Spark.
+/// Names that are never data: markers and incomplete output of Hadoop and Spark.
 const IGNORED: [&str; 3] = ["_SUCCESS", "_temporary", "*._COPYING_"];
 
-/// A folder or glob that was listed to its end, but for what is in `unseen`.
+/// A folder or glob that was listed completely, except for the paths in `unseen`.
 #[derive(Clone, Debug)]
 struct Listing {
-    /// The folder, absolute, as it was named.
+    /// The absolute path of the folder, as it was named.
     base: PathBuf,
-    /// The same with links followed.
+    /// The same path with links followed.
     real: PathBuf,
-    /// The folder as paths below it were matched.
+    /// The folder's path as paths below it were matched with the globs.
     written: PathBuf,
     glob: Option<GlobMatcher>,
     pattern: Option<GlobMatcher>,
     /// Paths below `base` that were ignored or could not be read.
     unseen: Vec<PathBuf>,
-    /// Nothing at all is in the folder.
+    /// True if the folder has no entries.
     is_empty: bool,
 }
 
 impl Listing {
-    /// True where a file at this path would have been found.
+    /// True if a file at this path would have been found.
     fn covers(&self, path: &Path) -> bool {
         let mut bases = [&self.base, &self.real].into_iter();
         let Some(rest) = bases.find_map(|base| path.strip_prefix(base).ok()) else {
@@ -121,14 +121,14 @@ impl Listing {
 }
 
 impl Found {
-    /// True for a file that is gone: a folder or glob of the command line that was listed completely
-    /// would have had it.
+    /// True for a file that does not exist any more: a folder or glob that was listed completely would
+    /// contain it.
     pub(crate) fn has_lost(&self, path: &Path) -> bool {
         self.listings.iter().any(|listing| listing.covers(path)) && is_absent(path)
     }
 
-    /// True where a file would be in a folder of the command line in which nothing at all is: the
-    /// storage that belongs there may not be mounted.
+    /// True if the file would be in a folder of the command line that has no entries at all: its storage may
+    /// not be mounted.
     pub(crate) fn may_be_unmounted(&self, path: &Path) -> bool {
         let mut listings = self.listings.iter().filter(|listing| listing.covers(path));
         listings.any(|listing| listing.is_empty)
@@ -138,7 +138,7 @@ impl Found {
         self.ignored.values().map(|ignored| ignored.count).sum()
     }
 
-    /// What the rules left out, a line a rule.
+    /// One line for each rule that excluded names.
     pub(crate) fn ignored_lines(&self) -> impl Iterator<Item = String> {
         self.ignored.iter().map(|(rule, ignored)| {
             let names = match ignored.count {
@@ -154,8 +154,8 @@ impl Found {
     }
 }
 
-/// True where no file is at a path: nothing, or a folder, FIFO or device. What cannot be read may be
-/// there, and so may the file that a link has led to.
+/// True if there is no file at a path: nothing, or a folder, FIFO or device. False if the path cannot be
+/// read, or is a link without a target, because the file may exist.
 pub(crate) fn is_absent(path: &Path) -> bool {
     let found = match path.symlink_metadata() {
         Ok(found) if found.is_symlink() => path.metadata().ok(),
@@ -168,23 +168,24 @@ pub(crate) fn is_absent(path: &Path) -> bool {
     found.is_some_and(|found| !found.is_file())
 }
 
-/// Which entries of folders are meant.
+/// Which entries of folders are inputs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Choice<'a> {
-    /// Only files whose names match.
+    /// If set, only files whose names match.
     pub(crate) pattern: Option<&'a str>,
-    /// A folder that is passed over.
+    /// A folder that is skipped.
     pub(crate) skip: Option<&'a Path>,
-    /// Symbolic links that lead out of the folder that was given are followed.
+    /// Follow symbolic links that lead out of the given folder.
     pub(crate) follow: bool,
-    /// Names of files and folders that are passed over, beside [`IGNORED`].
+    /// Names of files and folders that are skipped, in addition to [`IGNORED`].
     pub(crate) ignore: &'a [String],
 }
 
-/// The files that `inputs` mean.
+/// Finds the input files of a command line.
 ///
-/// A folder means every file below it that is chosen, but what has a name that begins with a dot; a glob (`*`, `?`,
-/// `[`, `{`) means every file whose path matches; anything else must be a file.
+/// A folder stands for every file below it that `choice` selects, except files and folders whose names begin
+/// with a dot. A glob (`*`, `?`, `[`, `{`) stands for every file whose path matches. Anything else must be a
+/// file.
 pub(crate) fn collect(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, String> {
     let pattern = choice.pattern.map(glob).transpose()?;
     let mut rules = Vec::new();
@@ -199,7 +200,7 @@ pub(crate) fn collect(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, 
     for (rule, ignored) in &mut found.ignored {
         ignored.is_default = !choice.ignore.contains(rule);
     }
-    // Of several roots the highest sorts first and stays.
+    // If a file has several roots, the highest one sorts first and is kept.
     found.files.sort();
     found
         .files
@@ -235,11 +236,11 @@ fn collect_one(
             let files = walk(input, (None, pattern), choice, rules, &wanted, found)?;
             (files, Some(input.to_path_buf()))
         }
-        // A file that is named is meant, whatever the pattern.
+        // A named file is used, whatever the pattern is.
         Ok(kind) if kind.is_file() => {
             match locate(input, None) {
                 Ok(file) => found.files.push(file),
-                // A shell names every file of a folder.
+                // Not an error of the command, because a shell may expand a glob to such names.
                 Err(out) => found.left_out.push(out),
             }
             return Ok(());
@@ -270,12 +271,12 @@ fn collect_one(
     };
     if files.is_empty() && found.left_out.len() == before {
         let name = path_text(input);
-        // Why, where it is known.
+        // The reason, where it is known.
         let is_output = match (folder.as_deref(), choice.skip) {
             (Some(folder), Some(skip)) => is_same(folder, skip),
             _ => false,
         };
-        // The last note is that on hidden names, which is the most frequent reason.
+        // The last note is the one on hidden names, the most frequent reason.
         let notes = found.warnings.iter().skip(warned).rev().take(NOTES_MAX);
         let mut notes: Vec<String> = notes.cloned().collect();
         if found.ignored_count() > ignored {
@@ -311,8 +312,8 @@ fn collect_one(
     Ok(())
 }
 
-/// The absolute path of what was named. Links are not followed, but in what is before a `..`, which
-/// leads to the folder above the one that the link leads to.
+/// The absolute path of a name. Links are not followed, except in the part before a `..`, which leads to the
+/// parent of the link's target.
 fn as_named(path: &Path) -> Result<PathBuf, LeftOut> {
     let absolute = std::path::absolute(path).map_err(|error| LeftOut {
         path: path.to_path_buf(),
@@ -329,7 +330,7 @@ fn as_named(path: &Path) -> Result<PathBuf, LeftOut> {
     Ok(rest.iter().fold(start, |path, part| path.join(part)))
 }
 
-/// A path without symbolic links.
+/// The path with all symbolic links followed.
 fn real(path: &Path) -> Result<PathBuf, LeftOut> {
     std::fs::canonicalize(path).map_err(|error| LeftOut {
         path: path.to_path_buf(),
@@ -337,7 +338,7 @@ fn real(path: &Path) -> Result<PathBuf, LeftOut> {
     })
 }
 
-/// A file below a folder that was given, or one that was given itself.
+/// The input for a file below a given folder, or for a given file.
 fn locate(file: &Path, folder: Option<&Path>) -> Result<Input, LeftOut> {
     let path = as_named(file)?;
     if path.to_str().is_none() {
@@ -353,14 +354,14 @@ fn locate(file: &Path, folder: Option<&Path>) -> Result<Input, LeftOut> {
     Ok(Input { path, root })
 }
 
-/// The components of a glob that are neither empty nor `.`.
+/// The components of a glob, except for empty ones and `.`.
 fn parts(text: &str) -> impl Iterator<Item = Component<'_>> {
     let parts = Path::new(text).components();
     parts.filter(|part| *part != Component::CurDir)
 }
 
-/// A glob as the paths that are found are written: `a//./b` is `a/b`. One that ends with a slash
-/// means folders, and so no file.
+/// Normalises a glob to the form of the paths that are found: `a//./b` becomes `a/b`. A glob that ends with a
+/// slash keeps it, so that it matches no file.
 fn normal(text: &str) -> String {
     let path: PathBuf = parts(text).collect();
     let end = match text.ends_with('/') || text.ends_with("/.") {
@@ -378,7 +379,7 @@ pub(super) fn glob(text: &str) -> Result<GlobMatcher, String> {
         .map_err(|error| format!("pattern {text:?}: {}", error.kind()))
 }
 
-/// The folder above the first component with a glob character.
+/// The part of a glob before the first component with a glob character.
 pub(super) fn fixed_part(text: &str) -> PathBuf {
     let mut base = PathBuf::new();
     for part in parts(text) {
@@ -398,7 +399,7 @@ pub(super) fn fixed_part(text: &str) -> PathBuf {
     }
 }
 
-/// Whether two paths lead to one folder.
+/// True if two paths lead to the same folder.
 fn is_same(one: &Path, other: &Path) -> bool {
     match (one.canonicalize(), other.canonicalize()) {
         (Ok(one), Ok(other)) => one == other,
@@ -406,8 +407,8 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// The wanted files below a folder. What cannot be used there costs only itself, but `base` must be
-/// readable.
+/// The wanted files below a folder. Entries that cannot be used are reported in `found`. An error only if
+/// `base` itself cannot be read.
 fn walk(
     base: &Path,
     (glob, pattern): (Option<&GlobMatcher>, Option<&GlobMatcher>),
@@ -418,7 +419,7 @@ fn walk(
 ) -> Result<Vec<PathBuf>, String> {
     let root = real(base).map_err(|out| out.reason)?;
     let named = as_named(base).map_err(|out| out.reason)?;
-    // Where an entry is, for the listing.
+    // The path of an entry for the listing.
     let below = |path: &Path| named.join(path.strip_prefix(base).unwrap_or(path));
     let unseen = RefCell::new(Vec::new());
     let warnings = RefCell::new(Vec::new());
@@ -434,7 +435,7 @@ fn walk(
         let found = std::fs::metadata(path).ok()?;
         Some((found.dev(), found.ino()))
     };
-    // By its file, not by its real path: that takes a step for each folder above, of each.
+    // Compared by device and inode. Comparing real paths would resolve every folder above each entry.
     let skip = choice.skip.and_then(location);
     let skipped = |entry: &walkdir::DirEntry| {
         let is_skipped =
@@ -456,7 +457,7 @@ fn walk(
         }
         rule.is_some()
     };
-    // One that leads nowhere or to itself is an error of the walk.
+    // Links without a target or in a loop are errors of the walk.
     let leads_out = |entry: &walkdir::DirEntry| {
         let target = match entry.depth() > 0 && entry.path_is_symlink() && !choice.follow {
             true => std::fs::canonicalize(entry.path()).ok(),
@@ -503,7 +504,7 @@ fn walk(
                 warnings.borrow_mut().push(line);
             }
             Err(error) => {
-                // Without a path the error may be of any folder.
+                // An error without a path may concern any folder.
                 unseen
                     .borrow_mut()
                     .push(below(error.path().unwrap_or(base)));
@@ -552,7 +553,7 @@ fn walk(
     Ok(files)
 }
 
-/// What an entry is that is neither a file nor a folder.
+/// The kind of an entry that is neither a file nor a folder.
 fn kind(found: std::fs::FileType) -> &'static str {
     match found {
         found if found.is_fifo() => "a FIFO",
@@ -561,8 +562,8 @@ fn kind(found: std::fs::FileType) -> &'static str {
     }
 }
 
-/// An entry below a folder that cannot be used; none when it would not be used anyway: it is
-/// hidden, or something that is no folder and not wanted.
+/// The report on an entry below a folder that cannot be used. None if the entry would not be used anyway: a
+/// hidden name, or a file that is not wanted.
 fn unusable(
     path: &Path,
     reason: &std::io::Error,
@@ -588,7 +589,7 @@ mod tests {
             .collect()
     }
 
-    /// The files, or why an input has none.
+    /// The inputs. The error is the reason why an input has no files.
     fn found(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, String> {
         let found = collect(inputs, choice)?;
         match found.without.first() {
@@ -647,7 +648,7 @@ mod tests {
         );
         let twice = twice.unwrap().files;
         assert_eq!(names(&twice), ["a.csv", "b.csv", "c.txt", "d.csv"]);
-        // Ignored files are reported, where the caller named them.
+        // Hidden files are reported if the caller would have selected them.
         std::fs::write(root.join(".z.csv"), "").unwrap();
         std::fs::create_dir(root.join(".casparian")).unwrap();
         for (input, want) in [
@@ -656,11 +657,15 @@ mod tests {
             ("c*", ""),
         ] {
             let found = collect(&[root.join(input).into()], Choice::default()).unwrap();
-            let told = found.warnings.join("\n");
-            assert_eq!(told.is_empty(), want.is_empty(), "{input}: {told}");
-            assert!(told.ends_with(want), "{input}: {told}");
+            let warned_of = found.warnings.join("\n");
+            assert_eq!(
+                warned_of.is_empty(),
+                want.is_empty(),
+                "{input}: {warned_of}"
+            );
+            assert!(warned_of.ends_with(want), "{input}: {warned_of}");
         }
-        // Slashes and dots that change nothing.
+        // Slashes and dots without effect.
         for glob in [
             "/*.csv",
             "./*.csv",
@@ -679,7 +684,7 @@ mod tests {
             let error = find(glob, None).unwrap_err();
             assert!(error.contains("no file found"), "{glob}: {error}");
         }
-        // The folder that was given is the root of what is below it.
+        // The given folder is the root of the files below it.
         let roots = |input: &str| -> Vec<PathBuf> {
             let files = find(input, None).unwrap();
             files.into_iter().map(|file| file.root).collect()
@@ -725,7 +730,7 @@ mod tests {
         }
         symlink(dir.join("out/c.csv"), root.join("file.csv")).unwrap();
         symlink("../../out", root.join("sub/folder")).unwrap();
-        // A folder whose name only begins with the root's.
+        // A folder whose name has the root's name as a prefix.
         symlink("../in2", root.join("twin")).unwrap();
         symlink(dir.join("out/c.csv"), root.join(".hidden.csv")).unwrap();
         symlink(dir.join("out/c.csv"), root.join("other.txt")).unwrap();
@@ -739,7 +744,7 @@ mod tests {
             };
             found(&[dir.join(input).into()], choice)
         };
-        // The folder that is named may be a link itself.
+        // The named folder may itself be a link.
         for input in ["in", "link"] {
             let found = find(input, false).unwrap();
             assert_eq!(
@@ -775,14 +780,17 @@ mod tests {
             let mut files = found.files.iter();
             assert!(files.all(|file| file.root == dir.join(input)), "{input}");
         }
-        // A link that is named itself is meant, and one that is all there is says why.
+        // A named link is used. If links are the only matches, the error gives the reason.
         let named = find("in/file.csv", false).unwrap().files;
         assert_eq!(names(&named), ["file.csv"]);
         for name in ["a.csv", "inside.csv"] {
             std::fs::remove_file(root.join(name)).unwrap();
         }
         let error = find("in/*", false).unwrap_err();
-        assert!(error.contains("no file in it matches *.csv (input"), "{error}");
+        assert!(
+            error.contains("no file in it matches *.csv (input"),
+            "{error}"
+        );
         assert!(error.contains("--follow"), "{error}");
     }
 

@@ -1,12 +1,10 @@
-//! Log lines on stderr. What they contain comes from databases, peers and plugins as well, so the
-//! message of a record is bounded, and its control characters are escaped: no text can move a
-//! terminal's cursor.
+//! Log lines on stderr. They contain data from databases, peers and plugins. So the message of a record is
+//! bounded, and its control characters are escaped: no text can control a terminal.
 //!
-//! Of the lines that one place in the source logs, a bounded number is written each second, so that
-//! no peer or plugin can fill a disk with what it causes. What was left out is counted.
+//! Each log statement in the source writes a bounded number of lines a second, so that no peer or plugin can
+//! fill a disk with log lines. Omitted lines are counted.
 //!
-//! A log line never waits for the reader of stderr. What it does not read at once is dropped and
-//! counted.
+//! Writing a log line never blocks. A line that stderr does not accept at once is dropped and counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
@@ -27,7 +25,7 @@ fn has_text(value: &impl fmt::Display) -> bool {
     write!(String::new(), "{value}").is_ok()
 }
 
-/// Starts the log at `level`, unless `RUST_LOG` has another one.
+/// Starts logging at `level`, unless `RUST_LOG` sets another level.
 pub(super) fn start(level: &str) {
     let environment = env_logger::Env::default().default_filter_or(level);
     let formats = [Some(TimestampPrecision::Millis), None].map(|precision| {
@@ -45,7 +43,7 @@ pub(super) fn start(level: &str) {
             stderr::write(bytes, Duration::ZERO)
         }))))
         .format(move |formatter, record| {
-            // A clock beyond the year 9999 has no text.
+            // A time after the year 9999 has no text.
             let has_time = has_text(&formatter.timestamp_millis());
             let [timed, untimed] = &formats;
             let format = if has_time { timed } else { untimed };
@@ -58,7 +56,7 @@ pub(super) fn start(level: &str) {
                         .build(),
                 )
             };
-            // Who asks for debug lines wants them all.
+            // Debug lines are not limited.
             if record.level() > log::Level::Info {
                 return write(record.metadata(), &Message::new(*record.args()));
             }
@@ -84,8 +82,8 @@ pub(super) fn start(level: &str) {
     }
 }
 
-/// Whether lines are coloured: on a terminal, unless the environment says something else. Of a
-/// target that is no stream of the standard library, which `env_logger` cannot detect.
+/// True if lines are coloured: on a terminal, unless the environment says otherwise. `env_logger` detects
+/// that only for streams of the standard library.
 fn is_coloured() -> bool {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     io::stderr().is_terminal()
@@ -94,11 +92,11 @@ fn is_coloured() -> bool {
         && variable("TERM").is_some_and(|terminal| terminal != "dumb")
 }
 
-/// Log lines on their way to where `take` puts them: it gives how many bytes it took.
+/// Writes log lines by `take`, which returns the number of bytes that it accepted.
 struct Lines<T> {
     take: T,
     dropped: u64,
-    /// The last line that was begun lacks its end.
+    /// The last line was written only in part.
     torn: bool,
 }
 
@@ -111,7 +109,7 @@ impl<T: FnMut(&[u8]) -> usize> Lines<T> {
         }
     }
 
-    /// True when all of it was taken.
+    /// Returns true if all bytes were accepted.
     fn put(&mut self, bytes: &[u8]) -> bool {
         let taken = (self.take)(bytes);
         let whole = taken >= bytes.len();
@@ -119,7 +117,7 @@ impl<T: FnMut(&[u8]) -> usize> Lines<T> {
         whole
     }
 
-    /// Says how many lines are missing, where they are missing.
+    /// Writes the number of dropped lines at the position where they are missing.
     fn own_up(&mut self) -> bool {
         if self.dropped == 0 {
             return true;
@@ -137,7 +135,7 @@ impl<T: FnMut(&[u8]) -> usize> Lines<T> {
     }
 }
 
-/// Takes a line at a time; never fails.
+/// Accepts one line per write. Never fails.
 impl<T: FnMut(&[u8]) -> usize> io::Write for Lines<T> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if !self.own_up() || !self.put(line) {
@@ -151,14 +149,14 @@ impl<T: FnMut(&[u8]) -> usize> io::Write for Lines<T> {
     }
 }
 
-/// A place in the source that logs.
+/// A log statement in the source: file and line.
 type Site = (Option<&'static str>, Option<u32>);
 
-/// What each place in the source has logged within the last second.
+/// Lines that each log statement has written within the last second.
 #[derive(Default)]
 struct Sites {
     sites: BTreeMap<Site, Window>,
-    /// Places of whose lines some were left out.
+    /// Log statements with omitted lines.
     omitting: BTreeSet<Site>,
 }
 
@@ -169,7 +167,7 @@ struct Window {
     example: String,
 }
 
-/// Lines that were left out.
+/// Lines of a log statement that were omitted.
 #[derive(Debug, PartialEq)]
 struct Omitted {
     count: u64,
@@ -178,7 +176,7 @@ struct Omitted {
 }
 
 impl Sites {
-    /// Whether a line may be written.
+    /// True if a line may be written.
     fn admit(&mut self, site: Site, now: Instant, message: fmt::Arguments<'_>) -> bool {
         let window = self.sites.entry(site).or_insert_with(|| Window {
             began: now,
@@ -203,7 +201,7 @@ impl Sites {
         false
     }
 
-    /// What was left out in seconds that are over.
+    /// Returns the omitted lines of seconds that are over.
     fn take_omitted(&mut self, now: Instant) -> Vec<Omitted> {
         let mut omitted = Vec::new();
         let sites = &mut self.sites;
@@ -225,14 +223,14 @@ impl Sites {
 }
 
 const WINDOW: Duration = Duration::from_secs(1);
-/// Bytes of a line that stands for those that were left out.
+/// Size limit, in bytes, of the example of omitted lines.
 const EXAMPLE_SIZE_MAX: usize = 200;
 
-/// A record's message, as it is written.
+/// The message of a record, as it is written.
 struct Message(String);
 
 impl Message {
-    /// Formats no more than it keeps.
+    /// Formats only as much as is kept.
     fn new(arguments: fmt::Arguments<'_>) -> Self {
         let mut message = Message(String::new());
         if message.write_fmt(arguments).is_err() {
@@ -241,7 +239,7 @@ impl Message {
         message
     }
 
-    /// Fails at the bound.
+    /// Fails when the limit is reached.
     fn push(&mut self, c: char) -> fmt::Result {
         if self.0.len() + c.len_utf8() + CUT_MARK.len() > limits::LOG_MESSAGE_SIZE_MAX {
             return Err(fmt::Error);
@@ -329,7 +327,7 @@ mod tests {
             .filter(|_| write(&mut sites, flood, at(0)).0)
             .count();
         assert_eq!(written, max);
-        // Others go on, and say what was left out once its second is over.
+        // Other log statements are not affected. They report the omitted lines once their second is over.
         assert_eq!(write(&mut sites, other, at(999)), (true, vec![]));
         let (is_written, omitted) = write(&mut sites, other, at(1000));
         assert!(is_written);

@@ -1,7 +1,7 @@
 //! The command lines: `casparian` with its commands, `casparian-sentinel`, `casparian-worker`.
 //!
-//! Exit codes: 0 = done, 1 = it failed (or some jobs did), 2 = the command line is wrong, 130 = it
-//! was interrupted. An error is one line on stderr; results go to stdout.
+//! Exit codes: 0 = success, 1 = the command or some jobs failed, 2 = the command line is invalid, 130 = the
+//! command was interrupted. An error is one line on stderr. Results are written to stdout.
 
 #![cfg_attr(
     not(test),
@@ -13,7 +13,7 @@
     )
 )]
 
-// Some of it serves commands that only the whole program has.
+// Some of it is used only by commands of the whole program.
 #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
 mod args;
 mod clean;
@@ -58,19 +58,19 @@ use stderr::print_last_line;
 /// Exit code of an interrupted command.
 const INTERRUPTED: u8 = 130;
 
-/// Why a command did not end well.
+/// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The command line was not taken.
+    /// The command line was not accepted, or it asked for help.
     Refused(Refusal),
-    /// One line; exit code 1.
+    /// The error line; exit code 1.
     Failed(String),
-    /// SIGINT or SIGTERM ended it; exit code 130, as shells count SIGINT.
+    /// The command was ended by SIGINT or SIGTERM. Exit code 130, as shells use for SIGINT.
     #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
     Interrupted(&'static str),
-    /// What went wrong has been said; exit code 1.
+    /// The error was already printed; exit code 1.
     #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
-    Said,
+    Reported,
 }
 
 #[cfg(all(feature = "sentinel", feature = "worker"))]
@@ -86,18 +86,18 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// A failure from anything that can be shown.
+/// A failure with the text of any value.
 pub(crate) fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
 }
 
-/// A failed command, for what went wrong in a database.
+/// Converts a store error to a failure that names the database.
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 fn failed_in(database: &std::path::Path) -> impl Fn(crate::store::Error) -> Failure + '_ {
     |error| failed(named(database, error.to_string()))
 }
 
-/// What went wrong in a database, with its path.
+/// The text of a store error, with the path of the database.
 #[cfg(feature = "sentinel")]
 fn named(database: &std::path::Path, error: String) -> String {
     match error.strip_prefix("database: ") {
@@ -106,7 +106,7 @@ fn named(database: &std::path::Path, error: String) -> String {
     }
 }
 
-/// Writes results to stdout; a reader that has gone away (`| head`) is no error.
+/// Writes results to stdout. A closed pipe (`| head`) is not an error.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     match std::io::stdout()
         .lock()
@@ -119,7 +119,7 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Like [`print`], of what is done; where stdout cannot be written, the error says it, too.
+/// As [`print`], after something was done. If stdout cannot be written, the error contains `done`, too.
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(crate) fn print_done(text: &str, done: impl std::fmt::Display) -> Result<(), Failure> {
     print(text).map_err(|failure| match failure {
@@ -128,11 +128,11 @@ pub(crate) fn print_done(text: &str, done: impl std::fmt::Display) -> Result<(),
     })
 }
 
-/// The program as a whole: the error line and the exit code.
+/// Ends a program: prints the error line and returns the exit code.
 fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Said) => ExitCode::from(1),
+        Err(Failure::Reported) => ExitCode::from(1),
         Err(Failure::Failed(message)) => {
             print_last_line(format_args!("{program}: {message}"));
             ExitCode::from(1)
@@ -152,8 +152,8 @@ fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
     }
 }
 
-/// Makes the memory of this process, where keys are, unreadable to other processes of its user:
-/// plugins are such processes. It leaves no core file either.
+/// Makes the memory of this process unreadable for other processes of its user, such as plugins, because it
+/// contains keys. The process also writes no core file.
 #[cfg(all(target_os = "linux", any(feature = "sentinel", feature = "worker")))]
 fn hide_memory() {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -170,8 +170,8 @@ fn hide_memory() {
 ))]
 fn hide_memory() {}
 
-/// Signals as every program of ours wants them. A write beyond the size that files may have
-/// (`ulimit -f`) fails, as one to a full disk does, instead of ending the program.
+/// Sets up signals for all programs. A write beyond the limit of file sizes (`ulimit -f`) fails like one to a
+/// full disk, instead of ending the program.
 #[cfg(any(feature = "sentinel", feature = "worker"))]
 fn set_up_signals() {
     if let Err(error) = crate::reactor::reset_signals() {
@@ -183,8 +183,8 @@ fn set_up_signals() {
     }
 }
 
-fn exit_after(said: Result<(), Failure>) -> ExitCode {
-    if said.is_ok() {
+fn exit_after(printed: Result<(), Failure>) -> ExitCode {
+    if printed.is_ok() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
@@ -216,13 +216,13 @@ pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     finish("casparian-worker", serve::worker(&serve::WORKER, arguments))
 }
 
-/// True for the argument of a program that runs a plugin's interpreter in its sandbox.
+/// True for the argument with which a program runs a plugin's interpreter in its sandbox.
 #[cfg(feature = "worker")]
 fn is_launch(argument: &OsString) -> bool {
     argument == crate::sandbox::launch::ARGUMENT
 }
 
-/// Becomes the interpreter, or says why not. A probe prints what the kernel offers.
+/// Executes the interpreter in the sandbox, or prints the error. A probe prints what the kernel supports.
 #[cfg(feature = "worker")]
 fn launch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match crate::sandbox::launch::main(arguments) {
@@ -273,10 +273,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     finish("casparian", result)
 }
 
-/// Words as the arguments of every command: what is said about them.
+/// Parses words as the arguments of every command, and returns the errors.
 #[cfg(all(fuzzing, feature = "curve", feature = "sentinel", feature = "worker"))]
 pub(crate) fn parse_all(words: &[OsString]) -> Vec<String> {
-    let mut said = Vec::new();
+    let mut printed = Vec::new();
     for command in commands() {
         match command.parse(words.iter().cloned()) {
             Ok(typed) => {
@@ -285,14 +285,14 @@ pub(crate) fn parse_all(words: &[OsString]) -> Vec<String> {
                         command.text(&typed, flag.long).err(),
                         command.number(&typed, flag.long, 1..=86_400).err(),
                     ] {
-                        said.extend(refusal.map(|refusal| format!("{refusal:?}")));
+                        printed.extend(refusal.map(|refusal| format!("{refusal:?}")));
                     }
                 }
             }
-            Err(refusal) => said.push(format!("{refusal:?}")),
+            Err(refusal) => printed.push(format!("{refusal:?}")),
         }
     }
-    said
+    printed
 }
 
 #[cfg(all(feature = "sentinel", feature = "worker"))]

@@ -1,4 +1,4 @@
-//! `init`, `jobs`, `job`, `workers`: the database as operators see it.
+//! Commands of operators: `init`, `jobs`, `job`, `workers`.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -114,11 +114,11 @@ pub(super) fn database(command: &Command, typed: &Typed) -> Result<PathBuf, Fail
     Ok(parse_location(location).map_err(|error| command.usage_error(error))?)
 }
 
-/// The database as it is now.
+/// Opens the database for reading, and checks whether a sentinel works on it.
 pub(super) fn inspect(path: &Path) -> Result<Inspector, Failure> {
     let mut inspector = Inspector::open(path).map_err(failed_in(path))?;
     inspector
-        .look_for_sentinel(unix_ms())
+        .find_sentinel(unix_ms())
         .map_err(failed_in(path))?;
     Ok(inspector)
 }
@@ -167,7 +167,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     print_done(&format!("{done}\n"), &done)
 }
 
-/// Permissions in octal, the owner's among them.
+/// Parses permissions in octal. They must include read and write permission for the owner.
 fn mode_of(text: &str) -> Result<u32, Failure> {
     let mode = u32::from_str_radix(text, 8).ok();
     let mode = mode.filter(|mode| *mode <= 0o777 && mode & 0o600 == 0o600);
@@ -247,7 +247,7 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     print(&render(&header, &right, &lines))
 }
 
-/// When a PENDING job is queued again.
+/// When a PENDING job is queued again, as text.
 fn retry_at(row: &JobRow) -> Option<String> {
     let at = row
         .next_run
@@ -506,10 +506,10 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
     print(&render(&header, &right, &lines))
 }
 
-/// Characters of a note: it comes last in its line, and its end says what to do.
+/// Limit of a note in characters. It is the last column, and the advice is at its end.
 const NOTE_SHOWN_MAX: usize = 2000;
 
-/// Why a worker takes no jobs, or which not.
+/// Why a worker takes no jobs, or which jobs it does not take.
 fn note(row: &WorkerRow, now_ms: i64) -> String {
     let session = &row.session;
     let age = Duration::from_millis(

@@ -1,4 +1,4 @@
-//! Plugins: `deploy`, `submit`, and what `run` shares with them.
+//! Commands for plugins: `deploy`, `submit`, and functions that `run` shares with them.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -78,7 +78,7 @@ pub(super) const DEPLOY: Command = Command {
     notes: "PLUGIN is a file, or a folder with all its files (docs/plugins.md). Its name is that of the file\nwithout .py, or of the folder. --param replaces the default parameters that the database has\nof the plugin; without it they stay. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 8 MiB, the files of a folder 5 MiB,\na lockfile 4 MiB, plugin and lockfile together 10 MiB.",
 };
 
-/// Of a plugin's file in another encoding.
+/// The reason if a plugin's file has another encoding.
 pub(super) const NOT_UTF_8: &str =
     "it is not UTF-8 text, which a plugin must be whatever its coding line is; save it as UTF-8";
 
@@ -123,7 +123,7 @@ pub(super) const SUBMIT: Command = Command {
     notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued,\nin the order of the files' paths.\nBelow a folder, names that begin with '.' are passed over; a line on stderr says how many.\nA folder becomes the source root of the files below it, unless one above it is known.",
 };
 
-/// Milliseconds since the epoch.
+/// Milliseconds since the Unix epoch.
 pub(super) fn unix_ms() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -132,7 +132,7 @@ pub(super) fn unix_ms() -> i64 {
         .unwrap_or(0)
 }
 
-/// This moment on both clocks.
+/// The current time of both clocks.
 pub(super) fn now() -> Now {
     let since_boot = BootTime::now().since_boot().as_millis();
     Now {
@@ -142,17 +142,17 @@ pub(super) fn now() -> Now {
     }
 }
 
-/// A plugin's file or folder as it was read.
+/// A plugin's file or folder, read.
 pub(super) struct PluginFile {
     pub(super) name: String,
     pub(super) source: String,
-    /// Relative paths of its metadata lead from here.
+    /// Folder to which relative paths in its metadata are relative.
     pub(super) folder: PathBuf,
-    /// Where lockfiles may stand that its metadata goes with.
+    /// Possible paths of the lockfile for its metadata.
     pub(super) locks: Vec<PathBuf>,
 }
 
-/// Reads a plugin's file, or its folder without those `others`.
+/// Reads a plugin's file, or its folder without the paths in `others`.
 pub(super) fn read(path: &Path, others: &Others) -> Result<PluginFile, Failure> {
     let fail =
         |reason: &dyn std::fmt::Display| failed(format!("plugin {}: {reason}", path.display()));
@@ -199,10 +199,10 @@ pub(super) fn read_text(path: &Path, size_max: u64) -> io::Result<String> {
     }
 }
 
-/// Makes SIGINT and SIGTERM set the flag; a second one ends the process at once.
+/// Makes SIGINT and SIGTERM set the flag. A second signal ends the process at once.
 pub(super) fn interruptible(interrupted: &Arc<AtomicBool>) -> Result<(), Failure> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Registered first, so that it is a second signal that ends the process.
+        // Registered first, so that only a second signal ends the process.
         signal_hook::flag::register_conditional_shutdown(
             signal,
             super::INTERRUPTED.into(),
@@ -214,7 +214,7 @@ pub(super) fn interruptible(interrupted: &Arc<AtomicBool>) -> Result<(), Failure
     Ok(())
 }
 
-/// A failure of a tool, or its interruption.
+/// Converts a tool's error to a failure or an interruption.
 pub(super) fn tool_failed(error: environment::Error) -> Failure {
     match error {
         environment::Error::Cancelled => Failure::Interrupted("interrupted"),
@@ -222,7 +222,7 @@ pub(super) fn tool_failed(error: environment::Error) -> Failure {
     }
 }
 
-/// Fails when an interpreter does not take a plugin's source for Python.
+/// Fails if a plugin's source is not valid Python.
 pub(super) fn check_syntax(
     python: &Path,
     how: &Build,
@@ -239,7 +239,7 @@ pub(super) fn check_syntax(
     }
 }
 
-/// Version and sinks of a plugin's MANIFEST.
+/// Version and sinks that a plugin's MANIFEST declares.
 pub(super) fn declared(
     path: &Path,
     plugin: &PluginFile,
@@ -256,7 +256,7 @@ pub(super) fn declared(
     Ok((manifest.version, manifest.sinks))
 }
 
-/// What the environment of a plugin is to contain: what `file` lists, else what its own metadata asks for.
+/// The request for a plugin's environment: from the requirements in `file`, else from its own metadata.
 pub(super) fn request(
     file: Option<&Path>,
     path: &Path,
@@ -297,7 +297,7 @@ fn read_lockfile(file: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Registers a file under the longest root that contains it, else under its own.
+/// Registers a file under the longest known source root that contains it, else under its own.
 pub(super) fn register(
     transaction: &mut Transaction<'_>,
     input: &Input,
@@ -319,11 +319,11 @@ pub(super) fn register(
     )
 }
 
-/// A plugin as it is deployed: pinned, and checked as far as that can be done here.
+/// A plugin ready to be deployed: with its lockfile, and checked as far as possible on this host.
 pub(super) struct Prepared {
     pub(super) plugin: PluginFile,
     pub(super) lockfile: String,
-    /// That of the command line, else that of its MANIFEST.
+    /// The version of the command line, else that of its MANIFEST.
     pub(super) version: Option<String>,
     pub(super) sinks: Vec<ManifestSink>,
 }
@@ -333,15 +333,15 @@ fn check_size(path: &Path, plugin: &PluginFile, lockfile: &str) -> Result<(), Fa
         .map_err(|reason| failed(format!("plugin {}: {reason}", path.display())))
 }
 
-/// What tools leave behind comes to this process, which kills it. Where that cannot be had, only those of
-/// a tool's process group are killed.
+/// Makes this process a subreaper, so that it can kill orphans of tools. If that fails, only a tool's process
+/// group is killed.
 pub(super) fn adopt() {
     if let Err(error) = strays::adopt() {
         log::warn!("what tools leave behind is not killed: {error}");
     }
 }
 
-/// What a command line names beside the plugin: keys, lockfile, database.
+/// Paths that a command line names besides the plugin: keys, lockfile, database.
 fn others(typed: &Typed) -> Others {
     let flags = ["lockfile", "publisher-key", "curve-secret-key", "out"];
     let mut others = Others::new(
@@ -358,13 +358,13 @@ fn others(typed: &Typed) -> Others {
     others
 }
 
-/// The parameters of a command line.
+/// The values of `--param`.
 pub(super) fn parameters(command: &Command, typed: &Typed) -> Result<Parameters, Failure> {
     let read = Parameters::of_words(&command.texts(typed, "param")?);
     Ok(read.map_err(|error| command.usage_error(format!("--param {error}")))?)
 }
 
-/// Reads a plugin's file or folder, `--lockfile` and `--version` of a command.
+/// Reads the plugin, `--lockfile` and `--version` of a command, and resolves its lockfile.
 pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Failure> {
     let [path] = typed.positionals.as_slice() else {
         return Err(command.usage_error("expected one plugin").into());
@@ -412,7 +412,7 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     if typed.positionals.len() != 1 {
         return Err(DEPLOY.usage_error("expected one plugin").into());
     }
-    // Python would take it for an expression.
+    // A JSON file is valid Python, so the syntax check would accept it.
     if super::publish::signed_file(&typed).is_some() {
         let what = "a signed plugin goes through a sentinel: it needs --connect";
         return Err(DEPLOY.usage_error(what).into());
@@ -451,7 +451,7 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     print_done(&format!("{}\n", one_line(&done)), &done)
 }
 
-/// What has become of jobs whose IDs cannot be printed.
+/// Text about jobs whose IDs could not be printed. `left` = number of files that are not queued.
 fn queued(jobs: &[i64], left: usize) -> String {
     let mut ranges: Vec<(i64, i64)> = Vec::new();
     for &job in jobs {
@@ -474,7 +474,7 @@ fn queued(jobs: &[i64], left: usize) -> String {
     format!("the jobs are queued (IDs {}){rest}", ids.join(", "))
 }
 
-/// What is said of a plugin's file where its name is expected.
+/// The error if a plugin's file is given instead of its name.
 fn file_for_name(text: &str) -> Option<String> {
     let file = Path::new(text);
     let is_file = text.contains('/') || file.extension().is_some_and(|extension| extension == "py");
@@ -485,7 +485,7 @@ fn file_for_name(text: &str) -> Option<String> {
     ))
 }
 
-/// Users who may change a queue decide what the workers run.
+/// Warns if other users can change the database, because they then decide what workers run.
 pub(super) fn warn_of_owner(database: &Path) {
     if let Some(what) = crate::store::shared_with(database, false) {
         super::stderr::print_line(format_args!("database {}: {what}", database.display()));
@@ -544,7 +544,8 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let mut reader = Reader::new(&never);
     for batch in found.files.chunks(limits::SUBMIT_BATCH) {
         done += batch.len();
-        // The files are read before the transaction, so that no other program waits for it.
+        // The files are read before the transaction begins, so that it does not block other programs
+        // meanwhile.
         let mut prints = Vec::with_capacity(batch.len());
         for input in batch {
             match reader.fingerprint(&input.path, &note) {

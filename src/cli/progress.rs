@@ -1,4 +1,4 @@
-//! Progress on stderr: a bar on a terminal, plain lines otherwise.
+//! Progress on stderr: a bar on a terminal, lines otherwise.
 
 use std::io::IsTerminal;
 
@@ -8,7 +8,7 @@ use super::clean::clean;
 use super::stderr::print_line;
 use super::table::{first_line, one_line, thousands};
 
-/// One ended file.
+/// A file that has ended.
 pub(super) struct Ended<'a> {
     pub(super) file: &'a str,
     pub(super) rows: u64,
@@ -39,7 +39,7 @@ impl Progress {
         Progress::Bar(bar)
     }
 
-    /// What goes on before the first file.
+    /// Shows a message about the preparation before the first file.
     pub(super) fn message(&self, text: &str) {
         match self {
             Progress::Bar(bar) => bar.set_message(one_line(text)),
@@ -48,7 +48,7 @@ impl Progress {
         }
     }
 
-    /// What people must know, whatever else is shown.
+    /// Shows a message that is always shown, also in quiet mode.
     pub(super) fn note(&self, text: &str) {
         let text = format!("casparian: {}", one_line(text));
         match self {

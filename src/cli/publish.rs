@@ -1,7 +1,7 @@
 //! Deploying through a sentinel: `sign`, and `deploy --connect`.
 //!
-//! What `sign` writes is the JSON of a DEPLOY message. So who holds the key and who may connect need
-//! not be the same.
+//! `sign` writes the JSON of a DEPLOY message. So the owner of the key and the user who connects need not be
+//! the same.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ pub(super) const SIGN: Command = Command {
     notes: "The signature (Ed25519) is over the 32 bytes of `artifact_hash`, the SHA-256 of source and\nlockfile. The file is the payload of a DEPLOY message and holds both; it is no secret.",
 };
 
-/// A plugin as a DEPLOY message has it.
+/// The DEPLOY message for a plugin.
 fn payload(
     command: &Command,
     typed: &Typed,
@@ -78,7 +78,7 @@ fn payload(
     let (plugin, lockfile) = (prepared.plugin, prepared.lockfile);
     match read_manifest(&plugin.source) {
         Ok(Some(_)) => {}
-        // `prepare` has refused one that cannot be read.
+        // `prepare` has refused a MANIFEST that cannot be read.
         _ => {
             return Err(failed(format!(
                 "plugin {}: it has no MANIFEST; a sentinel takes plugins with `MANIFEST = \
@@ -194,7 +194,7 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
     print_done(&format!("{}\n", one_line(&done)), &done)
 }
 
-/// The file on the command line, when it is one that `sign` has made.
+/// The file on the command line, if `sign` has created it.
 pub(super) fn signed_file(typed: &Typed) -> Option<PathBuf> {
     let [path] = typed.positionals.as_slice() else {
         return None;
@@ -208,7 +208,7 @@ fn read_signed(path: &Path) -> Result<String, Failure> {
     plugin::read_text(path, most).map_err(|error| failed(format!("{}: {error}", path.display())))
 }
 
-/// Sends a deployment and waits for the answer: the manifest's ID.
+/// Sends a deployment and waits for the answer. Returns the manifest's ID.
 fn exchange(
     endpoint: &Endpoint,
     options: Options,

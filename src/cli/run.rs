@@ -1,4 +1,4 @@
-//! `run`: queue, sentinel and worker in one process, over the files of one command line.
+//! `run`: runs queue, sentinel and worker in one process, over the files of a command line.
 
 mod drift;
 mod gone;
@@ -161,7 +161,7 @@ pub(super) const COMMAND: Command = Command {
     notes: "PLUGIN is a file, or a folder with all its files but the inputs and DIR (docs/plugins.md).\nINPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, parameters, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nStorage of DIR that does not respond is reported after 10 s and waited for likewise; a run that is\ninterrupted meanwhile, or waits in vain, ends without its summary.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
-/// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
+/// How long queue and worker may fail by default. In this time a user may free disk space.
 const OUTAGE_MAX: Duration = Duration::from_secs(300);
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
@@ -260,7 +260,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     check_syntax(&base, &build, &plugin_path, &plugin, &interrupted)?;
     let (version, sinks) = declared(&plugin_path, &plugin)?;
 
-    // The sentinel opens the database first: it puts back what an interrupted run left.
+    // The sentinel opens the database first, because it repairs what an interrupted run has left.
     let runtime = SocketFolder::new()?;
     let endpoint = Endpoint::Ipc(runtime.folder.path().join("s"));
     let mut sentinel_options = sentinel::Options::new(endpoint.clone(), database.clone());
@@ -271,11 +271,11 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     sentinel_options.attempt_timeout = crate::limits::ATTEMPT_TIMEOUT_MAX;
     sentinel_options.outage_max = Some(outage_max);
     let first = open_sentinel(&mut queue, &progress, &sentinel_options)?;
-    // No other sentinel works on the database before all outputs are settled.
+    // The lock is kept, so that no other sentinel works on the database before all outputs are settled.
     sentinel_options.lock = Some(first.lock());
     let mut sentinel = Some(first);
     check_code(&mut queue, &progress)?;
-    // Nothing else that is in the database runs.
+    // The worker runs no other jobs that are in the database.
     worker_options.capabilities = vec![plugin.name.clone()];
     let options = RootOptions {
         share,
@@ -352,7 +352,8 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             }
             end.and(settle(&mut queue, progress))?;
         }
-        // Output that goes may have kept other files from their sink: they are run now.
+        // Output that is removed may have prevented other files from publishing into its sink. They are run
+        // now.
         let mut frees = remove_stale(items, removes_failed, &mut queue, progress, &root)?;
         if !is_pruned && !interrupted.load(Ordering::SeqCst) {
             frees |= gone::settle(&mut gone, prune, &mut queue, progress, &root)?;
@@ -380,7 +381,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut drift = Drift::default();
     if !matches!(end, Err(End::Lost(_))) {
         items.iter_mut().for_each(Item::forget_replaced);
-        drift = Drift::of(&items, &queue, &output);
+        drift = Drift::of(&items, &queue, &sinks, &output);
     }
     progress.finish();
     let failure = end.err().map(Failure::from);
@@ -411,7 +412,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         return Err(failed(first));
     }
     if summary.failed > 0 {
-        Err(Failure::Said)
+        Err(Failure::Reported)
     } else {
         Ok(())
     }
@@ -430,7 +431,7 @@ fn open_sentinel(
     })
 }
 
-/// Resolves what the plugin needs and creates its environment; gives the lockfile and the interpreter.
+/// Resolves what the plugin needs and creates its environment. Returns the lockfile and the interpreter.
 fn provision(
     request: &Request,
     build: &environment::Build,
@@ -454,7 +455,7 @@ fn provision(
     Ok((lockfile, made.interpreter))
 }
 
-/// A private folder for the control socket; the worker sweeps those of killed runs.
+/// A private folder for the control socket. Workers remove those of killed runs.
 struct SocketFolder {
     folder: tempfile::TempDir,
     _lock: fs::File,

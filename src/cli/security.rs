@@ -1,4 +1,4 @@
-//! The flags of CURVE, and `keygen`.
+//! The flags for CURVE and local users, and `keygen`.
 
 use super::Failure;
 #[cfg(feature = "worker")]
@@ -11,7 +11,7 @@ use crate::socket::Security;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(super) use keygen::{COMMAND as KEYGEN, keygen};
 
-/// `--allow-uid` of those who connect.
+/// `--allow-uid` of programs that connect.
 #[cfg(feature = "worker")]
 pub(super) const LISTENER_UID_FLAG: Flag = Flag {
     long: "allow-uid",
@@ -20,7 +20,7 @@ pub(super) const LISTENER_UID_FLAG: Flag = Flag {
     help: "Without CURVE, another user of this host whose sentinel is\ntrusted, by number; may be repeated (default: the own user and\nroot)",
 };
 
-/// The users of `--allow-uid`: for peers that `security` does not prove.
+/// The users of `--allow-uid`. Only for peers that `security` does not authenticate.
 pub(super) fn allowed_uids(
     command: &Command,
     typed: &Typed,
@@ -32,7 +32,7 @@ pub(super) fn allowed_uids(
     }
     let given = typed.all("allow-uid").map(|text| {
         let number = text.to_str().and_then(|text| text.parse::<u32>().ok());
-        // The last number is no user's: it means "unchanged" to the system.
+        // The highest number is not a user: system calls use it as "unchanged".
         number.filter(|uid| *uid != u32::MAX).ok_or_else(|| {
             let text = text.display();
             let what = format!("--allow-uid {text}: expected the number of a user (`id -u NAME`)");
@@ -42,7 +42,7 @@ pub(super) fn allowed_uids(
     given.collect()
 }
 
-/// What `--curve-secret-key`, `--authorized-keys` and `--authorize-any-key` say.
+/// Applies `--curve-secret-key`, `--authorized-keys` and `--authorize-any-key`.
 #[cfg(all(feature = "curve", feature = "sentinel"))]
 pub(super) fn sentinel(
     command: &Command,
@@ -82,8 +82,8 @@ pub(super) fn sentinel(
     Ok(())
 }
 
-/// What `--curve-server-key` and `--curve-secret-key` say. Without a secret key of its own a
-/// worker makes one up, which only a sentinel with --authorize-any-key lets in.
+/// Evaluates `--curve-server-key` and `--curve-secret-key`. A worker without a secret key generates one,
+/// which only a sentinel with --authorize-any-key accepts.
 #[cfg(all(feature = "curve", feature = "worker"))]
 pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failure> {
     use crate::socket::curve::{CurveClient, SecretKey};
@@ -105,8 +105,8 @@ pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failu
     Ok(Security::CurveClient(CurveClient { secret, server }))
 }
 
-/// What the sentinel and the worker of a run use: two key pairs that are in this process's memory
-/// alone. The sentinel admits the worker's key and no other.
+/// The keys of sentinel and worker of a run: two key pairs that are only in this process's memory. The
+/// sentinel admits only the worker's key.
 #[cfg(all(feature = "curve", feature = "sentinel", feature = "worker"))]
 pub(super) fn of_run() -> Result<(Security, Security), Failure> {
     use crate::socket::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
@@ -124,7 +124,7 @@ pub(super) fn of_run() -> Result<(Security, Security), Failure> {
     Ok((Security::CurveServer(server), Security::CurveClient(client)))
 }
 
-/// Without CURVE plugins could pose as the worker of their run.
+/// Fails, because without CURVE plugins could act as the worker of their run.
 #[cfg(all(not(feature = "curve"), feature = "sentinel", feature = "worker"))]
 pub(super) fn of_run() -> Result<(Security, Security), Failure> {
     Err(super::failed(
@@ -245,7 +245,7 @@ mod keygen {
         }
         let (show, replace) = (typed.has("show"), typed.has("force"));
         let line = match typed.has("publisher") {
-            // The name stands with the key.
+            // The name is stored with the key.
             true if show => read_publisher(path).map_err(failed)?.public_line(),
             true if !is_name(&name) => {
                 let what = "--name must not be empty, and no blanks may stand at its ends";

@@ -1,4 +1,4 @@
-//! `sentinel` and `worker`.
+//! The commands `sentinel` and `worker`.
 
 use std::ffi::OsString;
 #[cfg(feature = "worker")]
@@ -122,8 +122,9 @@ pub(super) const SENTINEL: Command = sentinel_command("casparian-sentinel");
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(super) const CASPARIAN_SENTINEL: Command = sentinel_command("casparian sentinel");
 
-/// The names by which other processes find these files: the file's own, and that of links to it. What a
-/// process calls its own descriptors (`/dev/stdin`) is another file in each.
+/// The paths by which other processes can open these files: the file's real path and that of a link to it. A
+/// process's paths of its own descriptors (`/dev/stdin`) are left out, because they name another file in each
+/// process.
 #[cfg(feature = "sentinel")]
 fn names_of(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut names = Vec::new();
@@ -145,7 +146,7 @@ fn names_of(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     names
 }
 
-/// Notes the key files for the workers of this user, which keep plugins from them.
+/// Lists the key files for the workers of this user, which hide them from plugins.
 #[cfg(feature = "sentinel")]
 fn note_keys(typed: &Typed) -> Option<Noted> {
     let lists = [
@@ -257,7 +258,7 @@ pub(super) fn sentinel(
     sentinel.run().map_err(failed)
 }
 
-/// A descriptor a worker: the soft limit, often 1024, is raised to the hard one.
+/// Raises the soft limit of open files, often 1024, to the hard one, because each worker needs a descriptor.
 #[cfg(feature = "sentinel")]
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
@@ -534,8 +535,8 @@ pub(super) fn worker(
     worker.run().map_err(failed)
 }
 
-/// Slots and topics of running jobs need descriptors: the soft limit, often 1024, is raised to the
-/// hard one.
+/// Raises the soft limit of open files, often 1024, to the hard one, because slots and topics of running jobs
+/// need descriptors.
 #[cfg(feature = "worker")]
 pub(super) fn raise_worker_descriptor_limit() {
     if let Err(error) = worker::raise_limit() {
@@ -543,7 +544,7 @@ pub(super) fn raise_worker_descriptor_limit() {
     }
 }
 
-/// Refuses an output folder whose `.casparian/owner` names no database.
+/// Refuses an output folder whose `.casparian/owner` does not contain a database ID.
 #[cfg(feature = "worker")]
 fn check_owner_file(output: &Path) -> Result<(), Failure> {
     let path = output.join(".casparian").join("owner");
@@ -562,7 +563,7 @@ fn check_owner_file(output: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Flags that `worker` and `run` share.
+/// Applies the flags that `worker` and `run` share.
 #[cfg(feature = "worker")]
 pub(super) fn worker_options(
     command: &Command,
@@ -597,7 +598,7 @@ pub(super) fn worker_options(
         options.bounds.cell = size;
     }
     job_limits(command, typed, &mut options.quota)?;
-    // Those of `run`, behind its plugin.
+    // The inputs of `run`, which follow its plugin.
     let inputs = typed.positionals.iter().skip(1).map(PathBuf::from);
     options.sandbox = Some(sandbox_options(
         command,
@@ -616,7 +617,7 @@ pub(super) fn worker_options(
     Ok(())
 }
 
-/// [`QUOTA_FLAGS`].
+/// Applies [`QUOTA_FLAGS`].
 #[cfg(feature = "worker")]
 fn job_limits(command: &Command, typed: &Typed, quota: &mut Quota) -> Result<(), Failure> {
     let numbers = [
@@ -647,11 +648,11 @@ fn job_limits(command: &Command, typed: &Typed, quota: &mut Quota) -> Result<(),
     Ok(())
 }
 
-/// This program as it is, although another one may have taken the place of its file.
+/// This program itself, even if its file has been replaced by another program.
 #[cfg(feature = "worker")]
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// `--sandbox` and `--protect`.
+/// Evaluates `--sandbox` and `--protect`.
 #[cfg(feature = "worker")]
 fn sandbox_options(
     command: &Command,
@@ -666,7 +667,7 @@ fn sandbox_options(
         return Err(command.usage_error(what).into());
     };
     let launcher = Path::new(OWN_PROGRAM).to_owned();
-    // Before anything of others runs.
+    // Before any plugin or build code runs.
     programs::resolve(inputs);
     if mode == Mode::On {
         for (input, kept) in programs::inputs_in_kept() {
@@ -681,7 +682,7 @@ fn sandbox_options(
         support: probe(&launcher),
         launcher,
         hidden: absolute(typed.paths("curve-secret-key")),
-        // A key instead of its file is no path that is there.
+        // If the value is a key instead of a file, no such path exists.
         read_only: absolute([typed.paths("protect"), typed.paths("curve-server-key")].concat()),
         named: absolute(typed.paths("output")),
     })
@@ -692,7 +693,7 @@ fn absolute(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     paths.into_iter().map(whole).collect()
 }
 
-/// Logs how plugin processes are held, and what is missing.
+/// Logs how plugin processes are restricted, and what is missing.
 #[cfg(feature = "worker")]
 fn log_sandbox(sandbox: &worker::SandboxOptions) {
     log::info!("sandbox {}: {}", sandbox.mode.name(), sandbox.support);
@@ -701,7 +702,7 @@ fn log_sandbox(sandbox: &worker::SandboxOptions) {
     }
 }
 
-/// `--check-sandbox`: what the kernel offers, and what is missing.
+/// `--check-sandbox`: prints what the kernel supports, and what is missing.
 #[cfg(feature = "worker")]
 fn check_sandbox() -> Result<(), Failure> {
     let support = probe(Path::new(OWN_PROGRAM));
@@ -715,7 +716,7 @@ fn check_sandbox() -> Result<(), Failure> {
     }
 }
 
-/// What the kernel offers a program of ours.
+/// What the kernel supports for the launcher.
 #[cfg(feature = "worker")]
 fn probe(launcher: &Path) -> Support {
     let printed = launch::probe_command(launcher).output();

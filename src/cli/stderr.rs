@@ -1,5 +1,5 @@
-//! What is written to stderr. Whether it can be written is never an error: a reader that has gone
-//! away, a full disk and a size limit do not change what a program does.
+//! Writes to stderr. A failed write is never an error: a closed pipe, a full disk or a size limit does not
+//! change what a program does.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -10,14 +10,14 @@ use super::clean::clean;
 use crate::job::text::cut;
 use crate::limits;
 
-/// Writes a line, however long its reader takes.
+/// Writes a line. Blocks while its reader does not read.
 pub(super) fn print_line(line: impl std::fmt::Display) {
-    // There is nowhere to say that it failed.
+    // A failed write cannot be reported anywhere.
     let _ = io::stderr().lock().write_all(shown(line).as_bytes());
 }
 
-/// A message as it is written: clean, of bounded length, with its further lines indented, so that a
-/// name with a line end in it does not begin a line.
+/// The text of a message as it is written: control characters escaped, of bounded length, further lines
+/// indented. So a line end in a name cannot start a new line.
 fn shown(message: impl std::fmt::Display) -> String {
     let mut text = message.to_string();
     cut(&mut text, limits::STDERR_MESSAGE_SIZE_MAX);
@@ -25,7 +25,7 @@ fn shown(message: impl std::fmt::Display) -> String {
     format!("{text}\n")
 }
 
-/// Panics are reported like other errors: what they show may come from others as well.
+/// Reports panics like other errors, because their texts may contain data of other programs as well.
 pub(super) fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
@@ -40,14 +40,14 @@ pub(super) fn report_panics() {
     }));
 }
 
-/// Writes a program's last line, unless its reader takes too long.
+/// Writes a program's last line, unless its reader does not read for `LAST_LINE_TIMEOUT`.
 pub(super) fn print_last_line(line: impl std::fmt::Display) {
     write(shown(line).as_bytes(), limits::LAST_LINE_TIMEOUT);
 }
 
-/// Writes as much as is taken without a wait of more than `wait` for a part; gives how much.
+/// Writes parts until one would block for more than `wait`. Returns the number of bytes written.
 ///
-/// The lock of [`io::stderr`] is not taken: a thread that waits for its reader may hold it.
+/// The lock of [`io::stderr`] is not taken, because a thread that is blocked by the reader may hold it.
 pub(super) fn write(bytes: &[u8], wait: Duration) -> usize {
     let stderr = io::stderr();
     let mut written = 0;

@@ -1,4 +1,4 @@
-//! What became of the files of a `run`, for people and as JSON.
+//! The summary of a `run`: results of its files, as text and as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,34 +13,34 @@ use super::table::{bytes, first_line, one_line, render, thousands};
 use crate::job::{Mode, Sink};
 use crate::sink::Receipted;
 
-/// A file of the command line and what became of it.
+/// A file of the command line, with its result.
 pub(super) struct Item {
     pub(super) path: PathBuf,
     pub(super) job_id: Option<i64>,
     /// The job's outputs before this run.
     pub(super) old_outputs: BTreeSet<String>,
-    /// Hash of the content that they were made of, where that is known.
+    /// Hash of the content of which they are the output, if known.
     pub(super) old_hash: Option<String>,
-    /// They were made of the file when it had another name.
+    /// They were published when the file had another name.
     pub(super) old_is_renamed: bool,
-    /// Other jobs of the plugin for the file that have output, with the hash of its content.
+    /// Other jobs of the plugin for the file that have output, each with the hash of the file's content.
     pub(super) others: Vec<(i64, String)>,
-    /// Its output by topics: the URIs.
+    /// URIs of its output, by topic.
     pub(super) topics: BTreeMap<String, Vec<String>>,
-    /// The job whose receipt names them.
+    /// The job whose receipt names this output.
     pub(super) output_of: Option<i64>,
-    /// Those that were removed: the file has other content now, and fails.
+    /// Earlier outputs that were removed, because the file's content has changed and the file fails.
     pub(super) removed: Vec<String>,
-    /// Earlier outputs that stay though the file fails, or has not been run yet.
+    /// Earlier outputs that are kept although the file fails or has not been run yet.
     pub(super) kept: Vec<String>,
-    /// These are of other content than the file has, or of the file's earlier name.
+    /// The kept outputs are of other content than the file has now, or of the file's earlier name.
     pub(super) is_stale: bool,
-    /// The path that the file had when its job ran before.
+    /// The file's path when its job ran before.
     pub(super) renamed_from: Option<PathBuf>,
-    /// Its stale output was searched for.
+    /// Its outdated output has been searched for.
     pub(super) is_cleared: bool,
     pub(super) outcome: Outcome,
-    /// What it is run over; none when it could not be read.
+    /// The content over which it is run. None if it could not be read.
     pub(super) source: Option<Source>,
 }
 
@@ -65,17 +65,17 @@ impl Item {
         }
     }
 
-    /// Its job is to end yet.
+    /// True while its job has not ended.
     pub(super) fn is_waiting(&self) -> bool {
         self.job_id.is_some() && matches!(self.outcome, Outcome::Waiting)
     }
 
-    /// It is done, in this run or an earlier one.
+    /// True if it has output, of this run or an earlier one.
     pub(super) fn has_output(&self) -> bool {
         matches!(self.outcome, Outcome::Done { .. } | Outcome::Skipped { .. })
     }
 
-    /// It is done, and its output has no rows.
+    /// True if it has output without rows.
     fn is_empty(&self) -> bool {
         matches!(
             self.outcome,
@@ -83,7 +83,7 @@ impl Item {
         )
     }
 
-    /// Output of others may be the reason why it was not run, or failed.
+    /// True if output of other jobs may be the reason why it was not run, or failed.
     pub(super) fn may_be_freed(&self) -> bool {
         matches!(
             self.outcome,
@@ -91,7 +91,7 @@ impl Item {
         )
     }
 
-    /// Forgets files of its output that another file's output has replaced since.
+    /// Removes files from its output that the output of another file has replaced.
     pub(super) fn forget_replaced(&mut self) {
         if let Outcome::Skipped { outputs, .. } | Outcome::Done { outputs, .. } = &mut self.outcome
         {
@@ -103,13 +103,13 @@ impl Item {
     }
 }
 
-/// A file as it was when its job was queued.
+/// A file's state when its job was queued.
 pub(super) struct Source {
     pub(super) input: Input,
     pub(super) print: Fingerprint,
-    /// How often it was queued again, because it had changed meanwhile.
+    /// How often its job was queued again because the file had changed.
     pub(super) requeued: u32,
-    /// The file version that its job was queued for.
+    /// The file version for which its job was queued.
     pub(super) version_id: i64,
 }
 
@@ -125,17 +125,17 @@ pub(super) enum Outcome {
         rows: u64,
         size_bytes: u64,
         outputs: Vec<String>,
-        /// How the plugin process was held.
+        /// How the plugin process was restricted.
         sandbox: Option<String>,
     },
     Failed {
         reason: String,
         log: Option<String>,
-        /// How the plugin process was held; none where there was none.
+        /// How the plugin process was restricted. None if there was no process.
         sandbox: Option<String>,
-        /// The plugin cannot take the file as it is now; no fault of the machine.
+        /// The file fails in any case as it is now, independent of the machine.
         is_final: bool,
-        /// Output of another job is in its sink of mode `error`.
+        /// Output of another job is in a sink of mode `error`.
         is_taken: bool,
     },
 }
@@ -146,7 +146,7 @@ fn receipt_json(receipt: Option<&str>) -> Value {
         .unwrap_or_default()
 }
 
-/// The artifacts that a receipt names.
+/// The artifacts of a receipt.
 pub(super) fn receipted(receipt: Option<&str>) -> Vec<Receipted> {
     let receipt = receipt_json(receipt);
     let artifacts = receipt.get("artifacts").and_then(Value::as_array);
@@ -166,7 +166,7 @@ pub(super) fn receipted(receipt: Option<&str>) -> Vec<Receipted> {
         .collect()
 }
 
-/// The URIs of these by topic.
+/// The URIs of a receipt's artifacts, by topic.
 pub(super) fn topics(receipt: Option<&str>) -> BTreeMap<String, Vec<String>> {
     let receipt = receipt_json(receipt);
     let artifacts = receipt.get("artifacts").and_then(Value::as_array);
@@ -179,7 +179,7 @@ pub(super) fn topics(receipt: Option<&str>) -> BTreeMap<String, Vec<String>> {
     )
 }
 
-/// Pairs of topics and URIs by topic.
+/// Groups pairs of topic and URI by topic.
 pub(super) fn by_topic(
     pairs: impl Iterator<Item = (Option<String>, Option<String>)>,
 ) -> BTreeMap<String, Vec<String>> {
@@ -203,20 +203,20 @@ pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
     (metric("rows"), metric("size_bytes"))
 }
 
-/// Output of a file that is gone.
+/// Output of a file that does not exist any more.
 #[derive(Debug)]
 pub(super) struct Gone {
     pub(super) path: PathBuf,
     pub(super) job_id: i64,
-    /// Nothing at all is in the folder that was listed.
+    /// The listed folder has no entries at all.
     pub(super) may_be_unmounted: bool,
-    /// What is there.
+    /// URIs of the output that still exists.
     pub(super) outputs: Vec<String>,
-    /// What was removed.
+    /// URIs of the output that was removed.
     pub(super) removed: Vec<String>,
 }
 
-/// A sink of mode `replace` that several files have output for.
+/// A sink of mode `replace` for which several files have output.
 pub(super) struct Replaced {
     topic: String,
     sink: String,
@@ -239,7 +239,7 @@ fn replaced(items: &[Item], sinks: &[Sink]) -> Vec<Replaced> {
     counted.filter(|replaced| replaced.files > 1).collect()
 }
 
-/// Most files that are named as done with 0 rows.
+/// Number of files without rows that are named.
 const EMPTY_SHOWN: usize = 5;
 
 pub(super) struct Summary {
@@ -247,24 +247,24 @@ pub(super) struct Summary {
     pub(super) skipped: u64,
     pub(super) failed: u64,
     pub(super) waiting: u64,
-    /// Files that are done and have no rows.
+    /// Files that have output without rows.
     pub(super) empty: u64,
     pub(super) rows: u64,
     pub(super) size_bytes: u64,
     pub(super) seconds: f64,
     pub(super) replaced: Vec<Replaced>,
     gone: Vec<Gone>,
-    /// Files of earlier runs that were moved to the layout of this one.
+    /// Number of files of earlier runs that were moved to the layout of this run.
     moved: usize,
-    /// What rules left out, by rule, and a line a rule.
+    /// Number of excluded names, by rule, and one line for each rule.
     ignored: BTreeMap<String, u64>,
     ignored_lines: Vec<String>,
 }
 
-/// Names in a list of the text.
+/// Number of names in a list.
 const NAMES_SHOWN: usize = 5;
 
-/// The first of some names.
+/// The first of the names, and the number of the others.
 fn names(all: &[String]) -> String {
     let shown = all.get(..NAMES_SHOWN).unwrap_or(all).join(", ");
     match all.len().saturating_sub(NAMES_SHOWN) {
@@ -330,7 +330,7 @@ impl Summary {
         summary
     }
 
-    /// `notes`: further lines.
+    /// The summary as text. `notes` has further lines.
     pub(super) fn text(&self, items: &[Item], output: &Path, notes: &str) -> String {
         let mut out = String::new();
         let failures: Vec<Vec<String>> = items
@@ -397,7 +397,7 @@ impl Summary {
         out
     }
 
-    /// What readers of the output must know.
+    /// Adds notes on stale, renamed, removed, moved and ignored files.
     fn add_notes(&self, items: &[Item], out: &mut String) {
         let text = |path: &Path| path_text(path).into_owned();
         let stale = items.iter().filter(|item| item.is_stale);

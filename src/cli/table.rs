@@ -1,9 +1,9 @@
-//! Text tables for people.
+//! Text tables.
 
 use super::clean::is_unsafe;
 use crate::limits;
 
-/// A text on one line: control characters, which file names may hold, become `?`.
+/// A text on one line: control characters, which file names may contain, become `?`.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| {
@@ -16,7 +16,7 @@ pub(crate) fn one_line(text: &str) -> String {
         .collect()
 }
 
-/// A cell on one line, of bounded width: one long word does not widen all rows.
+/// A cell on one line, of bounded width, so that one long word does not widen all rows.
 fn cell(text: &str) -> String {
     let mut cell = one_line(text);
     if let Some((end, _)) = cell.char_indices().nth(limits::TABLE_CELL_MAX) {
@@ -26,8 +26,8 @@ fn cell(text: &str) -> String {
     cell
 }
 
-/// Columns padded to their widest cell, two spaces apart; `right` says which columns hold
-/// numbers.
+/// Columns are padded to their widest cell and separated by two spaces. `right`: which columns are
+/// right-aligned (numbers).
 pub(crate) fn render(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = rows
         .iter()
@@ -67,7 +67,7 @@ pub(crate) fn render(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> S
     out
 }
 
-/// The first line of a text, at most `max` characters.
+/// The first non-empty line of a text, cut to `max` characters.
 pub(crate) fn first_line(text: &str, max: usize) -> String {
     let line = text
         .lines()
@@ -80,7 +80,7 @@ pub(crate) fn first_line(text: &str, max: usize) -> String {
     out
 }
 
-/// 1234567 → `1,234,567`.
+/// Formats 1234567 as `1,234,567`.
 pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
@@ -93,7 +93,7 @@ pub(crate) fn thousands(number: u64) -> String {
     out
 }
 
-/// Bytes in the largest unit that keeps one digit before the point.
+/// Formats a number of bytes in the largest unit in which it is at least 1.
 pub(crate) fn bytes(count: u64) -> String {
     let units = ["B", "KB", "MB", "GB", "TB"];
     let mut value = count as f64;

@@ -1,43 +1,44 @@
-//! A job and which of its attempts.
+//! The identity of an attempt.
 
 use serde::{Deserialize, Serialize};
 
-/// A job and which of its attempts. Attempts of a job are numbered from 1 upwards, and later ones
+/// Identifies an attempt: a job and a number. Attempts of a job are numbered from 1; later attempts
 /// have higher numbers.
 ///
 /// A row that is inserted under the ID of a deleted job is another job. Its attempts count from
-/// `incarnation << 32`, so numbers go on rising and the two jobs never share an identity.
+/// `incarnation << 32`, so attempt numbers of an ID never repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Attempt {
-    /// The job: the ID of its row.
+    /// The ID of the job's row.
     pub job_id: i64,
-    /// The attempt's number; 0 or less when an old peer did not send it.
+    /// The attempt's number; 0 or less if an old peer did not send it.
     #[serde(rename = "attempt")]
     pub number: i64,
 }
 
 impl Attempt {
-    /// An attempt.
+    /// The attempt `number` of a job.
     pub fn new(job_id: i64, number: i64) -> Self {
         Attempt { job_id, number }
     }
 
-    /// The first one of a job whose ID so many deleted jobs had before it.
+    /// The first attempt of a job. `incarnation` is the number of deleted jobs that had the ID
+    /// before.
     pub fn first(job_id: i64, incarnation: i64) -> Self {
         Attempt::new(job_id, (incarnation.clamp(0, i64::MAX >> 32) << 32) + 1)
     }
 
-    /// How often the ID was used by deleted jobs before this one.
+    /// The number of deleted jobs that had the ID before this one.
     pub fn incarnation(self) -> i64 {
         self.number.max(0) >> 32
     }
 
-    /// The attempt as people count it, from 1.
+    /// The number of the attempt within its incarnation, from 1.
     pub fn ordinal(self) -> i64 {
         self.number.max(0) & 0xffff_ffff
     }
 
-    /// False when an old peer did not send the number.
+    /// False if an old peer did not send the number.
     pub fn is_numbered(self) -> bool {
         self.number > 0
     }
@@ -49,16 +50,17 @@ impl std::fmt::Display for Attempt {
     }
 }
 
-/// How a worker was lost that held an attempt.
+/// How the worker of an attempt was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// The attempt was its only one.
+    /// The attempt was the worker's only one.
     Alone,
-    /// It held other attempts too.
+    /// The worker had other attempts, too.
     Shared,
-    /// Another process has taken over its ID. The attempt may still publish within its lease.
+    /// Another process took over the worker's ID. The attempt may still publish within its lease.
     Displaced,
-    /// By its last word the attempt had not started, because its environment was being created.
+    /// According to the worker's last request, the attempt had not started, because its environment
+    /// was being created.
     Waiting,
 }
 

@@ -1,4 +1,4 @@
-//! What is known of an input's content.
+//! Size, modification time and hash of an input.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,42 +7,43 @@ const MILLISECOND: i64 = 1_000_000;
 const MICROSECOND: i64 = 1_000;
 
 /// The content of an input, as far as it is known: in DISPATCH that of the row's file version, in a
-/// receipt what was found in its place.
+/// receipt that of the file which the worker found instead.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
-    /// Its size.
+    /// Its size, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// Time of modification in nanoseconds since the epoch.
+    /// Time of modification, in nanoseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtime_ns: Option<i64>,
-    /// Its hash: SHA-256 in hex, or what another scanner has stored.
+    /// Its hash: SHA-256 in hex, or another text that the program which registered the file has
+    /// stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<String>,
 }
 
 impl Content {
-    /// The hash where it can be one of ours: 64 hex digits.
+    /// The hash, if it has the form of SHA-256: 64 hex digits.
     pub fn sha256(&self) -> Option<&str> {
         let is_hex = |hash: &&str| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
         self.hash.as_deref().filter(is_hex)
     }
 
-    /// True where the hash is this one.
+    /// True if the SHA-256 hash is `hash`.
     pub fn has_hash(&self, hash: &str) -> bool {
         self.sha256()
             .is_some_and(|known| known.eq_ignore_ascii_case(hash))
     }
 
-    /// True where a file of this size and time of modification counts as unchanged. A time that is
-    /// known to the second or to the millisecond is compared as such. False where size or time is not
-    /// known.
+    /// True if a file of this size and time of modification counts as unchanged. If the known time
+    /// is a whole number of seconds or milliseconds, times are compared with that precision. False
+    /// if size or time is unknown.
     pub fn has_metadata(&self, size_bytes: u64, mtime_ns: i64) -> bool {
         let has_time = |known: i64| {
             let is_within = |unit: i64| {
                 known % unit == 0 && mtime_ns.div_euclid(unit) == known.div_euclid(unit)
             };
-            // A time in seconds as floating point is exact to less than a microsecond.
+            // A time stored as floating-point seconds has an error below a microsecond.
             known.abs_diff(mtime_ns) <= MICROSECOND.unsigned_abs()
                 || is_within(SECOND)
                 || is_within(MILLISECOND)
@@ -51,12 +52,12 @@ impl Content {
     }
 }
 
-/// A time of seconds and nanoseconds, as the kernel gives it.
+/// Converts seconds and nanoseconds, as the kernel returns them, to nanoseconds.
 pub fn mtime_ns(seconds: i64, nanoseconds: i64) -> i64 {
     seconds.saturating_mul(SECOND).saturating_add(nanoseconds)
 }
 
-/// The same in seconds.
+/// Converts nanoseconds to seconds.
 pub fn mtime_s(mtime_ns: i64) -> f64 {
     let fraction = mtime_ns.rem_euclid(SECOND) as f64 / SECOND as f64;
     mtime_ns.div_euclid(SECOND) as f64 + fraction

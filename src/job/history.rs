@@ -1,4 +1,4 @@
-//! What a database knows of the earlier attempts of a job.
+//! The earlier attempts of a job, according to its database.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::Attempt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PastEnd {
-    /// Its receipt names the output.
+    /// It has a receipt, which lists the output.
     Completed,
     /// Its worker reported that it failed and left no output.
     Failed,
@@ -30,24 +30,25 @@ pub struct Past {
     pub end: PastEnd,
 }
 
-/// An attempt among those of its job, as the database that it is from knows them. Two copies of a
-/// database give the same numbers to different attempts; keys differ.
+/// The key of an attempt and the earlier attempts of its job, according to its database. Two copies
+/// of a database give the same numbers to different attempts; then the keys differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// A random number that the sentinel which dispatched the attempt has drawn; 0 = not known.
+    /// The random number of the sentinel process that dispatched the attempt; 0 = not known.
     #[serde(default)]
     pub key: i64,
-    /// The attempts before, rising. The first ones of very many are left out.
+    /// The earlier attempts, in ascending order. If there are very many, the first ones are
+    /// omitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub past: Vec<Past>,
-    /// Since when a sentinel or a worker of the old system may have run the job, in milliseconds
-    /// since the epoch. They keep no records of what they publish under the names of its output.
+    /// The time since when a program of the reference system may have run the job, in milliseconds
+    /// since the epoch. These programs keep no records of the output that they publish.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_since_ms: Option<i64>,
 }
 
 impl History {
-    /// The last attempt whose receipt names the output; 0 for none.
+    /// The number of the last attempt with [`PastEnd::Completed`]; 0 if there is none.
     pub fn completed(&self) -> i64 {
         let completed = self.past.iter().rev();
         let mut completed = completed.filter(|past| past.end == PastEnd::Completed);
@@ -60,8 +61,9 @@ impl History {
         found.map_or(PastEnd::Unknown, |past| past.end)
     }
 
-    /// True when what a root has of an attempt was not made by that attempt of this database, but
-    /// by one of a copy: `current` is the attempt that this is the history of.
+    /// True if an attempt that an output root has recorded with this number and key is not an
+    /// attempt of this database, but of a copy of it. `current` is the attempt to which this
+    /// history belongs.
     pub fn is_foreign(&self, number: i64, key: i64, current: Attempt) -> bool {
         if number == current.number {
             return self.key != key;
@@ -71,7 +73,7 @@ impl History {
         match (found, self.past.first()) {
             _ if key == 0 => false,
             (Some(past), _) => is_other(past.key),
-            // Of those that are left out only the sentinel can be known.
+            // For omitted attempts, only the keys of known sentinels can be compared.
             (None, Some(first)) => number > first.number || !self.knows(key),
             (None, None) => true,
         }
@@ -79,7 +81,7 @@ impl History {
 }
 
 impl History {
-    /// True for the key of an attempt that is listed.
+    /// True if this attempt or a listed one has this key.
     fn knows(&self, key: i64) -> bool {
         self.key == key || self.past.iter().any(|past| past.key == key)
     }
@@ -107,13 +109,13 @@ mod tests {
             (7, 8, true),
             (3, 7, false),
             (3, 8, true),
-            // Of releases without keys.
+            // Attempts of releases without keys.
             (3, 0, false),
             (4, 8, false),
             (6, 9, false),
-            // A settlement or an attempt that this database has no row of.
+            // A settlement, or an attempt that is not in this database.
             (5, 7, true),
-            // Older than what is kept: by a sentinel that this database has had, or not.
+            // Omitted attempts: of a sentinel of this database, and of another one.
             (2, 7, false),
             (2, 8, true),
         ] {

@@ -1,10 +1,9 @@
-//! The vocabulary of a job, from the queue's row to the published file: what runs ([`Job`],
-//! [`Plugin`]), which try it is ([`Attempt`]), where its output goes ([`Sink`]), how it ended
-//! ([`Receipt`], [`Cause`]), and who a peer has proved to be ([`User`]).
+//! The types that describe a job, from the queue's row to the published file: what runs ([`Job`],
+//! [`Plugin`]), an execution of it ([`Attempt`]), where its output goes ([`Sink`]), how it ended
+//! ([`Receipt`], [`Cause`]), and the authenticated user of a peer ([`User`]).
 //!
-//! Each is defined here once. The store fills a [`Job`] from rows, the sentinel sends it as
-//! DISPATCH, the worker reads it back from there, and the sinks write for it. Nothing here does
-//! I/O.
+//! The store fills a [`Job`] from rows. The sentinel sends it as DISPATCH. The worker reads it from
+//! DISPATCH. The sinks write output for it. Nothing here does I/O.
 
 #![cfg_attr(
     not(test),
@@ -41,7 +40,7 @@ pub use sink::{Compression, Mode, QUEUE_TABLE, Sink, SinkError, Target, default_
 pub(crate) use sink::{hash, name_parts};
 pub use user::User;
 
-/// A version of a plugin: what a job executes, and in which environment. Shared by reference.
+/// A version of a plugin: what a job executes, and in which environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plugin {
     /// Its name.
@@ -50,41 +49,42 @@ pub struct Plugin {
     pub source_code: String,
     /// SHA-256 hex of the lockfile; empty = the default environment.
     pub env_hash: String,
-    /// The lockfile; empty with an empty hash, and at a worker, which gets it by PREPARE_ENV.
+    /// The lockfile. It is empty if the hash is empty, and in workers, which receive it by
+    /// PREPARE_ENV.
     pub lockfile_content: String,
-    /// SHA-256 hex of source and lockfile; empty when the sentinel did not send it.
+    /// SHA-256 hex of source and lockfile; empty if the sentinel did not send it.
     pub artifact_hash: String,
 }
 
-/// One attempt of a job, with everything a worker needs to run it.
+/// One attempt of a job, with everything that a worker needs to run it.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// The job and which of its attempts.
+    /// The job's ID and the attempt's number.
     pub attempt: Attempt,
     /// The input file.
     pub file_path: String,
-    /// The input's version; goes into every row.
+    /// ID of the input's file version; a column of every output row.
     pub file_version_id: i64,
-    /// What that version says of the input's content; none from an old sentinel.
+    /// The input's content, according to the file version; `None` from an old sentinel.
     pub content: Option<Content>,
-    /// Where the topics go.
+    /// The sinks of its topics.
     pub sinks: Arc<[Sink]>,
-    /// What the plugin is configured with.
+    /// The parameters of the plugin.
     pub parameters: Parameters,
-    /// What runs.
+    /// The plugin that runs.
     pub plugin: Arc<Plugin>,
-    /// UUID of the database that the job is from, 32 hex digits; none from an old sentinel.
+    /// UUID of the job's database, 32 hex digits; `None` from an old sentinel.
     pub database: Option<Arc<str>>,
-    /// URIs of what earlier receipts of the job named: this attempt replaces or removes them.
+    /// URIs of the output in earlier receipts of the job: this attempt replaces or removes it.
     pub previous: Vec<String>,
-    /// The attempts before.
+    /// The earlier attempts of the job, and the key of this one.
     pub history: History,
 }
 
-/// How long a worker may publish without asking again.
+/// How long a worker may publish an attempt without a further answer from the sentinel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Counted from when the worker sent the request that the lease answers.
+    /// Length of the lease, counted from when the worker sent the request that the lease answers.
     pub bound: Duration,
     /// The number of that request (`sequence`).
     pub request: u64,

@@ -1,8 +1,8 @@
-//! Parameters of a plugin: the JSON object that `Handler.configure(ctx, config)` gets.
+//! Parameters of a plugin: the JSON object that is passed to `Handler.configure(ctx, config)`.
 //!
-//! They come from the plugin's defaults (`cf_plugin_config.default_parameters`) and the job's own
-//! (`cf_processing_queue.parameters`). Values stay as they are written, so that large integers and
-//! decimal numbers reach Python exact.
+//! They consist of the plugin's defaults (`cf_plugin_config.default_parameters`) and the job's
+//! parameters (`cf_processing_queue.parameters`). The text of values is kept unchanged, so that
+//! large integers and decimal numbers reach Python exactly.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,22 +14,22 @@ use serde_json::value::RawValue;
 
 use crate::limits;
 
-/// A JSON object; equal ones with keys in another order are the same.
+/// A JSON object. The order of keys does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters(BTreeMap<String, String>);
 
-/// Why a text is refused.
+/// Why parameters are refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParametersError {
-    /// No JSON.
+    /// The text is not JSON.
     Syntax(String),
-    /// JSON, and no object.
+    /// The text is JSON but not an object.
     NoObject,
-    /// Larger than [`limits::PARAMETERS_SIZE_MAX`].
+    /// The text is larger than [`limits::PARAMETERS_SIZE_MAX`]; its size in bytes.
     Large(usize),
-    /// `K=V` without a key.
+    /// A word is not `NAME=VALUE`.
     NoKey(String),
-    /// A key that is given twice.
+    /// A key is given twice.
     Twice(String),
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for ParametersError {
 impl std::error::Error for ParametersError {}
 
 impl Parameters {
-    /// Reads a JSON object. An empty text and `null` are no parameters.
+    /// Parses a JSON object. An empty text and `null` mean no parameters.
     pub fn parse(text: &str) -> Result<Self, ParametersError> {
         if text.len() > limits::PARAMETERS_SIZE_MAX {
             return Err(ParametersError::Large(text.len()));
@@ -64,7 +64,7 @@ impl Parameters {
 
     fn read(text: &str) -> Result<Self, ParametersError> {
         let syntax = |error: serde_json::Error| ParametersError::Syntax(error.to_string());
-        // Whole values are read for their form and their depth alone.
+        // This pass only checks the syntax and depth of the text.
         match serde_json::from_str(text).map_err(syntax)? {
             Value::Null => return Ok(Self::default()),
             Value::Object(_) => {}
@@ -76,7 +76,7 @@ impl Parameters {
         Ok(Parameters(values.collect()))
     }
 
-    /// Reads words `NAME=VALUE` of a command line. A value that is JSON is that, any other a string.
+    /// Parses words `NAME=VALUE` of a command line. A value that is not JSON is read as a string.
     pub fn of_words(words: &[String]) -> Result<Self, ParametersError> {
         let mut read = BTreeMap::new();
         for word in words {
@@ -100,19 +100,19 @@ impl Parameters {
         }
     }
 
-    /// These, and those of a job, which take the place of ones of the same name.
+    /// Merges these defaults with a job's own parameters, which override those of the same name.
     pub fn with(&self, own: &Parameters) -> Self {
         let mut all = self.0.clone();
         all.extend(own.0.clone());
         Parameters(all)
     }
 
-    /// There are none.
+    /// True if there are no parameters.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The object's text, with its keys in order.
+    /// The object as JSON text, with sorted keys.
     pub fn to_json(&self) -> String {
         let part =
             |(key, value): (&String, &String)| format!("{}:{value}", Value::from(key.as_str()));
@@ -131,7 +131,7 @@ impl Serialize for Parameters {
 impl<'de> Deserialize<'de> for Parameters {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(from)?;
-        // Defaults and a job's own together.
+        // The limit is that of defaults and a job's own parameters together.
         if raw.get().len() > 2 * limits::PARAMETERS_SIZE_MAX + 1 {
             return Err(D::Error::custom(ParametersError::Large(raw.get().len())));
         }

@@ -1,4 +1,4 @@
-//! How a job's attempt ended.
+//! The report on an ended attempt.
 
 use std::collections::BTreeMap;
 
@@ -6,20 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{Attempt, Content};
 
-/// The metric of a receipt whose attempt was barred: the number up to which attempts of the job
-/// are. Where the database knows of no attempt with that number, a copy of it has set the bar, or
-/// it was restored from a backup.
+/// The metric of a barred attempt's receipt: the number of the bar, up to which attempts of the job
+/// are barred. If the database has no attempt with that number, a copy of the database has set the
+/// bar, or the database was restored from a backup.
 pub const BARRED_BY: &str = "barred_by";
-/// The metric of a receipt that has no room for all files: how many it leaves out.
+/// The metric of a receipt that cannot contain all files: the number of omitted files.
 pub const ARTIFACTS_TRUNCATED: &str = "artifacts_truncated";
 
 /// The metric of a receipt whose attempt found output of another job of the same database in its
-/// sink of mode `error`: that job.
+/// sink of mode `error`: the ID of that job.
 const TAKEN_BY: &str = "taken_by";
-/// The metric beside it: the number of the attempt whose output it is.
+/// A further metric of such a receipt: the number of the attempt to which that output belongs.
 const TAKEN_BY_ATTEMPT: &str = "taken_by_attempt";
 
-/// How an attempt ended.
+/// Whether an attempt has published its output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobStatus {
     /// All output is published.
@@ -31,7 +31,7 @@ pub enum JobStatus {
     Failed,
 }
 
-/// Whose fault a failure is. It decides about retries.
+/// The cause of a failure. It determines whether the job is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
@@ -43,20 +43,20 @@ pub enum Cause {
     Environment,
     /// The worker: its disk, folders, memory, processes. Retried.
     Worker,
-    /// The worker was lost, or the lease ran out; or others killed the plugin process, as the
-    /// kernel does when memory runs out. Retried.
+    /// The worker was lost, or the lease ended; or the plugin process was killed from outside, for
+    /// example by the kernel when memory ran out. Retried.
     Lost,
     /// An operator: an abort, a configuration that cannot work. Final.
     Operator,
 }
 
 impl Cause {
-    /// True when another attempt cannot end differently.
+    /// True if the job is not retried, because another attempt would fail in the same way.
     pub fn is_final(self) -> bool {
         matches!(self, Cause::Plugin | Cause::Input | Cause::Operator)
     }
 
-    /// The word on the wire and in the database.
+    /// The name in messages and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::Plugin => "plugin",
@@ -68,7 +68,7 @@ impl Cause {
         }
     }
 
-    /// The cause of a word; none of an unknown one.
+    /// Parses a cause's name; `None` if it is unknown.
     pub fn parse(word: &str) -> Option<Self> {
         [
             Cause::Plugin,
@@ -93,7 +93,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// A cause of a later release reads as none, so that its receipt is still taken.
+/// Reads an unknown cause as `None`, so that receipts of later releases are accepted.
 fn cause_or_none<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Cause>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.and_then(|word| Cause::parse(&word)))
 }
@@ -101,49 +101,52 @@ fn cause_or_none<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Cau
 /// How an attempt ended, as its worker reports it: the payload of CONCLUDE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
-    /// Published or not.
+    /// Whether the output is published.
     pub status: JobStatus,
     /// Counts: `rows`, `size_bytes`, `batches`, `exit_code`, `signal`, durations in milliseconds.
     #[serde(default)]
     pub metrics: BTreeMap<String, i64>,
-    /// One map a published file: `topic`, `uri`, and counts as text.
+    /// One map for each published file or table: `topic`, `uri`, and counts as text.
     #[serde(default)]
     pub artifacts: Vec<BTreeMap<String, String>>,
-    /// Why it failed.
+    /// Why the attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
-    /// Whose fault the failure is; none from old workers.
+    /// The cause of the failure; `None` from old workers.
     #[serde(
         default,
         deserialize_with = "cause_or_none",
         skip_serializing_if = "Option::is_none"
     )]
     pub cause: Option<Cause>,
-    /// The worker gives the job back unfinished, because it stops: no attempt is counted.
+    /// The worker returns the job unfinished, because the worker is stopping. The attempt does not
+    /// count.
     #[serde(default, skip_serializing_if = "is_false")]
     pub returned: bool,
-    /// The input changed while the job ran, which is the failure: another attempt may read it whole.
+    /// The attempt failed because the input changed while it ran. Another attempt may read it
+    /// completely.
     #[serde(default, skip_serializing_if = "is_false")]
     pub input_changed: bool,
-    /// With `input_changed`: what the input's content is now, where it is not that of the file version
-    /// in DISPATCH. The job is to run over it, as another file version.
+    /// With `input_changed`: the input's present content, if it differs from the file version in
+    /// DISPATCH. The job must run over it as another file version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<Content>,
-    /// The database of a sink was locked by others for as long as the attempt waited, which is the failure.
+    /// The attempt failed because the database of a sink was locked by another process for as long
+    /// as the attempt waited.
     #[serde(default, skip_serializing_if = "is_false")]
     pub sink_locked: bool,
-    /// With `returned`: the job ran when the worker was stopped. Jobs that stop their worker are
-    /// found out by it.
+    /// With `returned`: the job was running when the worker was stopped. It serves to find jobs
+    /// that cause their workers to stop.
     #[serde(default, skip_serializing_if = "is_false")]
     pub was_running: bool,
-    /// With the cause `lost`: other jobs ran in the worker, and may be the reason.
+    /// With the cause `lost`: other jobs ran in the worker and may be the reason.
     #[serde(default, skip_serializing_if = "is_false")]
     pub beside_others: bool,
-    /// The attempt's number, as DISPATCH had it; none from old workers.
+    /// The attempt's number in DISPATCH; `None` from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,
-    /// How the plugin process was held: the sandbox's mode, and what of it was missing; none where
-    /// no process was started, and from old workers.
+    /// How the plugin process was restricted: the sandbox's mode, and the parts of it that were not
+    /// available. `None` if no process was started, and from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<String>,
     /// The last lines that the plugin printed.
@@ -152,8 +155,9 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// The number to go on from when `attempt`, the last one, was barred; none when it was not, or
-    /// the number cannot be one of this job.
+    /// If `attempt`, the last one of its job, was barred: the number of the bar, above which
+    /// numbering must continue. `None` if it was not barred or the number is not possible for this
+    /// job.
     pub fn barred_by(&self, attempt: Attempt) -> Option<i64> {
         let by = *self.metrics.get(BARRED_BY)?;
         let barring = Attempt::new(attempt.job_id, by);
@@ -163,7 +167,7 @@ impl Receipt {
         (self.status == JobStatus::Failed && is_possible).then_some(by)
     }
 
-    /// The attempt of another job whose output is the reason of the failure.
+    /// The attempt of another job whose output caused the failure.
     pub fn taken_by(&self) -> Option<Attempt> {
         let metric = |name| self.metrics.get(name).copied();
         let by = Attempt::new(metric(TAKEN_BY)?, metric(TAKEN_BY_ATTEMPT)?);
@@ -171,8 +175,8 @@ impl Receipt {
         (is_refused && !self.returned).then_some(by)
     }
 
-    /// Notes which attempts were the reason of a failure: the one that barred this one, and the one
-    /// whose output was there.
+    /// Adds metrics about the attempts that caused a failure: the one whose bar was found, and the
+    /// one whose output was found.
     pub fn note_others(&mut self, barred_by: Option<i64>, taken_by: Option<Attempt>) {
         let mut put = |name: &str, value| self.metrics.insert(name.to_owned(), value);
         if let Some(by) = barred_by {
@@ -184,7 +188,7 @@ impl Receipt {
         }
     }
 
-    /// A failure with its cause.
+    /// A receipt of a failure.
     pub fn failed(attempt: Attempt, cause: Cause, message: impl Into<String>) -> Self {
         Receipt {
             status: JobStatus::Failed,

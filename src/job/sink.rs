@@ -1,29 +1,29 @@
-//! Where a job's output goes. Sinks come as text from databases and the wire, and are read here.
+//! Where a job's output goes. Sinks are texts in databases and messages; they are parsed here.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-/// A sink of a job: the topic whose batches it takes, where they go, and what becomes of the
-/// output of other jobs that is there.
+/// A sink of a job: its topic, the target to which the topic's batches are written, and what
+/// happens to output of other jobs at the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sink {
     /// The topic.
     pub topic: String,
-    /// The URI, as it was configured.
+    /// The configured URI.
     pub uri: String,
-    /// What the URI means.
+    /// The target that the URI describes.
     pub target: Target,
-    /// What happens to other jobs' output.
+    /// What happens to output of other jobs.
     pub mode: Mode,
     /// JSON schema text, passed through.
     pub schema_def: Option<String>,
-    /// No sink is configured for the topic. Where output has a folder a topic, this one's goes there
-    /// instead.
+    /// No sink is configured for the topic. If the output root has a folder for each topic, the
+    /// output is written there instead.
     pub is_default: bool,
 }
 
 impl Sink {
-    /// Reads a sink's text; an empty mode is `append`.
+    /// Parses a sink's texts. An empty mode is `append`.
     pub fn parse(topic: &str, uri: &str, mode: &str) -> Result<Self, SinkError> {
         Ok(Sink {
             topic: topic.to_owned(),
@@ -35,7 +35,7 @@ impl Sink {
         })
     }
 
-    /// The sink of a topic that none is configured for.
+    /// The sink of a topic for which no sink is configured.
     pub fn default_of(plugin: &str, topic: &str) -> Result<Self, SinkError> {
         let mut sink = Sink::parse(topic, &default_uri(plugin, topic), "")?;
         sink.is_default = true;
@@ -43,19 +43,19 @@ impl Sink {
     }
 }
 
-/// What happens to output of other jobs that is in a sink.
+/// What happens to output of other jobs in a sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// It stays.
     Append,
-    /// It goes when this job's output is published.
+    /// It is removed when this job's output is published.
     Replace,
     /// The job fails.
     Error,
 }
 
 impl Mode {
-    /// The mode of a word.
+    /// Parses a mode's name.
     pub fn parse(word: &str) -> Result<Self, SinkError> {
         match word {
             "append" | "" => Ok(Mode::Append),
@@ -67,7 +67,7 @@ impl Mode {
         }
     }
 
-    /// The word on the wire and in the database.
+    /// The name in messages and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Mode::Append => "append",
@@ -80,16 +80,16 @@ impl Mode {
 /// Why a sink's text is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SinkError {
-    /// The URI is not one of a sink.
+    /// The URI is not a valid URI of a sink.
     Uri {
-        /// The URI, at most 200 characters of it.
+        /// The first 200 characters of the URI.
         uri: String,
         /// What is wrong.
         reason: String,
     },
     /// A mode other than append, replace and error.
     Mode {
-        /// The mode.
+        /// The first 200 characters of the mode.
         mode: String,
     },
 }
@@ -107,7 +107,7 @@ impl fmt::Display for SinkError {
 
 impl std::error::Error for SinkError {}
 
-/// How Parquet pages are compressed.
+/// Compression of Parquet pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     /// Snappy, the default.
@@ -116,11 +116,11 @@ pub enum Compression {
     Zstd,
     /// LZ4 (`LZ4_RAW`).
     Lz4,
-    /// None.
+    /// No compression.
     None,
 }
 
-/// Where a sink's batches go.
+/// The target to which a sink's batches are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// `parquet://relative/path.parquet?compression=…`
@@ -132,17 +132,17 @@ pub enum Target {
     },
     /// `sqlite:///abs/path.db/table` or `sqlite://rel.db/table`
     Sqlite {
-        /// The database: absolute, or below the output root.
+        /// Path of the database, absolute or relative to the output root.
         database: PathBuf,
         /// The table.
         table: String,
     },
 }
 
-/// A table that every job queue has, also one of the old system.
+/// A table that every job queue has, also one of the reference system.
 pub const QUEUE_TABLE: &str = "cf_processing_queue";
 
-/// Bytes of one component of a path that a job's ID can still be added to.
+/// Maximum size of a path component in bytes. It leaves space for adding a job's ID.
 const COMPONENT_SIZE_MAX: usize = 200;
 
 /// Parses a sink's URI.
@@ -192,7 +192,7 @@ pub fn parse_uri(uri: &str) -> Result<Target, SinkError> {
             if table.is_empty() || table.len() > COMPONENT_SIZE_MAX {
                 return Err(fail("the table's name is empty or too long"));
             }
-            // SQLite compares names without regard to case.
+            // SQLite ignores the case of ASCII letters in names.
             let lower = table.to_ascii_lowercase();
             if lower.starts_with("sqlite_") {
                 return Err(fail("table names that begin with sqlite_ are SQLite's own"));
@@ -230,7 +230,7 @@ fn relative(text: &str) -> Result<PathBuf, &'static str> {
             Component::Normal(name) if name.len() > COMPONENT_SIZE_MAX => {
                 return Err("a name in the path is longer than 200 bytes");
             }
-            // The system's own files live there.
+            // This folder is reserved for Casparian's own files.
             Component::Normal(name) if name == ".casparian" => {
                 return Err("the path leads into .casparian");
             }
@@ -249,7 +249,7 @@ fn relative(text: &str) -> Result<PathBuf, &'static str> {
     }
 }
 
-/// Folder, stem and extension of a sink's files.
+/// The folder, stem and extension of a sink's files.
 #[cfg(feature = "worker")]
 pub(crate) fn name_parts(path: &Path) -> (PathBuf, String, String) {
     let text = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
@@ -262,8 +262,9 @@ pub(crate) fn name_parts(path: &Path) -> (PathBuf, String, String) {
     }
 }
 
-/// The URI of a topic that no sink is configured for. Names of other characters than ASCII letters,
-/// digits, `_` and `-`, and long ones, get a hash, so that different topics get different files.
+/// The URI of a topic for which no sink is configured. A hash is added to long names and to names
+/// with characters other than ASCII letters, digits, `_` and `-`, so that different topics get
+/// different files.
 pub fn default_uri(plugin: &str, topic: &str) -> String {
     let clean = |text: &str| -> String {
         let mut out: String = text
@@ -285,7 +286,7 @@ pub fn default_uri(plugin: &str, topic: &str) -> String {
     format!("parquet://{}_{}.parquet", clean(plugin), clean(topic))
 }
 
-/// 64-bit FNV-1a: the same in every release, as file names need it.
+/// 64-bit FNV-1a. File names contain it, so it must be the same in every release.
 pub(crate) fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

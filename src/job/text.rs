@@ -1,12 +1,12 @@
-//! Texts of others, bounded, and bytes as text.
+//! Functions for text: truncation, line ends, bytes as text, sizes.
 
 #[cfg(feature = "worker")]
 use std::ffi::OsStr;
 
-/// Stands at the end of a text that was cut.
+/// The end of a text that was truncated.
 pub(crate) const CUT_MARK: &str = " … (truncated)";
 
-/// The first bytes of a text, at most `size_max`, up to the end of a character.
+/// The longest prefix of a text with at most `size_max` bytes that ends between characters.
 pub(crate) fn prefix(text: &str, size_max: usize) -> &str {
     let mut end = size_max.min(text.len());
     while !text.is_char_boundary(end) {
@@ -15,7 +15,7 @@ pub(crate) fn prefix(text: &str, size_max: usize) -> &str {
     text.get(..end).unwrap_or("")
 }
 
-/// Cuts a text to at most `size_max` bytes, of which a mark at its end is a part.
+/// Truncates a text to at most `size_max` bytes, including the mark at its end.
 pub(crate) fn cut(text: &mut String, size_max: usize) {
     if text.len() > size_max {
         let end = prefix(text, size_max.saturating_sub(CUT_MARK.len())).len();
@@ -24,7 +24,7 @@ pub(crate) fn cut(text: &mut String, size_max: usize) {
     }
 }
 
-/// A Python source with the line ends that Python sees in it: `\n`, `\r\n` and `\r`, and no others.
+/// A Python source with all line ends that Python recognizes (`\n`, `\r\n` and `\r`) as `\n`.
 #[cfg(any(feature = "sentinel", feature = "worker", feature = "cli"))]
 pub(crate) fn with_line_feeds(source: &str) -> std::borrow::Cow<'_, str> {
     match source.contains('\r') {
@@ -33,7 +33,7 @@ pub(crate) fn with_line_feeds(source: &str) -> std::borrow::Cow<'_, str> {
     }
 }
 
-/// A text with more at the end of its first line.
+/// A text with `; ` and `more` appended to its first line.
 #[cfg(feature = "sentinel")]
 pub(crate) fn with_first_line(text: &str, more: &str) -> String {
     let (first, rest) = text.split_at(text.find('\n').unwrap_or(text.len()));
@@ -51,7 +51,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Bytes as text, for paths and variables in JSON, which need not be UTF-8: one character for each
+/// Bytes as text, for paths and variables in JSON that need not be UTF-8: one character for each
 /// byte, U+0000 to U+00FF (ISO 8859-1).
 #[cfg(feature = "worker")]
 pub(crate) fn of_bytes(bytes: impl AsRef<OsStr>) -> String {
@@ -59,7 +59,7 @@ pub(crate) fn of_bytes(bytes: impl AsRef<OsStr>) -> String {
     bytes.iter().map(|byte| char::from(*byte)).collect()
 }
 
-/// The paths that [`of_bytes`] has made these texts of, as serde takes them.
+/// Serde functions for a list of paths, each as the text of [`of_bytes`].
 #[cfg(feature = "worker")]
 pub(crate) mod paths {
     use std::ffi::OsString;
@@ -86,7 +86,7 @@ pub(crate) mod paths {
     }
 }
 
-/// One of [`paths`].
+/// Serde functions for one path, as in [`paths`].
 #[cfg(feature = "worker")]
 pub(crate) mod path {
     use std::path::{Path, PathBuf};
@@ -102,7 +102,7 @@ pub(crate) mod path {
     }
 }
 
-/// A number of bytes: `500M`, `20G` or, by powers of 1024, `20Gi`.
+/// Parses a number of bytes, such as `500M`, `20G` or, with powers of 1024, `20Gi`.
 #[cfg(any(feature = "worker", feature = "cli"))]
 pub(crate) fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

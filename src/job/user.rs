@@ -1,22 +1,22 @@
-//! Who a peer has proved to be.
+//! The authenticated user of a peer.
 
-/// A user: a CURVE key with the name that the list of authorized keys gives it, or a PLAIN user
-/// name. The same key or the same name is the same user, so that a key may get another name and a
-/// name another key.
+/// A user: a CURVE key with its name in the list of authorized keys, or a PLAIN user name. The same
+/// key or the same name is the same user. So an operator can rename a key, or give a name another
+/// key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// The public key as Z85 text; none with PLAIN.
+    /// The public key as Z85 text; `None` with PLAIN.
     pub key: Option<String>,
     /// The name.
     pub name: String,
 }
 
-/// Characters of a CURVE key as text.
+/// Length of a CURVE key as Z85 text, in characters.
 const KEY_TEXT_SIZE: usize = 40;
 
 impl User {
-    /// The user of a text as the socket gives it: a key and a name with a
-    /// space between, or a name alone.
+    /// Parses the text of [`Socket::user`](crate::socket::Socket::user): a key and a name,
+    /// separated by a space, or only a name.
     pub fn parse(text: &str) -> Self {
         match text.split_once(' ') {
             Some((key, name)) if key.len() == KEY_TEXT_SIZE => User {
@@ -30,7 +30,7 @@ impl User {
         }
     }
 
-    /// True when both are one user.
+    /// True if both are the same user.
     pub fn is(&self, other: &User) -> bool {
         match (&self.key, &other.key) {
             (Some(key), Some(other_key)) => key == other_key || self.name == other.name,
@@ -60,7 +60,7 @@ mod tests {
             (key("1", "ann"), key("1", "anne"), true),
             (key("1", "ann"), key("3", "ann"), true),
             (key("1", "ann"), key("2", "bob"), false),
-            // Names of PLAIN, which have no key before them.
+            // PLAIN user names, without a key.
             ("bob ops".to_owned(), "eve ops".to_owned(), false),
             ("bob ops".to_owned(), "bob dev".to_owned(), false),
             ("bob ops".to_owned(), "bob ops".to_owned(), true),

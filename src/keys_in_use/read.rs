@@ -103,8 +103,10 @@ pub(crate) fn state<'a>(home: &Path, more: impl Iterator<Item = &'a Path>) -> u6
     let mut hasher = DefaultHasher::new();
     notes.hash(&mut hasher);
     let mut add = |path: &Path| {
-        let found = fs::metadata(path).map(|found| (found.dev(), found.ino()));
-        (path, found.ok()).hash(&mut hasher);
+        let found = fs::metadata(path).ok();
+        // An inode number is given again once its file is removed.
+        let found = found.map(|found| (found.dev(), found.ino(), found.created().ok()));
+        (path, found).hash(&mut hasher);
     };
     keys.secret
         .iter()

@@ -1,13 +1,13 @@
-"""The threads that would end with the process while they may still publish.
+"""Daemon threads, which would end with the process while they may still publish.
 
-Concatenated with `shim.py` into one program. Python ends with its daemon threads and with those of
-`_thread`, wherever they are. `Daemons` waits for those that can publish, and fails the job when one
-of them goes on.
+Concatenated with `shim.py` into one program. When Python exits, its daemon threads and those of `_thread` end
+at any point of their code. `Daemons` waits for those that can publish, and fails the job if one does not
+finish.
 
-A thread can publish when what it runs leads to the context (`Reach`): by the names in its functions,
-looked up in its variables, in the objects that these hold and in the modules of the plugin. It has
-nothing to do when it waits for an empty queue, a condition or an event for good, or has come through
-a wait of its own for an empty queue, and no list that its functions fill and empty has values.
+A thread can publish if the context can be reached from its code (`Reach`): by the names in its functions,
+looked up in its variables, in the objects that these reference, and in the modules of the plugin. It has
+nothing to do if it waits without a time-out for an empty queue, a condition or an event, or if it has
+completed one wait of its own for an empty queue; and if no list that its functions fill and empty has values.
 """
 
 import collections
@@ -20,14 +20,14 @@ import threading
 import time
 import types
 
-# Seconds that threads which can publish get to end, beside the time-outs of their own waits. The time of
-# a publish does not count.
+# Seconds in which threads that can publish have to finish, in addition to the time-outs of their own waits.
+# Time in which data is published does not count.
 DAEMONS_WAIT = 10.0
 DAEMONS_POLL = 0.02
-# Values and names that are followed from a thread's frames, and items of a list or dict among them.
+# Limit of the values and names that are followed from a thread's frames, and of the items of a list or dict.
 REACHED_MAX = 500
 ITEMS_MAX = 100
-# Methods that run without being named.
+# Methods that are called without being named.
 IMPLICIT = ("__call__", "__iter__", "__next__", "__enter__", "__exit__", "__getitem__", "__setitem__")
 GROWS = ("append", "appendleft", "extend", "insert")
 EMPTIES = ("clear", "pop", "popleft")
@@ -36,8 +36,8 @@ STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
 def is_of_plugin_module(space):
-    """True for the namespace of the plugin's code: its own module, others that belong to no library,
-    and what it has compiled."""
+    """True for the namespace of the plugin's code: its own module, other modules that belong to no library,
+    and code that it has compiled."""
     name, path = space.get("__name__"), space.get("__file__")
     if name == PLUGIN_MODULE:
         return True
@@ -49,7 +49,7 @@ def is_of_plugin_module(space):
 
 
 def stack_of(frame):
-    """The frames of a thread, the innermost first."""
+    """The frames of a thread, innermost first."""
     frames = []
     while frame is not None:
         frames.append(frame)
@@ -58,12 +58,12 @@ def stack_of(frame):
 
 
 def cells_of(function):
-    """The variables that a function has of those around it."""
+    """The variables of enclosing functions that a function uses."""
     found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         try:
             found[name] = cell.cell_contents
-        except ValueError:  # it is empty
+        except ValueError:  # the cell is empty
             pass
     return found
 
@@ -73,15 +73,15 @@ def package_of(space):
 
 
 def member(value, name):
-    """An attribute of a value, found without running code of its class."""
+    """An attribute of a value, looked up without running code of its class."""
     kind = type(value)
-    indexes = value.__mro__ if kind is type else kind.__mro__
+    classes = value.__mro__ if kind is type else kind.__mro__
     try:
         found = object.__getattribute__(value, "__dict__").get(name)
-    except Exception:  # it has none
+    except Exception:  # the value has no __dict__
         found = None
     if found is None:
-        found = next((index.__dict__[name] for index in indexes if name in place.__dict__), None)
+        found = next((cls.__dict__[name] for cls in classes if name in cls.__dict__), None)
     if type(found) is types.MemberDescriptorType and kind is not type:
         try:
             found = found.__get__(value)
@@ -93,23 +93,23 @@ def member(value, name):
 def items_of(values):
     try:
         return list(itertools.islice(values, ITEMS_MAX))
-    except RuntimeError:  # another thread changes them: the next poll is soon
+    except RuntimeError:  # another thread changes the values; the next poll tries again
         return []
 
 
 def names_of(step):
-    """The names of an instruction: of some it has two."""
+    """The names in an instruction. Some instructions have two."""
     return step.argval if isinstance(step.argval, tuple) and step.argval else (step.argval,)
 
 
 class Reach:
-    """What a thread may come to use. `found`: it leads to the context, or to one of the `targets`."""
+    """What a thread's code can reach. `found`: it reaches the context, or one of the `targets` (by ID)."""
 
     def __init__(self, frames, targets=()):
         self.found = False
         self.targets = targets
         self.names, self.values, self.spaces = set(), {}, {}
-        # Names of variables that the code fills, and of those that it sets or empties.
+        # Names of variables to which the code adds values, and of those that it sets or empties.
         self.grown, self.emptied = set(), set()
         # Packages of libraries whose code the thread runs.
         self.packages = {package_of(frame.f_globals) for frame in frames} - {"threading", "queue", "__main__"}
@@ -144,7 +144,7 @@ class Reach:
                 return
 
     def use_frame(self, frame):
-        """Follows a frame's code, and the variables that it loads."""
+        """Follows the code of a frame, and the variables that it loads."""
         self.use(frame.f_code, frame.f_globals)
         loaded = {name for step in dis.get_instructions(frame.f_code) if "LOAD_" in step.opname
                   for name in names_of(step)}
@@ -227,7 +227,7 @@ class Reach:
         self.add_all(cells_of(function).values())
 
     def filled(self, frames):
-        """The name of a list that the code fills and empties and that has values, or None."""
+        """The name of a list that the code fills and empties and that is not empty, or None."""
         spaces = [frame.f_locals for frame in frames if self.follows(frame.f_globals)]
         spaces += [cells_of(value) for value in self.values.values() if type(value) is types.FunctionType]
         spaces += [getattr(value, "__dict__", None) for value in self.values.values()]
@@ -241,7 +241,7 @@ class Reach:
 
 
 class Wait:
-    """A wait of a thread: for what, until when, and the lock that is made for it alone."""
+    """A wait of a thread: its target, its time-out, and the lock that was created only for this wait."""
 
     def __init__(self, frames):
         self.lock, self.target, self.timeout, self.is_queue = None, None, None, False
@@ -253,7 +253,7 @@ class Wait:
                 self.timeout = frame.f_locals.get("timeout")
                 self.is_queue = module == "queue"
             else:
-                # A thread that waits to put something into a queue has something.
+                # A thread that waits to put a value into a queue still has something to do.
                 if module == "queue":
                     self.lock = None
                 break
@@ -266,7 +266,8 @@ class Daemons:
 
     def __init__(self, bridge):
         self.bridge = bridge
-        # By thread: the locks of its waits since the handler has returned, and what had been published then.
+        # By thread: the locks of its last two waits since the handler returned, each with the rows published
+        # then.
         self.waits = collections.defaultdict(list)
         self.timeout = 0.0
         self.is_publishing = False
@@ -297,7 +298,7 @@ class Daemons:
         return "daemon thread" if thread is None else f"daemon thread {thread.name!r}"
 
     def busy(self):
-        """What those threads do, by their idents, that can publish and have something to do."""
+        """The threads that can publish and have something to do: what each does, by its ident."""
         self.threads = {thread.ident: thread for thread in threading.enumerate()}
         stacks = {ident: stack_of(frame) for ident, frame in sys._current_frames().items()
                   if ident != threading.get_ident()}
@@ -319,7 +320,7 @@ class Daemons:
                     busy[ident] = reason
                 if waits[ident].is_queue:
                     targets[id(waits[ident].target)] = waits[ident].target
-            # Others may give work to those that wait.
+            # Repeated, because other threads may give work to those that wait.
             if not found:
                 break
         self.harmless = [
@@ -328,7 +329,7 @@ class Daemons:
         return busy
 
     def reach(self, ident, frames, targets):
-        """What a thread can use, or None of one that is idle in a pool."""
+        """What a thread can reach; None for a thread that is not a daemon or is idle in a pool."""
         thread = self.threads.get(ident)
         if thread is not None and not thread.daemon and not isinstance(thread, threading._DummyThread):
             return None
@@ -340,7 +341,7 @@ class Daemons:
         return reach
 
     def reason(self, ident, frames, wait, reach):
-        """What a thread that can publish does, or None of one that has nothing to do."""
+        """What a thread that can publish does; None if it has nothing to do."""
         if wait.lock is None:
             return "can publish and still runs"
         filled = reach.filled(frames)

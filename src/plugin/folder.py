@@ -1,7 +1,7 @@
 """A plugin that is a folder: unpacked from its source and imported under its own names.
 
-Concatenated with `shim.py` into one program. `folder.rs` describes the text. What it says is checked
-here again: a source may come from anywhere.
+Concatenated with `shim.py` into one program. `folder.rs` describes the text. Its content is checked here
+again, because a source may come from any program.
 """
 
 import base64
@@ -12,18 +12,18 @@ import sys
 
 FOLDER_MARK = b"# casparian folder 1"
 FOLDER_FILES_MAX = 2000
-# In the job's own folder: the plugin's, under its name.
+# Name of the folder, in the job's own folder, below which the plugin's folder is unpacked.
 UNPACKED = ".casparian_folder"
-# Its path with a slash, once it is unpacked, and the module of the entry file.
-PLACE = {"root": None, "module": None}
+# "root": the path of that folder with a slash, once it is unpacked. "module": the name of the entry's module.
+ROOT = {"root": None, "module": None}
 
 
 class FolderError(ValueError):
-    """A source that says of a folder what it must not."""
+    """The source describes an invalid folder."""
 
 
 def split_source(data):
-    """The bytes of the entry file, and the lines behind them where those are a folder."""
+    """The bytes of the entry file, and the lines after it if the plugin is a folder."""
     end = re.search(rb"\n" + FOLDER_MARK + rb": ([0-9]{1,9})\n\Z", data[-64:])
     if end is not None:
         size = int(end[1])
@@ -34,7 +34,7 @@ def split_source(data):
 
 
 def is_path(path):
-    """A path that stays below its folder and names a file."""
+    """True for a relative path that names a file below its folder."""
     if not isinstance(path, str) or re.search("[\0-\x1f\x7f\ud800-\udfff]", path):
         return False
     parts = path.split("/")
@@ -42,7 +42,7 @@ def is_path(path):
 
 
 def files_of(lines):
-    """Name, entry and (path, content, executable) of the files."""
+    """The name, the entry and the (path, content, executable) of the files."""
     try:
         head = json.loads(lines[0][2:])
         name, entry, files = head["name"], head["entry"], head["files"]
@@ -68,7 +68,8 @@ def files_of(lines):
 
 
 def unpack(parent, source, lines):
-    """Writes a folder's files below a new folder there; gives its name, entry and paths."""
+    """Writes the files of a plugin's folder below a new folder in `parent`. Returns its name, entry and
+    paths."""
     name, entry, files = files_of(lines)
     root = os.path.join(parent, UNPACKED)
     made = {""}
@@ -90,12 +91,12 @@ def unpack(parent, source, lines):
         raise FolderError(f"the path {path!r} is there twice, or below a file") from None
     except OSError as error:
         raise EnvironmentFailure(f"the plugin's folder cannot be unpacked: {error}") from None
-    PLACE["root"] = root + "/"
+    ROOT["root"] = root + "/"
     return name, entry, [path for path, _, _ in files]
 
 
 def load_folder(parent, source, lines):
-    """Imports the entry file of a folder as a module of it. Gives the module, the file's name, and
+    """Imports the entry file of a folder as a module. Returns the module, the file's name, and the names of
     modules of the folder that cannot be imported."""
     try:
         name, entry, paths = unpack(parent, source, lines)
@@ -114,16 +115,16 @@ def load_folder(parent, source, lines):
                                      if path.endswith((".py", ".so"))}
     sys.path.insert(0, root if is_package else os.path.join(root, name))
     hidden = sorted(one for one in own if one in sys.modules or one in sys.builtin_module_names)
-    PLACE["module"] = ".".join(parts)
+    ROOT["module"] = ".".join(parts)
     provide_sdk_to_children(parent)
     if parts[0] in hidden:
         raise FolderError(
             f"module {parts[0]!r} of the plugin's folder has the name of one that Python has imported"
             " already: give it another name")
-    __import__(PLACE["module"])
-    return sys.modules[PLACE["module"]], f"{name}/{entry}", hidden
+    __import__(ROOT["module"])
+    return sys.modules[ROOT["module"]], f"{name}/{entry}", hidden
 
 
-def without_place(line):
-    """A line of a traceback with paths below the plugin's folder as they are written there."""
-    return line if PLACE["root"] is None else line.replace(f'File "{PLACE["root"]}', 'File "', 1)
+def without_index(line):
+    """A line of a traceback, with paths below the plugin's folder relative to it."""
+    return line if ROOT["root"] is None else line.replace(f'File "{ROOT["root"]}', 'File "', 1)

@@ -33,9 +33,9 @@ impl Lock {
         }
         let file = lock_file::open(path).map_err(|error| Error::io(path, error))?;
         let begun = BootTime::now();
-        let mut look_at = begun;
+        let mut poll_at = begun;
         let mut stopped_since = None;
-        let mut said = None;
+        let mut reported = None;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Lock { _file: file }),
@@ -46,14 +46,14 @@ impl Lock {
                 return Err(Error::Cancelled);
             }
             let now = BootTime::now();
-            if now >= look_at {
-                look_at = now + limits::LOCK_LOOK_INTERVAL;
+            if now >= poll_at {
+                poll_at = now + limits::LOCK_POLL_INTERVAL;
                 let holder = holder(path);
                 let is_stopped = holder.is_some_and(|holder| holder.is_stopped);
                 stopped_since = is_stopped.then(|| stopped_since.unwrap_or(now));
-                if said != Some(holder) {
+                if reported != Some(holder) {
                     message(&waits_for(path, holder));
-                    said = Some(holder);
+                    reported = Some(holder);
                 }
             }
             let is_over = |since: BootTime, limit| now >= since + limit;

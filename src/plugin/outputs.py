@@ -1,39 +1,39 @@
-"""What a plugin may return, yield and publish, as Arrow record batches of bounded size.
+"""Converts what a plugin may return, yield and publish to Arrow record batches of bounded size.
 
-Concatenated with `shim.py` into one program. Nothing here knows the bridge. pyarrow is an argument:
-the shim imports it only when there is output.
+Concatenated with `shim.py` into one program. Nothing here uses the bridge. pyarrow is passed as an argument,
+because the shim imports it only when there is output.
 
-`parts` takes generators, iterators, lists and tuples apart. `batches` converts one part, a piece at a
-time. `Frames` gives batches the types and metadata that the engine reads: arrays of views become plain
-ones, because slices of views carry whole buffers. `cut` makes pieces of them by size.
+`parts` splits generators, iterators, lists and tuples into tables. `batches` converts one table, a piece at a
+time. `Frames` converts batches to the types and metadata that the engine reads: view arrays become plain
+arrays, because slices of views have whole buffers. `Frames.cut` splits batches by size.
 """
 
 import collections.abc
 import re
 import sys
 
-# Bytes of Arrow data that a frame should have, and above which it is cut further.
+# Bytes of Arrow data that a frame should have, and limit above which it is split further.
 FRAME_BYTES = 2 << 20
 FRAME_BYTES_MAX = 2 * FRAME_BYTES
-# Rows of a frame: the worker refuses batches of more than twice as many that have few bytes.
+# Limit of rows in a frame. The worker refuses small batches with more than twice as many rows.
 FRAME_ROWS_MAX = 8 << 20
-# Bytes of a data frame that are converted to Arrow at a time.
+# Bytes of a data frame that are converted to Arrow in one step.
 CONVERT_BYTES = 32 << 20
-# Rows of a DuckDB result that are fetched at a time: eight of its vectors.
+# Rows of a DuckDB result that are fetched in one step: eight of its vectors.
 FETCH_ROWS = 16_384
-# Rows of view arrays that are copied at a time.
+# Fewest and most rows of view arrays that are copied in one step.
 VIEW_ROWS = (1024, 65_536)
-# Types of DuckDB whose values are the same in Arrow; sinks decide about those that files do not have.
+# Types of DuckDB whose values Arrow represents exactly. Sinks refuse or convert those that files do not have.
 DUCKDB_EXACT = frozenset((
     "null", "boolean", "tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger",
     "ubigint", "float", "double", "decimal", "varchar", "blob", "uuid", "enum", "date", "time", "time_ns",
     "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone", "timestamptz_ns",
     "interval", "geometry", "list", "array", "map", "struct", "tuple", "union"))
-# Types of Arrow that several types of DuckDB become, of which some lose their values.
+# Types of Arrow to which several types of DuckDB are converted, some of them with loss.
 DUCKDB_AMBIGUOUS = re.compile(r"decimal128\(38, 0\)|time64\[us\]|binary")
-# Integers of Polars that Arrow does not have.
+# Integer types of Polars that Arrow does not have.
 INT128 = ("Int128", "UInt128")
-# Lists and generators within each other.
+# Limit of the nesting of lists and generators.
 NESTING_MAX = 32
 ACCEPTED = (
     "a plugin's output must be a pandas DataFrame, a Polars DataFrame or LazyFrame, a pyarrow Table,"
@@ -44,18 +44,18 @@ ACCEPTED = (
 
 
 class Rows(list):
-    """A list of dicts, each of which is a row."""
+    """A list of dicts, of which each is a row."""
 
 
 def is_of(value, module, *names):
-    """True for an instance of these classes of a module, which is not imported for it."""
+    """True for an instance of one of these classes of a module. The module is not imported for that."""
     module = sys.modules.get(module)
     kinds = [getattr(module, name, None) for name in names]
     return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
 
 
 def has_batches(value):
-    """True for results that give their batches one at a time: relations of DuckDB, cursors of ADBC,
+    """True for results that return their batches one at a time: relations of DuckDB, cursors of ADBC,
     datasets and scanners of pyarrow."""
     names = ("to_arrow_reader", "fetch_record_batch", "fetch_arrow_reader")
     return (any(callable(getattr(value, name, None)) for name in names)
@@ -63,7 +63,7 @@ def has_batches(value):
 
 
 def is_table(value):
-    """True for what is one output, whatever iterating over it would give."""
+    """True for a value that is one table, even if it can be iterated."""
     if isinstance(value, type):
         return False
     return (
@@ -79,7 +79,7 @@ def is_table(value):
 
 
 def parts(value, depth=0):
-    """The tables of what a plugin gave, each as soon as it is there."""
+    """The tables in a plugin's output, each as soon as it is produced."""
     if value is None:
         return
     if is_table(value):
@@ -108,7 +108,8 @@ def parts(value, depth=0):
         try:
             item = next(values)
         except StopIteration as end:
-            # What a function that yields gives to `return`. Other values are no output: a count, a status.
+            # The value of `return` in a generator. Values that are not output, as a count or status, are
+            # ignored.
             if is_output(end.value):
                 yield from parts(end.value, depth + 1)
             return
@@ -116,7 +117,7 @@ def parts(value, depth=0):
 
 
 def is_output(value):
-    """True for a table, and for a list or iterator of some."""
+    """True for a table, and for a list or iterator of tables."""
     if isinstance(value, (list, tuple)):
         return any(isinstance(item, collections.abc.Mapping) or is_output(item) for item in value)
     if type(value) is dict:
@@ -136,7 +137,7 @@ def kind_of(value):
 
 
 def batches(value, pa):
-    """A table's record batches, at least one of a table that has columns."""
+    """The record batches of a table, at least one if the table has columns."""
     has_rows = False
     last = None
     for last in raw_batches(value, pa):
@@ -148,7 +149,7 @@ def batches(value, pa):
 
 
 def raw_batches(value, pa):
-    """The batches of a table as it has them, the last one empty and of its schema."""
+    """The batches of a table as they are, and at the end an empty one with its schema."""
     if isinstance(value, pa.RecordBatch):
         yield value
         yield value.slice(0, 0)
@@ -156,7 +157,7 @@ def raw_batches(value, pa):
         last = None
         for last in value.to_batches() if isinstance(value, pa.Table) else value:
             yield last
-        # One is made where none is there alone: pyarrow does not make those of all types.
+        # The empty batch is created only if there is no other: pyarrow cannot create it for all types.
         yield empty_batch(value.schema, pa) if last is None else last.slice(0, 0)
     elif is_of(value, "pandas", "DataFrame"):
         yield from raw_batches(of_pandas(value, pa), pa)
@@ -178,7 +179,7 @@ def raw_batches(value, pa):
 
 
 def compute():
-    """Imported where it is needed alone: it takes as long as pyarrow itself."""
+    """Imported only where it is needed: the import takes as long as that of pyarrow itself."""
     import pyarrow.compute
 
     return pyarrow.compute
@@ -190,8 +191,8 @@ def empty_batch(schema, pa):
 
 
 def reader_of(value):
-    """A reader of what gives its batches one at a time; taking the stream of a relation would collect
-    its result."""
+    """A reader of a result that returns its batches one at a time. The Arrow stream of a relation would
+    collect its whole result."""
     if is_of(value, "pyarrow.dataset", "Dataset"):
         value = value.scanner()
     if is_of(value, "pyarrow.dataset", "Scanner"):
@@ -233,23 +234,23 @@ def duckdb_reader(result):
 
 
 def duckdb_columns(result):
-    """Names and types of a result; releases before 1.4 give the types of relations alone."""
+    """Names and types of a result's columns. Releases before 1.4 have only the types of relations."""
     if is_of(result, "duckdb", "DuckDBPyRelation"):
         return list(zip(result.columns, result.types))
     return [(name, kind if hasattr(kind, "id") else None) for name, kind, *_ in result.description or ()]
 
 
 def check_duckdb(name, kind):
-    """Refuses types of DuckDB that are not known to keep their values in Arrow: some become others, without
-    their zones, or integers that wrap around, or raw bytes."""
+    """Refuses types of DuckDB that Arrow may not represent exactly: some are converted without their time
+    zones, to integers that wrap around, or to raw bytes."""
     kinds = [kind]
     while kinds:
         kind = kinds.pop()
-        # Earlier releases have geometries as an alias of bytes, whose format is DuckDB's own.
+        # In earlier releases GEOMETRY is an alias of BLOB, with a format of DuckDB's own.
         if kind.id not in DUCKDB_EXACT or kind.id == "blob" and str(kind) == "GEOMETRY":
             raise duckdb_error(name, str(kind))
         if kind.id == "map" and kind.children[0][1].id == "null":
-            # Keys of maps are not null.
+            # Keys of maps cannot be null.
             raise duckdb_error(name, str(kind))
         if kind.id in ("list", "array", "map", "struct", "tuple", "union"):
             kinds.extend(child for _, child in kind.children if hasattr(child, "id"))
@@ -263,7 +264,7 @@ def duckdb_error(name, kind):
 
 
 def of_capsule(value, pa):
-    """A reader or a batch of an object with Arrow's C interface."""
+    """A reader, table or batch of an object with Arrow's C data interface."""
     try:
         if hasattr(value, "__arrow_c_stream__"):
             if hasattr(pa.RecordBatchReader, "from_stream"):
@@ -275,7 +276,7 @@ def of_capsule(value, pa):
 
 
 def of_polars(frame, pa):
-    """Polars' strings are views; it makes plain ones of them itself."""
+    """Converts a Polars frame. Polars' strings are views; Polars itself converts them to plain strings."""
     size = max(1, frame.estimated_size())
     rows = max(1024, CONVERT_BYTES * frame.height // size)
     for piece in frame.iter_slices(rows) if frame.height else [frame]:
@@ -292,7 +293,7 @@ def of_polars(frame, pa):
 
 
 def has_int128(kind):
-    """True when a type of Polars or one within it is such."""
+    """True if a type of Polars, or one nested in it, is a 128-bit integer."""
     kinds = [kind]
     while kinds:
         kind = kinds.pop()
@@ -307,7 +308,7 @@ def has_int128(kind):
 def polars_table(frame):
     polars = sys.modules["polars"]
     if polars.Object in frame.dtypes:
-        # Polars gives addresses of memory for them.
+        # Polars would convert them to memory addresses.
         raise TypeError("it has Python objects, which Arrow does not have")
     frame = frame.with_columns(
         polars.col(name).cast(polars.Decimal(38, 0)) for name, kind in frame.schema.items()
@@ -319,7 +320,7 @@ def polars_table(frame):
 
 
 def of_lazy(frame, pa):
-    """Batch by batch where Polars can."""
+    """Converts a LazyFrame, batch by batch where Polars supports that."""
     if hasattr(frame, "collect_batches"):
         for piece in frame.collect_batches(maintain_order=True):
             yield from of_polars(piece, pa)
@@ -329,7 +330,7 @@ def of_lazy(frame, pa):
 
 
 def of_pandas(frame, pa):
-    """The index becomes columns only where it is named."""
+    """Converts a pandas frame. Levels of the index become columns only if they have names."""
     names = list(frame.index.names)
     unnamed = [level for level, name in enumerate(names) if name is None]
     if unnamed and len(unnamed) < len(names):
@@ -339,7 +340,7 @@ def of_pandas(frame, pa):
         frame = without_copies(frame)
         keeps = any(name is not None for name in frame.index.names)
     try:
-        # geopandas: its own conversion, which keeps the coordinate system.
+        # geopandas has its own conversion, which keeps the coordinate system.
         exact = exact_columns(frame, pa)
         frame = without_values(frame, exact)
         if is_of(frame, "geopandas", "GeoDataFrame") and hasattr(frame, "to_arrow"):
@@ -357,7 +358,7 @@ def of_pandas(frame, pa):
 
 
 def exact_columns(frame, pa):
-    """By their positions, the columns of Python's objects that pandas would have converted less exactly."""
+    """The columns of Python objects that pandas would convert with loss, as arrays by their positions."""
     exact = {}
     for index in range(frame.shape[1]):
         column = frame.iloc[:, index]
@@ -379,7 +380,7 @@ def exact_columns(frame, pa):
 
 
 def check_categories(values):
-    """Categories of Python's objects are values too."""
+    """Checks categories that are Python objects as values are checked."""
     categories = getattr(values.dtype, "categories", None)
     if is_object(categories):
         Exact(categories, True)
@@ -398,7 +399,7 @@ def is_sparse(dtype):
 
 
 def dense(frame):
-    """A frame without what pyarrow does not take: sparse columns, and bytes in the other order."""
+    """A frame without what pyarrow does not accept: sparse columns, and values in the other byte order."""
     indexes = [index for index, dtype in enumerate(frame.dtypes) if is_sparse(dtype) or is_swapped(dtype)]
     if not indexes and not is_swapped(frame.index.dtype):
         return frame
@@ -412,7 +413,7 @@ def dense(frame):
 
 
 def is_swapped(dtype):
-    """True of numpy's types whose bytes are not in the order of this machine."""
+    """True for a numpy type whose byte order is not that of this machine."""
     return type(dtype).__module__.split(".")[0] == "numpy" and not dtype.isnative
 
 
@@ -421,7 +422,7 @@ def native(values):
 
 
 def without_values(frame, indexes):
-    """A frame with None in the columns at these positions, which pandas does not convert then."""
+    """A frame with None in the columns at these positions, so that pandas does not convert them."""
     frame = frame.copy(deep=False) if indexes else frame
     for index in indexes:
         frame.isetitem(index, None)
@@ -429,7 +430,8 @@ def without_values(frame, indexes):
 
 
 def without_copies(frame):
-    """Drops levels of the index that repeat the column of their name; pyarrow would rename them."""
+    """Removes levels of the index that repeat the column with their name, because pyarrow would rename
+    them."""
     for name in list(frame.index.names):
         if name not in list(frame.columns):
             continue
@@ -444,7 +446,7 @@ def without_copies(frame):
 
 
 def of_columns(columns, pa):
-    """A table of a dict of columns."""
+    """Converts a dict of columns to a table."""
     arrays, names = [], []
     for name, values in columns.items():
         check_name(name)
@@ -469,13 +471,13 @@ def is_column(values):
     frames = (
         is_of(values, "pandas", "DataFrame") or is_of(values, "polars", "DataFrame", "LazyFrame")
         or is_of(values, "pyarrow", "Table", "RecordBatch", "RecordBatchReader"))
-    # Sets have no order.
+    # Sets are refused because they have no order.
     single = (str, bytes, collections.abc.Mapping, collections.abc.Set)
     return not frames and not isinstance(values, single) and hasattr(values, "__iter__")
 
 
 def of_rows(rows, pa):
-    """A table of dicts with the keys of all of them, in the order in which they come."""
+    """Converts a list of dicts to a table. It has the keys of all dicts, in order of first occurrence."""
     names = {}
     for row in rows:
         names.update(dict.fromkeys(row))
@@ -520,7 +522,7 @@ def array_of(name, values, pa):
 
 
 def column_error(name, error):
-    """Names the column; pyarrow adds its own words about it, which are left out."""
+    """An error that names the column. What pyarrow adds about the column is left out."""
     if isinstance(error, UnicodeError):
         return ValueError(f"column {name!r}: a text that UTF-8 does not have ({error}): replace its surrogates,"
                           " as with `text.encode('utf-8', 'replace').decode()`")
@@ -531,7 +533,8 @@ def column_error(name, error):
 
 
 def of_numpy(array, pa):
-    """Batches of a structured array; large ones may be files that are mapped into memory."""
+    """The batches of a structured array. Large arrays may be memory-mapped files, so it is converted in
+    pieces."""
     array = array.reshape(1) if array.ndim == 0 else array
     if array.ndim != 1:
         raise TypeError(f"a structured array must have one dimension, not {array.ndim}")
@@ -556,7 +559,7 @@ def of_field(name, array, pa):
 
 
 def of_ndarray(array, pa):
-    """An Arrow array of a numpy array; further dimensions become lists of a fixed size."""
+    """Converts a numpy array to an Arrow array. Further dimensions become lists of a fixed size."""
     if array.ndim > 1:
         if type(array).__module__ == "numpy.ma":
             raise TypeError("a masked array must have one dimension")
@@ -577,14 +580,14 @@ def of_ndarray(array, pa):
         return of_texts(array, pa)
     if array.dtype.kind == "O":
         return array_of_values(with_none(array) if is_masked(type(array)) else array, pa)
-    # Days are a type of Arrow, but not one of numpy's single values.
+    # Days are supported in an array, and are refused as single values (`Exact`).
     if array.dtype.str[1:] != "M8[D]":
         Exact([sample_of(array.dtype)])
     return pa.array(array)
 
 
 class Frames:
-    """Batches of one schema, as the engine reads them."""
+    """Converts batches of one schema to batches that the engine reads."""
 
     def __init__(self, schema, pa, topic_metadata, warn):
         self.pa = pa
@@ -601,7 +604,7 @@ class Frames:
         self.is_same = all(new.equals(old, check_metadata=True) for new, old in zip(fields, schema))
 
     def of(self, batch):
-        """The pieces of a batch that are sent as frames."""
+        """The pieces of a batch, each of which is sent as one frame."""
         if any(self.views):
             least, most = VIEW_ROWS
             rows = FRAME_BYTES * batch.num_rows // max(1, batch.nbytes)
@@ -617,7 +620,7 @@ class Frames:
                 if any(new is not old for new, old in zip(arrays, columns)):
                     piece = self.pa.RecordBatch.from_arrays(arrays, schema=piece.schema)
             if self.is_same:
-                # Not made anew: that refuses some arrays that pyarrow has made.
+                # The batch is not rebuilt, because that refuses some arrays that pyarrow itself has created.
                 yield from self.cut(piece.replace_schema_metadata(self.schema.metadata))
                 continue
             arrays = [
@@ -626,8 +629,8 @@ class Frames:
             yield from self.cut(self.pa.RecordBatch.from_arrays(arrays, schema=self.schema))
 
     def checked(self, array):
-        """The array, with null indices of dictionaries below its nulls if others are invalid: pyarrow makes
-        indices 0 of empty dictionaries there."""
+        """The array. If it is invalid, dictionary indices in rows below a null are set to null: pyarrow
+        writes indices 0 of empty dictionaries there."""
         try:
             array.validate(full=True)
             return array
@@ -635,7 +638,7 @@ class Frames:
             return self.plain(array, array.type, array.type)
 
     def cut(self, batch):
-        """Pieces that are small, or have one row."""
+        """Splits a batch into pieces that are small or have one row."""
         rows, size = batch.num_rows, batch.nbytes
         if rows <= 1 or size <= FRAME_BYTES_MAX:
             yield batch
@@ -644,7 +647,7 @@ class Frames:
         for start in range(0, rows, step):
             piece = batch.slice(start, step)
             if any(self.dictionaries):
-                # Each frame has its dictionaries whole: those values alone that its rows have.
+                # Each frame contains its dictionaries, so they are reduced to the values that its rows use.
                 arrays = [
                     self.named(field.name, self.plain, array, array.type, array.type, True) if has else array
                     for array, field, has in zip(piece.columns, self.schema, self.dictionaries)]
@@ -652,7 +655,7 @@ class Frames:
             yield from self.cut(piece)
 
     def named(self, column, function, *arguments):
-        """What a function gives for a column, or its error with the column's name."""
+        """Returns the result of a function for a column. An error is raised with the column's name."""
         try:
             return function(*arguments)
         except Exception as error:
@@ -662,7 +665,7 @@ class Frames:
             raise ValueError(f"column {column!r}: {reason}; give it as another type") from error
 
     def metadata(self, metadata, of):
-        """What of it the engine can read, which is UTF-8."""
+        """The entries that the engine can read: those in UTF-8."""
         kept = {}
         for key, value in (metadata or {}).items():
             try:
@@ -680,8 +683,9 @@ class Frames:
         return self.pa.field(field.name, storage, field.nullable, kept or None)
 
     def plain_extension(self, kind, column):
-        """The type as it is sent. An extension type whose storage changes is sent as storage with the
-        metadata that names it. Bytes that DuckDB itself does not read again as its type are refused."""
+        """The type as it is sent, and metadata for its field. An extension type whose storage type changes is
+        sent as its storage, with the metadata that names it. Opaque types of DuckDB are refused, because
+        DuckDB itself does not read their bytes as that type."""
         pa = self.pa
         if not isinstance(kind, pa.BaseExtensionType):
             return self.plain_type(kind, column), {}
@@ -712,7 +716,7 @@ class Frames:
         if types.is_dictionary(kind):
             values = self.plain_type(kind.value_type, column)
             if types.is_dictionary(values):
-                # Arrow's stream format has no dictionaries of dictionaries.
+                # Arrow's stream format does not support dictionaries of dictionaries.
                 values = values.value_type
             return pa.dictionary(kind.index_type, values, kind.ordered)
         if types.is_struct(kind):
@@ -730,7 +734,7 @@ class Frames:
         return kind
 
     def is_of(self, kind, name):
-        """Asks pyarrow about a type that older ones do not have."""
+        """Calls a predicate of pyarrow.types that older releases may lack."""
         asks = getattr(self.pa.types, name, None)
         return asks is not None and asks(kind)
 
@@ -739,7 +743,7 @@ class Frames:
         return any(self.is_of(kind, name) for name in names)
 
     def has(self, kind, asks):
-        """True when a type or one within it is such."""
+        """True if a type, or one nested in it, satisfies `asks`."""
         if asks(kind):
             return True
         if isinstance(kind, self.pa.BaseExtensionType):
@@ -755,8 +759,8 @@ class Frames:
         return any(self.has(kind.field(index).type, asks) for index in range(kind.num_fields))
 
     def plain(self, array, target, kind, shrinks=False, hidden=None):
-        """An array as one of the target type, with what its own rows have alone. `shrinks`: dictionaries
-        keep the values that are used. `hidden`: which rows are below a null."""
+        """Converts an array to the target type, with only the values of its own rows. `shrinks`: dictionaries
+        keep only the values that are used. `hidden`: a mask of the rows below a null."""
         pa, types = self.pa, self.pa.types
         if isinstance(kind, pa.BaseExtensionType):
             is_same = isinstance(target, pa.BaseExtensionType)
@@ -777,7 +781,7 @@ class Frames:
             fields = [target.field(index) for index in range(target.num_fields)]
             return pa.StructArray.from_arrays(children, fields=fields, mask=self.mask(array))
         if self.is_of(kind, "is_run_end_encoded") and kind != target:
-            # No kernel decodes views.
+            # There is no kernel that decodes views.
             return pa.array(array.to_pylist(), target)
         if types.is_fixed_size_list(kind):
             size = kind.list_size
@@ -792,13 +796,13 @@ class Frames:
         is_view = self.is_of(kind, "is_list_view") or self.is_of(kind, "is_large_list_view")
         if is_view or types.is_map(kind) or types.is_list(kind) or types.is_large_list(kind):
             if kind == target and self.has(kind, lambda one: self.is_of(one, "is_run_end_encoded")):
-                # Arrow makes no valid array of parts of one.
+                # Arrow cannot rebuild an array of slices of a run-end encoded one.
                 return array
             return self.lists(array, target, kind, is_view, shrinks)
         return array
 
     def lists(self, array, target, kind, is_view, shrinks):
-        """Lists and maps: of their values those alone that the array's own rows have."""
+        """Converts lists and maps, with only the values of the array's own rows."""
         pa = self.pa
         is_large = pa.types.is_large_list(target)
         lengths = compute().list_value_length(
@@ -823,8 +827,8 @@ class Frames:
             target, len(array), [self.validity(mask), offsets.buffers()[1]], children=[values])
 
     def own_values(self, array, convert):
-        """What `convert` makes of the values of a list's own rows. pyarrow's `flatten` concatenates them where rows
-        are null, which corrupts dictionaries of half floats: these are taken by index."""
+        """Applies `convert` to the values of a list's own rows. Where rows are null, pyarrow's `flatten`
+        concatenates values, which corrupts dictionaries of half floats: these are taken by index."""
         pa, types = self.pa, self.pa.types
         kind = array.type
         if not self.has(kind.value_type, lambda one: types.is_dictionary(one) and types.is_float16(one.value_type)):
@@ -850,7 +854,7 @@ class Frames:
             offset=array.offset, children=[entries])
 
     def validity(self, mask):
-        """The buffer that says which rows are not null."""
+        """The validity buffer: a bit for each row that is not null."""
         if mask is None:
             return None
         return compute().invert(mask).buffers()[1]

@@ -314,7 +314,7 @@ impl Resolver<'_> {
     fn keep_allowed(&self, package: &mut Table) -> Result<(), Error> {
         let name = name_of(package).unwrap_or_default().to_owned();
         let settings = &self.request.settings;
-        let says = |key: &str| {
+        let has_setting = |key: &str| {
             let list = settings.get(&format!("{key}-package"));
             let list = list.and_then(Value::as_array).into_iter().flatten();
             settings.get(key).and_then(Value::as_bool) == Some(true)
@@ -324,11 +324,11 @@ impl Resolver<'_> {
         };
         let is_of_index = source(package).is_some_and(|source| source.contains_key("registry"));
         let mut reason = String::new();
-        if is_of_index && says("no-build") {
+        if is_of_index && has_setting("no-build") {
             package.remove("sdist");
             reason = "no-build (--only-binary) allows wheels alone".to_owned();
         }
-        if is_of_index && says("no-binary") {
+        if is_of_index && has_setting("no-binary") {
             package.remove("wheels");
             reason = "no-binary allows its source alone".to_owned();
         }

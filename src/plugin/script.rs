@@ -91,9 +91,6 @@ const SETTINGS: &str = "preload, sandbox, entry, exclude, job-timeout, job-cpu, 
 /// The metadata of a plugin: the block of its (entry) file, else its folder's `pyproject.toml`. None if it
 /// has neither.
 pub fn of_plugin(source: &str) -> Result<Option<Script>, Error> {
-    if let Some(script) = metadata(folder::entry_source(source))? {
-        return Ok(Some(script));
-    }
     let fail = |reason: String| Error {
         source: project::FILE,
         reason,
@@ -102,13 +99,26 @@ pub fn of_plugin(source: &str) -> Result<Option<Script>, Error> {
         source: "",
         reason: error.to_string(),
     });
-    match found? {
-        Some(text) => {
-            let text = String::from_utf8(text).map_err(|_| fail("not UTF-8 text".to_owned()))?;
-            Ok(Some(project::read(&text)?.script))
-        }
-        None => Ok(None),
+    let inline = metadata(folder::entry_source(source))?;
+    let Some(text) = found? else {
+        return Ok(inline);
+    };
+    let text = String::from_utf8(text).map_err(|_| fail("not UTF-8 text".to_owned()));
+    let Some(inline) = inline else {
+        return Ok(Some(project::read(&text?)?.script));
+    };
+    // The file's other tables may be for other tools.
+    let Some(text) = text.ok().filter(|text| text.contains("casparian")) else {
+        return Ok(Some(inline));
+    };
+    let own = project::read(&text)?.script;
+    if own.is_strict || own.quota != Quota::default() || !own.preload.is_empty() {
+        return Err(fail(
+            "[tool.casparian] has settings, and the entry file has inline metadata: move the settings there"
+                .to_owned(),
+        ));
     }
+    Ok(Some(inline))
 }
 
 /// True if a comment line of the (entry) file, or the folder's `pyproject.toml`, contains `casparian`. Then

@@ -1,36 +1,42 @@
-"""The plugin process's side of the bridge: runs one plugin over one file and sends its output.
+"""The program of a plugin process: runs one plugin over one file and sends its output over the bridge.
 
-Concatenated with `outputs.py`, `values.py`, `work.py`, `daemons.py` and `folder.py` into one program (`SHIM` in `mod.rs`).
+Concatenated with `outputs.py`, `values.py`, `work.py`, `daemons.py` and `folder.py` into one program (`SHIM`
+in `mod.rs`).
 
-Fresh mode (no arguments): the job comes in the environment.
+Without arguments it runs one job, which these variables describe:
 
     BRIDGE_SOCKET            Unix socket of the worker
     BRIDGE_PLUGIN_CODE       source, base64
     BRIDGE_FILE_PATH, BRIDGE_JOB_ID, BRIDGE_FILE_VERSION_ID
-    CASPARIAN_PLUGIN_FILE    file with the source; goes before BRIDGE_PLUGIN_CODE
-    CASPARIAN_PLUGIN_NAME    for tracebacks
-    CASPARIAN_PARAMETERS     what `configure` gets: a JSON object (default: an empty one)
+    CASPARIAN_PLUGIN_FILE    file with the source; takes precedence over BRIDGE_PLUGIN_CODE
+    CASPARIAN_PLUGIN_NAME    name of the plugin, for tracebacks
+    CASPARIAN_PARAMETERS     parameters for `configure`: a JSON object (default: an empty one)
     CASPARIAN_MEMORY_MAX     address space in bytes
 
-Fork server (--warm FD MODULE..., --bare FD): forks a child for every request on the seqpacket
-socket FD. --warm imports pyarrow and the modules before. A request is JSON {"job", "env", "cwd"}
-with three file descriptors, the child's stdout and stderr and a file with the plugin's source. Its
-paths and values are bytes, each written as the character of that number (see `path_bytes`). With
-"shim" the child runs that program instead of this one, with "sandbox" it restricts itself before (see
-`contain`), with "interpreter" it becomes that one after it. {"ping": number} is a request too. Answers
-are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"}, {"failed": job, "message"}, and {"exited": job, "code" | "signal", "rss_max_kib"}. "exited" follows
-the death of all that the child has started, whatever process group or session it is in: each child
-is a subreaper, so its descendants stay below it, and become children of the fork server when it
-ends. When the worker's end of the socket closes, everything is killed and the fork server ends.
+With `--warm FD MODULE...` or `--bare FD` it is a fork server: it forks a child for every request on the
+seqpacket socket FD. `--warm` imports pyarrow and the modules first. A request is JSON {"job", "env", "cwd"}
+with three file descriptors: the child's stdout, its stderr, and a file with the plugin's source. Paths and
+values in a request are bytes, each written as the character with that number (see `path_bytes`). With "shim"
+the child runs that program instead of this one. With "sandbox" it restricts itself first (see `contain`).
+With "interpreter" it executes that interpreter after it has restricted itself. {"ping": number} is also a
+request. Answers are JSON:
 
-Frames: u32 big-endian length, then one complete Arrow IPC stream. Length 0 ends the output;
-0xFFFFFFFF starts a failure: u32 length, UTF-8 text, then the 0. The topic of published data
-stands in the schema's metadata under casparian.topic. A failure's text begins with
-"Type: message"; a failure of the input, found before the plugin runs, with "input: "; one of
-pyarrow, which the shim itself needs, with "environment: ".
+    {"ready": true}, {"pong": number}, {"started": job, "pid"}, {"failed": job, "message"},
+    {"exited": job, "code" | "signal", "rss_max_kib"}
 
-The last line of stdout is a JSON summary: status, and for our own workers rss_max_kib, the most
-memory that the process had.
+Before "exited" is sent, the child's descendants are killed, in whatever process group or session they are
+(those that do not end within `STRAYS_WAIT` are killed further while the fork server continues). Each child is
+a subreaper, so its descendants stay below it, and become children of the fork server when it ends. When the
+worker's end of the socket closes, the fork server kills all of them and ends.
+
+A frame is a u32 big-endian length, followed by one complete Arrow IPC stream. Length 0 ends the output.
+Length 0xFFFFFFFF starts a failure: u32 length, UTF-8 text, then the 0. The topic of published data is in the
+schema's metadata under casparian.topic. A failure's text begins with "Type: message". If the fault was found
+in the input before the plugin ran, it begins with "input: ". If the environment lacks pyarrow, which the shim
+itself needs, it begins with "environment: ".
+
+The last line of stdout is a JSON summary: the status, and for Casparian's workers rss_max_kib, the largest
+resident size of the process.
 """
 
 import base64
@@ -48,31 +54,33 @@ import traceback
 import types
 import weakref
 
-# A plugin may change builtins and modules: what is needed after it has run is kept here.
+# A plugin may change builtins and modules. Copies of those that are needed after it has run are imported
+# here.
 from builtins import *
 from os import _exit, getpid
 
 FAILURE = 0xFFFFFFFF
-# This file, and the modules as which it and the plugin can be imported.
+# Path of this file. The module names under which child processes can import it and the plugin.
 OURS = os.path.abspath(__file__)
 SHIM_MODULE = "casparian_shim"
 PLUGIN_MODULE = "casparian_plugin"
 IMPORTS = threading.RLock()
-# Folders that are removed at the job's end.
+# Folders that are removed when the job ends.
 OWN_FOLDERS = []
 NOT_A_CHILD = "a child process of the plugin cannot publish: hand the data to the process that started it"
-# Different warnings that the shim adds to a job's log.
+# Limit of distinct warnings that the shim writes to a job's log.
 WARNINGS_MAX = 100
 TOPIC_KEY = b"casparian.topic"
-# Characters of an exception's message, and of each note and cause.
+# Limits, in characters, of an exception's message, and of each note and cause.
 MESSAGE_MAX = 8 << 10
 LINE_MAX = 1 << 10
-# Frames of a traceback, notes, causes, and exceptions of a group that a failure's text has.
+# Limits of a failure's text: frames of a traceback; notes, causes, and exceptions of a group.
 FRAMES_MAX = 40
 PARTS_MAX = 10
-# Seconds that a failure waits for a thread that is in the middle of a frame.
+# Seconds for which a failure waits for a thread that is sending a frame.
 FRAME_WAIT = 30
-# Seconds in which a fork server kills what an ended child has left, before it goes on meanwhile.
+# Seconds for which a fork server waits for the end of an ended child's descendants. After that it continues,
+# and kills them between requests.
 STRAYS_WAIT = 1.0
 
 
@@ -82,22 +90,24 @@ class Bridge:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(path)
-        # Forked children of the plugin do not speak for the job.
+        # Forked children of the plugin must not send output for the job.
         self.owner = getpid()
         os.register_at_fork(after_in_child=self.socket.close)
-        # Set where one of them has tried to: the parent may never look at how it ended.
+        # Shared with forked children. Set when one has tried to publish: the plugin may never check how it
+        # ended.
         self.refused = mmap.mmap(-1, 1)
         self.rows = 0
-        # One frame at a time, whatever thread sends it; none after the end.
+        # Held while a frame is sent by any thread. Nothing is sent after the end.
         self.lock = threading.Lock()
         self.over = False
         self.failed = False
-        # Threads that have sent something, and warnings that the log has.
+        # Threads that have sent data, and warnings that were logged.
         self.publishers = weakref.WeakSet()
         self.warned = set()
         # Metadata of the first schema of each topic.
         self.metadata = {}
-        # The worker has closed the bridge: it knows why. A plugin that closes it does not say so.
+        # Set when the worker has closed the bridge. It has the cause, so nothing is reported. Not set when
+        # the plugin itself closes the socket.
         self.broken = False
 
     def write(self, *parts):
@@ -109,7 +119,8 @@ class Bridge:
             raise
 
     def send(self, data, topic=None):
-        """Sends what a plugin returned, yielded or published, each table as soon as it is there."""
+        """Sends what a plugin returned, yielded or published. Each table is sent as soon as it is
+        produced."""
         if data is None:
             return
         if getpid() != self.owner:
@@ -139,7 +150,8 @@ class Bridge:
             self.rows += batch.num_rows
 
     def refuse_late(self):
-        """The job may have ended well by now, but for its exit code."""
+        """Refuses data after the end of the output. A job that has not failed can then fail only by its exit
+        code."""
         text = "data was published after the end of the job: let threads end before the handler returns"
         if not self.failed:
             try:
@@ -149,7 +161,7 @@ class Bridge:
         raise RuntimeError(text)
 
     def compare_metadata(self, topic, metadata):
-        """Warns of keys of a schema's metadata that a file does not have: those with several values."""
+        """Warns of keys of a schema's metadata that have several values: they are left out of the file."""
         first = self.metadata.setdefault(topic, metadata)
         for key in first.keys() & metadata.keys() - {b"pandas", b"geo"}:
             if first[key] != metadata[key]:
@@ -158,7 +170,7 @@ class Bridge:
                     f"metadata {key!r} of the schema differs between batches of {of} and was left out")
 
     def warn(self, text):
-        """One line in the job's log, the same one once."""
+        """Writes one line to the job's log, the same line only once."""
         with self.lock:
             is_known = text in self.warned or len(self.warned) == WARNINGS_MAX
             self.warned.add(text)
@@ -185,7 +197,7 @@ class Bridge:
 
 
 class Context:
-    """What `configure` gets: topics to publish to."""
+    """The context that `configure` gets. It publishes to topics."""
 
     def __init__(self, bridge, job_id, file_version_id):
         self._bridge = bridge
@@ -195,14 +207,14 @@ class Context:
         self.file_version_id = file_version_id
 
     def __getstate__(self):
-        """What a child process gets of it: everything but the bridge."""
+        """The state that a child process gets: all attributes except the bridge and the lock."""
         return {name: value for name, value in vars(self).items() if name not in ("_bridge", "_lock")}
 
     def __setstate__(self, state):
         vars(self).update(state, _bridge=None, _lock=threading.Lock())
 
     def register_topic(self, name, *_ignored, **_also_ignored):
-        """Gives the handle of a topic."""
+        """Returns the handle of a topic."""
         if not isinstance(name, str) or not name:
             raise TypeError("a topic's name must be a string that is not empty")
         with self._lock:
@@ -249,19 +261,19 @@ class BasePlugin:
 
 
 class PluginMetadata:
-    """Routing data; read as literals by the engine, kept as attributes here."""
+    """Routing data. The engine reads it as literals; here it is kept as attributes."""
 
     def __init__(self, **values):
         self.__dict__.update(values)
 
 
-# Children of the plugin import them by this name (see `work.py`).
+# Children of the plugin import these classes by this module name (see `work.py`).
 for _kind in (Context, FileEvent, BasePlugin, PluginMetadata):
     _kind.__module__ = SHIM_MODULE
 
 
 def provide_sdk():
-    """Puts casparian_flow.sdk in place where it is not installed."""
+    """Provides casparian_flow.sdk as a module where it is not installed."""
     try:
         import casparian_flow.sdk  # noqa: F401
         return
@@ -278,8 +290,8 @@ def provide_sdk():
 
 
 def read_source(path):
-    """The source's bytes. A descriptor's file is shared by all processes of the plugin, which may have
-    changed its mode and its position."""
+    """Returns the source's bytes. All processes of the plugin share a descriptor's open file and may have
+    changed its position, so it is read with pread."""
     folder, name = os.path.split(path)
     if folder != "/proc/self/fd":
         with open(path, "rb") as file:
@@ -288,7 +300,7 @@ def read_source(path):
 
 
 def plugin_source():
-    """The bytes of the plugin's source."""
+    """Returns the bytes of the plugin's source."""
     path = os.environ.get("CASPARIAN_PLUGIN_FILE")
     if path:
         return read_source(path)
@@ -296,7 +308,7 @@ def plugin_source():
 
 
 def run_source(source, filename, space):
-    """Runs the plugin's source as the module with that namespace."""
+    """Runs the plugin's source in the namespace of a module."""
     import linecache
 
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
@@ -315,7 +327,7 @@ def load_file(source, filename):
 
 
 def load_handler(bridge):
-    """Runs the plugin's source; gives its Handler class."""
+    """Runs the plugin's source and returns its Handler class."""
     source, folder = split_source(plugin_source())
     filename = (os.environ.get("CASPARIAN_PLUGIN_NAME") or "plugin") + ".py"
     if folder is None:
@@ -332,10 +344,10 @@ def load_handler(bridge):
 
 
 def job_folder():
-    """The job's own folder, which is removed after it."""
+    """Returns the job's own folder, which is removed after the job."""
     if "CASPARIAN_PLUGIN_FILE" in os.environ:
         return os.getcwd()
-    # A worker of the old system: `run_job` removes it.
+    # A worker of the reference system has no such folder. `run_job` removes this one.
     import tempfile
 
     OWN_FOLDERS.append(tempfile.mkdtemp(prefix="casparian-"))
@@ -343,7 +355,7 @@ def job_folder():
 
 
 def parameters():
-    """What the plugin is configured with. Child processes do not get the variable."""
+    """Returns the plugin's parameters. The variable is removed, so child processes do not inherit it."""
     return json.loads(os.environ.pop("CASPARIAN_PARAMETERS", None) or "{}")
 
 
@@ -352,11 +364,11 @@ class InputError(Exception):
 
 
 class EnvironmentFailure(Exception):
-    """What the shim needs of the environment is missing."""
+    """The environment lacks what the shim itself needs."""
 
 
 def import_pyarrow():
-    """One thread at a time: a module that another one is importing is not whole."""
+    """Imports pyarrow, one thread at a time: a module that another thread is importing is incomplete."""
     try:
         with IMPORTS:
             import pyarrow
@@ -370,7 +382,7 @@ def import_pyarrow():
 
 
 def lacks_pyarrow(error):
-    """True when a plugin's import failed because no import of pyarrow works."""
+    """True if a plugin's import failed because pyarrow cannot be imported at all."""
     if not issubclass(type(error), ImportError):
         return False
     try:
@@ -378,14 +390,14 @@ def lacks_pyarrow(error):
             import_pyarrow()
     except EnvironmentFailure:
         return True
-    except BaseException:  # the exception does not let itself be read
+    except BaseException:  # reading the exception's attributes failed
         pass
     return False
 
 
 def check_input(path):
-    """Refuses an input that no plugin could read, before the plugin runs. Opening a FIFO or a
-    device could wait for ever, so these are told by their kind."""
+    """Refuses an input that no plugin could read, before the plugin runs. Opening a FIFO or a device could
+    block forever, so these are detected by their file type."""
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):
@@ -430,7 +442,7 @@ def run_plugin(bridge):
 
 
 def text_of(value, convert=str, limit=LINE_MAX):
-    """A value as text, whatever its own methods do, cut to a limit."""
+    """A value as text, cut to a limit. Does not fail, whatever the value's own methods do."""
     try:
         text = convert(value)
         if len(text) > limit:
@@ -441,15 +453,15 @@ def text_of(value, convert=str, limit=LINE_MAX):
 
 
 def type_name(value, part="__name__"):
-    """The name of a value's class, or its module, past whatever its metaclass does."""
+    """The name or module of a value's class, read without the class's metaclass."""
     return type.__dict__[part].__get__(type(value))
 
 
 def headline(error, limit=LINE_MAX):
-    """`Type: message`; what is behind the message's first line follows in further lines."""
+    """`Type: message`. A message of several lines keeps its further lines."""
     module = text_of(type_name(error, "__module__"))
     name = text_of(type_name(error, "__qualname__"))
-    if module not in ("builtins", "__main__", PLUGIN_MODULE, SHIM_MODULE, PLACE["module"]):
+    if module not in ("builtins", "__main__", PLUGIN_MODULE, SHIM_MODULE, ROOT["module"]):
         name = f"{module}.{name}"
     if issubclass(type(error), SystemExit):
         message = f"the plugin called sys.exit({text_of(error.code, repr)})"
@@ -459,7 +471,7 @@ def headline(error, limit=LINE_MAX):
 
 
 def details(error, depth=0):
-    """Notes and, of a group, its exceptions."""
+    """The notes of an exception, and the exceptions of an exception group."""
     lines = []
     notes = getattr(error, "__notes__", None)
     if isinstance(notes, (list, tuple)):
@@ -476,7 +488,7 @@ def details(error, depth=0):
 
 
 def causes(error):
-    """The exceptions that an exception came from, nearest first."""
+    """The causes of an exception, nearest first."""
     found = [error]
     while len(found) <= PARTS_MAX:
         last = found[-1]
@@ -494,23 +506,23 @@ def causes_of(error):
 
 
 def source_of(error):
-    """The lines that Python shows of a syntax error."""
+    """The source line that Python shows for a syntax error."""
     if not issubclass(type(error), SyntaxError) or not isinstance(error.text, str):
         return []
     return [f"    {text_of(error.text.strip())}"]
 
 
 def frames_of(error):
-    """Where it happened, without this file's own frames."""
+    """The lines of the traceback, without this file's own frames."""
     frames = traceback.extract_tb(error.__traceback__, limit=-FRAMES_MAX)
     theirs = [frame for frame in frames if os.path.abspath(frame.filename) != OURS]
     lines = "".join(traceback.format_list(theirs)).rstrip().splitlines()
-    return [without_place(line) for line in lines]
+    return [without_index(line) for line in lines]
 
 
 def describe(error):
-    """An exception as text: what, whence, then where. Never fails."""
-    # Not isinstance, which asks the exception for its class.
+    """An exception as text: type and message, details, causes, then the traceback. Never fails."""
+    # Not isinstance, because the exception could override its __class__.
     kind = type(error)
     if issubclass(kind, InputError):
         return f"input: {error}"
@@ -519,7 +531,7 @@ def describe(error):
     lines = []
     try:
         if issubclass(kind, MemoryError):
-            # Its frames hold what filled the memory.
+            # Its frames reference the objects that filled the memory.
             error.__traceback__ = None
         mark = "environment: " if lacks_pyarrow(error) else ""
         lines.append(mark + headline(error, MESSAGE_MAX))
@@ -528,13 +540,13 @@ def describe(error):
     for more in (details, causes_of, source_of, frames_of):
         try:
             lines += more(error)
-        except BaseException:  # out of memory, or the exception does not let itself be read
+        except BaseException:  # out of memory, or reading the exception failed
             pass
     return "\n".join(lines)
 
 
 def report(bridge, error):
-    """Sends a failure, then prints it. A plugin may have closed or replaced stderr."""
+    """Sends a failure over the bridge, then prints it. A plugin may have closed or replaced stderr."""
     text = describe(error)
     try:
         bridge.fail(text)
@@ -547,8 +559,8 @@ def report(bridge, error):
 
 
 def end_child(bridge, error):
-    """Ends a forked child of the plugin that came out of the plugin's code as Python ends a
-    process; the job is its parent's."""
+    """Ends a forked child of the plugin that has returned from the plugin's code. It ends as a Python process
+    does. Only the plugin process itself reports the job's end."""
     if getpid() == bridge.owner:
         return
     code = 0 if error is None else 1
@@ -574,7 +586,7 @@ def rss_max_kib():
 
 
 def run_job():
-    """Runs the job of the environment; gives the exit code."""
+    """Runs the job that the variables describe, and returns the exit code."""
     try:
         sys.stdout.reconfigure(line_buffering=True)
     except (AttributeError, ValueError):
@@ -592,7 +604,7 @@ def run_job():
         end_helpers(work.helpers)
         bridge.end()
         summary, code = {"rows_published": bridge.rows, "status": "SUCCESS"}, 0
-    except BaseException as error:  # the plugin may raise anything, SystemExit too
+    except BaseException as error:  # the plugin may raise any exception, also SystemExit
         end_child(bridge, error)
         if bridge.broken:
             return 1
@@ -604,12 +616,12 @@ def run_job():
 
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        # Workers of the old system know the other fields only.
+        # Workers of the reference system accept only the other fields.
         if "CASPARIAN_PLUGIN_FILE" in os.environ:
             summary["rss_max_kib"] = rss_max_kib()
         sys.stderr.flush()
         print(json.dumps(summary), flush=True)
-    except BaseException:  # closed or replaced by the plugin: the bridge has said how it ended
+    except BaseException:  # closed or replaced by the plugin; the end was sent over the bridge
         pass
     return code
 
@@ -637,7 +649,7 @@ PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
-# Stands in a filter for the ID of the process that puts itself under it.
+# Placeholder in a filter for the ID of the process that installs the filter.
 OWN_PID = 0x7FFFCA5B
 SYS_LANDLOCK_RESTRICT_SELF = 446
 SYS_MOUNT_SETATTR = 442
@@ -647,7 +659,7 @@ AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096, 16384
 MS_NOEXEC, MS_NOATIME, MS_NODIRATIME, MS_RELATIME, ST_RELATIME = 8, 1024, 2048, 1 << 21, 4096
 CAPABILITY_VERSION = 0x20080522
-# Capabilities that root's plugins keep, by number: those over files of other users, user IDs and
+# Numbers of the capabilities that plugins of root keep: those over files of other users, user IDs and
 # sockets, not those over the machine, its devices, mounts and other processes.
 CAP_KILL = 5
 ROOT_KEEPS = (0, 1, 3, 4, 6, 7, 8, 10, 13, 18, 23, 24, 31)
@@ -668,7 +680,7 @@ def die_with_parent(parent):
 
 
 def has_own_memory(request):
-    """True where the job can have a /dev/shm of its own: nothing that it uses is in that folder."""
+    """True if the job can have a /dev/shm of its own: no path that it uses is in that folder."""
     env, hide = request["env"], request["sandbox"].get("hide")
     used = [path_bytes(env[name]) for name in ("BRIDGE_FILE_PATH", "TMPDIR") if name in env]
     used += [path_bytes(hide or ""), os.fsencode(sys.prefix), os.fsencode(sys.base_prefix)]
@@ -678,11 +690,12 @@ def has_own_memory(request):
 
 
 def contain(sandbox, ruleset, seccomp, own_memory):
-    """Restricts this process and all that it starts. `sandbox`: "hide", a folder of which only the
-    paths in "keep" are seen from here on, or None; "cover", a socket that cannot be connected to from
-    here on, or None; "writable", with them the only path below which the file system can be changed,
-    or None; "kills", true where it can signal its descendants alone. `ruleset`: descriptor of a Landlock ruleset, or None. `seccomp`: descriptor of a file with
-    a seccomp filter, or None. `own_memory`: whether a hidden process gets a /dev/shm of its own."""
+    """Restricts this process and its future children. Keys of `sandbox`, each None without a mount namespace:
+    "hide", a folder in which only the paths of "keep" are visible from here on; "cover", a socket that cannot
+    be connected to from here on; "writable", the only path below which the file system can be changed.
+    "kills" is true if the process can signal only its descendants. `ruleset`: descriptor of a Landlock
+    ruleset, or None. `seccomp`: descriptor of a file with a seccomp filter, or None. `own_memory`: whether a
+    process with "hide" gets a /dev/shm of its own."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -698,7 +711,7 @@ def contain(sandbox, ruleset, seccomp, own_memory):
         done(libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {os.fsdecode(target)}")
 
     if hide:
-        # System V's shared memory, queues and semaphores end with the job.
+        # With the IPC namespace, System V shared memory, queues and semaphores are removed when the job ends.
         done(libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "unshare")
         kept = [(path, os.open(path, os.O_PATH)) for path in map(path_bytes, sandbox["keep"])]
         mount("none", hide, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=64k")
@@ -712,19 +725,19 @@ def contain(sandbox, ruleset, seccomp, own_memory):
             os.close(fd)
         mount(None, hide, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
         if own_memory:
-            # POSIX shared memory and semaphores, too.
+            # The same for POSIX shared memory and semaphores.
             mount("none", SHARED_MEMORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
         cover = path_bytes(sandbox.get("cover") or "")
         if cover:
             try:
                 mount("/dev/null", cover, None, MS_BIND)
-                # Modes and owners set there would be those of the machine's device.
+                # Read-only, because a change of its mode or owner would change the machine's device.
                 found = os.statvfs("/dev/null").f_flag
                 kept = found & (MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME)
                 kept |= MS_RELATIME if found & ST_RELATIME else 0
                 mount(None, cover, None, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
             except FileNotFoundError:
-                # The program that listens there is being restarted.
+                # The socket does not exist, because the program that listens there is being restarted.
                 pass
         writable = path_bytes(sandbox.get("writable") or "")
         if writable:
@@ -733,7 +746,7 @@ def contain(sandbox, ruleset, seccomp, own_memory):
     if sandbox.get("kills") and keeps:
         keeps += (CAP_KILL,)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-    # Effective, permitted and inheritable ones, 32 each, and the three with the rest.
+    # The effective, permitted and inheritable sets, first of capabilities 0 to 31, then of the others.
     sets = (ctypes.c_uint32 * 6)()
     done(libc.capget(header, sets), "capget")
     for index in range(6):
@@ -748,50 +761,50 @@ def contain(sandbox, ruleset, seccomp, own_memory):
         code = ctypes.create_string_buffer(b"".join(
             struct.pack("=HBBI", *step, getpid() if value == OWN_PID else value)
             for *step, value in steps))
-        # Instructions of 8 bytes; the buffer has a NUL behind them.
+        # Each instruction has 8 bytes. The buffer has a NUL after them.
         program = struct.pack("@HP", len(code) // 8, ctypes.addressof(code))
         done(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
 
 
 def path_bytes(text):
-    """The bytes of a path or a value in a request."""
+    """Returns the bytes of a path or a value in a request."""
     return text.encode("latin-1")
 
 
 def printable(text):
-    """A text that UTF-8 can say: what stands for other bytes in it is escaped."""
+    """A text that can be encoded as UTF-8: surrogates in it are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_only_but(writable, libc, done):
-    """Makes all mounts read-only, but for one. Landlock does not refuse changes of modes, owners,
-    times and attributes."""
+    """Makes all mounts read-only except one. That is needed because Landlock does not refuse changes of
+    modes, owners, times and attributes."""
     for path, flags, to_set, to_clear in (
             (b"/", AT_RECURSIVE, MOUNT_ATTR_RDONLY, 0),
             (writable, 0, 0, MOUNT_ATTR_RDONLY)):
         attributes = struct.pack("@QQQQ", to_set, to_clear, 0, 0)
         done(libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path, flags, attributes, len(attributes)),
              "mount_setattr")
-    # What was opened before belongs to the mounts before.
+    # Open descriptors refer to the earlier mounts. Those of /dev/null are opened again.
     null = os.open(os.devnull, os.O_RDWR)
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
             if fd != null and os.readlink(f"/proc/self/fd/{fd}") == os.devnull:
                 os.dup2(null, fd, os.get_inheritable(fd))
-        except FileNotFoundError:  # that of the listing
+        except FileNotFoundError:  # the descriptor that listdir itself used
             pass
     os.close(null)
 
 
 def own_children():
-    """Process IDs of this process's children, adopted ones too; zombies are among them."""
+    """Process IDs of this process's children, including adopted ones and zombies."""
     found = []
     for task in os.listdir("/proc/self/task"):
         try:
             with open(f"/proc/self/task/{task}/children") as file:
                 found += map(int, file.read().split())
         except FileNotFoundError:
-            # A thread that has ended, or a kernel without these files.
+            # A thread that has ended, or a kernel that lacks these files.
             if task == str(getpid()):
                 return children_by_parent(b"%d" % getpid())
     return found
@@ -801,7 +814,7 @@ def children_by_parent(parent):
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            # A process may have any bytes for its name.
+            # A process name may contain any bytes.
             with open(f"/proc/{pid}/stat", "rb") as file:
                 if file.read().rpartition(b")")[2].split()[1] == parent:
                     found.append(int(pid))
@@ -811,7 +824,7 @@ def children_by_parent(parent):
 
 
 def contain_child(request, fds):
-    """Restricts a plugin process. One that cannot be restricted does not run its plugin."""
+    """Restricts a plugin process. If that fails, the process does not run its plugin."""
     sandbox = request["sandbox"]
     left = list(fds)
     ruleset = left.pop(0) if sandbox.get("ruleset") else None
@@ -834,19 +847,19 @@ class ForkServer:
 
         self.select = select
         self.signal = signal
-        # The worker hands the socket over as some descriptor, usually stdin; children must not
-        # find it there.
+        # The worker passes the socket as descriptor `fd`, usually stdin. It is replaced there, so that
+        # children do not have it.
         self.control = socket.socket(fileno=os.dup(fd))
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, fd)
         os.close(null)
         self.children = {}
-        # Children that modules have started when they were imported.
+        # Children that modules have started while they were imported.
         self.kept = set()
         self.has_strays = False
-        # Threads of Python beside this one: they are not in a child, which may wait for them for ever.
+        # Number of other Python threads. A fork does not copy them, so a child could wait for them forever.
         self.threads = 0
-        self.is_told = False
+        self.is_reported = False
         self.modules = []
         self.wake_in, self.wake_out = os.pipe()
         os.set_blocking(self.wake_in, False)
@@ -862,11 +875,11 @@ class ForkServer:
         self.signal.set_wakeup_fd(self.wake_out, warn_on_full_buffer=False)
 
     def serve(self):
-        # Again: a module may have changed it.
+        # Again, because a module may have replaced the handler.
         self.watch_children()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.kept = set(own_children())
-        # From here on it is told of the worker's end by its socket. If it is stopped, it goes on.
+        # From here on the end of the socket reports the worker's end. A stopped fork server is then resumed.
         prctl(PR_SET_PDEATHSIG, self.signal.SIGCONT)
         self.send(ready=True, python=sys.version.split()[0])
         poll = self.select.poll()
@@ -888,7 +901,7 @@ class ForkServer:
                     return
 
     def request(self):
-        """Takes one request; False when the worker is gone."""
+        """Processes one request. Returns False when the worker has closed the socket."""
         try:
             message, fds, _flags, _address = socket.recv_fds(self.control, 1 << 20, 5)
         except OSError:
@@ -945,7 +958,8 @@ class ForkServer:
                 contain_child(request, fds[3:])
             if "open_files" in request:
                 limit_open_files(request["open_files"])
-            # What a preload has changed stays: a fresh interpreter gets it by the plugin's own import.
+            # Variables that a preload has set are kept: in a new interpreter the plugin's own import sets
+            # them.
             os.environ.pop("CASPARIAN_PARENT", None)
             for name, value in request["env"].items():
                 os.environb[name.encode()] = path_bytes(value)
@@ -972,7 +986,7 @@ class ForkServer:
                 _exit(code)
 
     def reap(self):
-        """Reports children that have exited, after all that they have started is dead."""
+        """Reports children that have exited, after their descendants were killed."""
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -997,10 +1011,11 @@ class ForkServer:
             self.send(**answer)
 
     def check_threads(self):
-        """While threads run, children become fresh interpreters; that is said once."""
+        """Counts other threads. While there are some, children execute a new interpreter; that is logged
+        once."""
         known, self.threads = self.threads, len(sys._current_frames()) - 1
-        if self.threads > 0 and known == 0 and not self.is_told:
-            self.is_told = True
+        if self.threads > 0 and known == 0 and not self.is_reported:
+            self.is_reported = True
             print(f"the preload of {', '.join(self.modules) or 'this environment'} leaves"
                   f" {self.threads} thread(s) running, which a fork does not copy: each job starts an"
                   " interpreter of its own. Start threads in the plugin, or leave the module out of"
@@ -1013,8 +1028,8 @@ class ForkServer:
             pass
 
     def kill_strays(self, wait):
-        """Kills what children that have ended have left; the children of these follow. Takes
-        at most so many seconds, and notes whether something is left."""
+        """Kills the orphans of ended children, and their children in turn. Takes at most `wait` seconds, and
+        records whether some are left."""
         until = time.monotonic() + wait
         while True:
             known = self.kept | self.children.keys()
@@ -1060,7 +1075,7 @@ def warm(arguments):
     for name in ["pyarrow.ipc", "pyarrow.csv", *arguments[1:]]:
         try:
             importlib.import_module(name)
-        except BaseException as error:  # the plugin's own import will say it again
+        except BaseException as error:  # the plugin's own import will raise it again
             print(f"preload of {name}: {headline(error)}", file=sys.stderr)
     gc.collect()
     gc.freeze()

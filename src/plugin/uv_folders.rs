@@ -71,7 +71,7 @@ pub fn pythons() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The files in these folders that uv locks.
+/// The lock files of uv in these folders.
 pub fn locks() -> Vec<PathBuf> {
     let folders = folders();
     let data = folders.data.as_ref().map(|data| data.join("python"));

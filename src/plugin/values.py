@@ -1,11 +1,11 @@
-"""Python values as Arrow arrays, exactly.
+"""Converts Python values to Arrow arrays exactly.
 
-Concatenated with `shim.py` into one program. pyarrow takes the type of a column from its values, and
-converts without an error what that type does not hold: a number among dates is days, a boolean among
-numbers is 1, a text among bytes is bytes; the time of a date-time among dates, nanoseconds of pandas'
-values and the zone of a time are dropped. `Exact` finds such columns by the classes of their values, before
-they are converted: the values of a column are of one family. The classes of most columns show that there
-is nothing else to find.
+Concatenated with `shim.py` into one program. pyarrow infers the type of a column from its values. It converts
+values that this type cannot represent without an error: a number among dates becomes days, a boolean among
+numbers 1, a text among bytes bytes; the time of a date-time among dates, nanoseconds of pandas' values and
+the zone of a time are dropped. `Exact` finds such columns by the classes of their values, before they are
+converted. All values of a column must be of one family. For most columns their classes show that nothing more
+has to be checked.
 """
 
 import datetime
@@ -14,21 +14,21 @@ import functools
 import itertools
 import sys
 
-# Views of dicts' values too, which pyarrow takes as lists.
+# Also values views of dicts, which pyarrow converts to lists.
 LISTS = (list, tuple, set, frozenset, type({}.values()))
 MISSING = ("NoneType", "NaTType", "NAType", "MaskedConstant")
 NUMBERS, BOOLEANS, TEXTS, BYTES = "numbers", "booleans", "texts", "bytes"
 DATES, MOMENTS, TIMES, SPANS = "dates", "date-times", "times of day", "durations"
 NUMPY_MOMENTS, NUMPY_SPANS = "date-times of numpy", "durations of numpy"
 DICTS, SEQUENCES = "dicts", "lists"
-# The classes whose values pyarrow converts exactly where a column has one family: the first that fits. All
-# others are refused: pyarrow calls `int` of them, or drops a part of them.
+# The classes whose values pyarrow converts exactly if a column has only one family. The first match counts.
+# Values of other classes are refused: pyarrow calls `int` on them, or drops a part of them.
 FAMILIES_OF_LIBRARIES = (
     ("numpy", "bool_", BOOLEANS),
     ("numpy", "str_", TEXTS),
     ("numpy", "bytes_", BYTES),
     ("numpy", "datetime64", NUMPY_MOMENTS),
-    # A class of numpy's integers.
+    # Before "integer", because it is a subclass of that class.
     ("numpy", "timedelta64", NUMPY_SPANS),
     ("numpy", "integer", NUMBERS),
     ("numpy", "float16", NUMBERS),
@@ -37,10 +37,10 @@ FAMILIES_OF_LIBRARIES = (
     ("numpy", "ndarray", SEQUENCES),
     ("uuid", "UUID", "UUIDs"),
     ("pyarrow", "Scalar", "scalars of pyarrow"),
-    # A class of tuples.
+    # It is a subclass of tuple.
     ("pyarrow", "MonthDayNano", "intervals"),
 )
-# A boolean is an int, and a date-time is a date.
+# bool is before int and datetime before date, because they are subclasses.
 FAMILIES = (
     (bool, BOOLEANS),
     ((int, float, decimal.Decimal), NUMBERS),
@@ -53,7 +53,7 @@ FAMILIES = (
     (dict, DICTS),
     (LISTS, SEQUENCES),
 )
-# What to do with values of other classes, the first that fits.
+# Advice for values of other classes. The first match counts.
 ADVICE_OF_CLASSES = (
     ("numpy", "complexfloating", "give `value.real` and `value.imag` apart"),
     ("builtins", "complex", "give `value.real` and `value.imag` apart"),
@@ -69,23 +69,23 @@ ADVICE_OF_CLASSES = (
     ("collections.abc", "Sequence", "give `list(value)`"),
     ("builtins", "object", "give values of Python or numpy that Arrow has, such as text (`str(value)`)"),
 )
-# Those of numpy's units that Arrow has.
+# The units of numpy that Arrow has.
 UNITS = frozenset((("s", 1), ("ms", 1), ("us", 1), ("ns", 1)))
-# Classes of a column's values, beside None, of which nothing more has to be known.
+# Sets of classes, besides None, that need no further check of a column.
 PLAIN_KINDS = tuple(map(frozenset, ((int, float), (bool,), (str,), (bytes,))))
-# What to do with values of two families.
+# Advice for columns with two families.
 ONE_FAMILY = {
     frozenset((NUMBERS, BOOLEANS)): "make all of them numbers",
     frozenset((BYTES, TEXTS)): "make all of them texts (`.decode()`) or bytes (`.encode()`)",
 }
-# In which nothing is lost where all values are of the family.
+# Families that are converted exactly if all values of a column belong to one of them.
 EXACT_FAMILIES = ({NUMBERS}, {BOOLEANS}, {TEXTS}, {BYTES}, set())
-# Rows of a numpy array of texts that are looked at in one go.
+# Rows of a numpy array of texts that are checked in one step.
 TEXT_ROWS = 1 << 16
 
 
 def array_of_values(values, pa, from_pandas=None):
-    """An array of Python's values, which `values` has in a list, a tuple, a series or a numpy array."""
+    """Converts Python values to an array. `values` is a list, a tuple, a series or a numpy array."""
     exact = Exact(values, from_pandas)
     if exact.rewrites:
         values = [with_none(value, exact.gaps) for value in values]
@@ -96,13 +96,13 @@ def array_of_values(values, pa, from_pandas=None):
 
 
 def is_object(values):
-    """True for arrays and series whose values are objects of Python."""
+    """True for arrays and series whose values are Python objects."""
     return getattr(getattr(values, "dtype", None), "kind", None) == "O" and hasattr(values.dtype, "itemsize")
 
 
 def with_none(value, gaps=frozenset(), path=()):
-    """A value with None where it is missing, which pyarrow does not see everywhere. At the paths of `gaps`, NaN
-    is missing too, empty arrays are of no type, and integers are decimals."""
+    """A value with None for missing values, which pyarrow does not detect everywhere. At the paths of `gaps`,
+    NaN also is a missing value, empty arrays have no type, and integers become decimals."""
     if type(value).__name__ in MISSING or path in gaps and (is_nan(value) or is_nat(value)):
         return None
     if isinstance(value, dict):
@@ -130,7 +130,7 @@ def is_nan(value):
 
 
 def is_nat(value):
-    """True for NaT of numpy, which has a unit."""
+    """True for numpy's NaT, which has a unit."""
     return family_of(type(value)) in (NUMPY_MOMENTS, NUMPY_SPANS) and value != value
 
 
@@ -143,7 +143,7 @@ def is_masked(kind):
 
 
 def is_kind(kind, module, name):
-    """True for a class of a module, which is not imported for it, and for those derived from it."""
+    """True for a class of a module, and for its subclasses. The module is not imported for that."""
     base = getattr(sys.modules.get(module), name, None)
     return isinstance(base, type) and issubclass(kind, base)
 
@@ -155,7 +155,7 @@ def is_float(kind):
 
 @functools.lru_cache(maxsize=1024)
 def family_of(kind):
-    """What values of a class are: None where they are missing values, "" where the class is not known."""
+    """The family of a class: None for missing values, "" for an unknown class."""
     if kind.__name__ in MISSING:
         return None
     for module, name, family in FAMILIES_OF_LIBRARIES:
@@ -169,27 +169,27 @@ def is_plain(kinds):
 
 
 class Exact:
-    """What has to be known of values before pyarrow converts them. Raises where no type holds them."""
+    """Checks values before pyarrow converts them. Raises if no type can represent them exactly."""
 
     def __init__(self, values, from_pandas=False):
-        # Then NaN is a value that is missing.
+        # If true, NaN is a missing value.
         self.from_pandas = from_pandas
-        # Where values with nanoseconds are: keys of dicts, and None for the items of lists.
+        # Paths of values with nanoseconds. A path has keys of dicts, and None for the items of lists.
         self.paths = set()
-        # Where NaN is missing though pyarrow would convert it, empty arrays have another type, and integers are
-        # among decimals.
+        # Paths where NaN is missing although pyarrow would convert it, where empty arrays have another type,
+        # or where integers are mixed with decimals.
         self.gaps = set()
         self.has_missing = False
         self.has_masks = False
         # Iterating over a series is slow.
-        self.look(values.to_numpy() if hasattr(values, "to_numpy") else values, ())
+        self.examine(values.to_numpy() if hasattr(values, "to_numpy") else values, ())
 
     @property
     def rewrites(self):
         """Whether the values have to be rewritten by `with_none`."""
         return bool(self.gaps) or self.has_masks or self.has_missing and not self.from_pandas
 
-    def look(self, values, path, kinds=None):
+    def examine(self, values, path, kinds=None):
         kinds = set(map(type, values)) if kinds is None else kinds
         if is_plain(kinds):
             return
@@ -199,19 +199,19 @@ class Exact:
         if len(families) > 1:
             families = self.check_families(values, families, path)
         if NUMBERS in families:
-            self.look_at_numbers(values, kinds, path)
+            self.examine_numbers(values, kinds, path)
         self.has_missing = self.has_missing or any(kind.__name__ in ("NaTType", "NAType") for kind in kinds)
         self.has_masks = self.has_masks or any(is_masked(kind) for kind in kinds)
         if families in EXACT_FAMILIES:
             return
         if DICTS in families:
-            self.look_into_dicts(values if kinds == {dict} else [
+            self.examine_dicts(values if kinds == {dict} else [
                 value for value in values if isinstance(value, dict)], path)
         elif SEQUENCES in families:
-            self.look_into_lists(values if kinds == {list} else [
+            self.examine_lists(values if kinds == {list} else [
                 value for value in values if family_of(type(value)) == SEQUENCES], path)
         elif MOMENTS in families:
-            self.look_at_moments([value for value in values if family_of(type(value)) == MOMENTS], path)
+            self.examine_moments([value for value in values if family_of(type(value)) == MOMENTS], path)
         elif TIMES in families:
             if any(getattr(value, "tzinfo", None) is not None for value in values):
                 self.refuse(
@@ -221,7 +221,7 @@ class Exact:
             if any(getattr(value, "nanoseconds", 0) for value in values):
                 self.paths.add(path)
         elif families & {NUMPY_MOMENTS, NUMPY_SPANS}:
-            self.look_at_units([value for value in values if family_of(type(value)) in families], path)
+            self.examine_units([value for value in values if family_of(type(value)) in families], path)
 
     def refuse_classes(self, kinds, path):
         kind = min(kinds, key=lambda kind: kind.__name__)
@@ -230,7 +230,8 @@ class Exact:
         self.refuse(path, f"values of the class {module}{kind.__qualname__}", advice)
 
     def check_families(self, values, families, path):
-        """The families without that of NaN, where NaN is a missing value; refuses more than one."""
+        """The families without that of NaN and NaT where these are missing values. Refuses several
+        families."""
         for family in families & {NUMBERS, NUMPY_MOMENTS, NUMPY_SPANS}:
             if self.are_missing([value for value in values if family_of(type(value)) == family], path):
                 families = families - {family}
@@ -238,22 +239,22 @@ class Exact:
             self.refuse(path, "dates and date-times",
                         "make all of them date-times (`datetime.combine(date, time.min)`) or dates (`.date()`)")
         if len(families) > 1:
-            # Booleans last, then by name.
+            # Booleans last, the others by name.
             what = " and ".join(sorted(families, key=lambda family: (family == BOOLEANS, family)))
             self.refuse(path, what, ONE_FAMILY.get(
                 frozenset(families), "give all values of a column one type, such as text (`str(value)`), and None for those that are missing"))
         return families
 
     def are_missing(self, values, path):
-        """Whether each of the values is NaN or NaT, which is missing then."""
+        """True if each of the values is NaN or NaT, so that it counts as missing."""
         if not all(is_nan(value) or is_nat(value) for value in values):
             return False
-        # pandas' missing value is a float.
+        # pandas' missing value is a float, which pyarrow detects.
         if not self.from_pandas or not all(isinstance(value, float) for value in values):
             self.gaps.add(path)
         return True
 
-    def look_at_numbers(self, values, kinds, path):
+    def examine_numbers(self, values, kinds, path):
         of_numpy = tuple(kind for kind in kinds if is_kind(kind, "numpy", "integer"))
         decimals = tuple(kind for kind in kinds if issubclass(kind, decimal.Decimal))
         floats = [value for value in values if is_float(type(value))] if of_numpy or decimals else ()
@@ -261,14 +262,14 @@ class Exact:
                 of_numpy or any(issubclass(kind, int) for kind in kinds)):
             self.refuse(path, "half floats and integers", "make all of them `float`")
         has_floats = not all(self.from_pandas and isinstance(value, float) and value != value for value in floats)
-        # pyarrow reads them as integers with a sign.
+        # pyarrow would read them as signed integers.
         if has_floats and any(int(value) >= 1 << 63 for value in values if isinstance(value, of_numpy)):
             self.refuse(path, "unsigned integers from 2**63 and floats",
                         "make all of them texts or Decimal (`Decimal(str(value))`), and None those that are missing")
         if not decimals:
             return
         if of_numpy or any(issubclass(kind, int) for kind in kinds):
-            # pyarrow does not count their digits.
+            # pyarrow does not count the digits of integers.
             self.gaps.add(path)
         if floats and not self.are_missing(floats, path):
             self.refuse(path, "decimals and floats", "make all of them `float`, or Decimal (`Decimal(str(value))`)")
@@ -278,13 +279,13 @@ class Exact:
             self.refuse(path, "a Decimal that is not finite, which Arrow does not have",
                         "give None, or make all of them `float`")
 
-    def look_at_units(self, values, path):
-        """Counts of several units, or of multiples of one, would become those of the first one."""
+    def examine_units(self, values, path):
+        """Refuses several units or multiples of units: pyarrow would count all values in the first one."""
         data = sys.modules["numpy"].datetime_data
         units = {data(value.dtype) for value in values if not is_nat(value)}
         others = {data(value.dtype) for value in values} - units
         if others and (units or len(others) > 1 or not others <= UNITS):
-            # NaT of another unit.
+            # A NaT of another unit.
             self.gaps.add(path)
         if len(units) > 1 or not units <= UNITS:
             kind = values[0].dtype.kind
@@ -295,7 +296,7 @@ class Exact:
                         f"give all of them one of the units s, ms, us, ns, as with `.astype('{kind}8[us]')`"
                         + (", or dates (`.astype(object)`)" if units == {("D", 1)} and kind == "M" else ""))
 
-    def look_at_moments(self, values, path):
+    def examine_moments(self, values, path):
         zones = {value.tzinfo is None for value in values}
         if len(zones) > 1:
             self.refuse(path, "date-times with and without a time zone",
@@ -303,14 +304,14 @@ class Exact:
         if any(getattr(value, "nanosecond", 0) for value in values):
             self.paths.add(path)
 
-    def look_into_dicts(self, dicts, path):
+    def examine_dicts(self, dicts, path):
         for key in dict.fromkeys(itertools.chain.from_iterable(dicts)):
             if not isinstance(key, str):
                 self.refuse(path, f"dicts with the key {key!r}", "make all keys of dicts texts (`str(key)`)")
-            self.look([value.get(key) for value in dicts], (*path, key))
+            self.examine([value.get(key) for value in dicts], (*path, key))
 
-    def look_into_lists(self, lists, path):
-        # Arrays of numpy have a value of each of their types instead of all of theirs.
+    def examine_lists(self, lists, path):
+        # Of a numpy array, one sample for each type is checked instead of all values.
         arrays = [value for value in lists if hasattr(value, "dtype") and not is_object(value)]
         if arrays:
             lists = [value for value in lists if not hasattr(value, "dtype") or is_object(value)]
@@ -322,18 +323,18 @@ class Exact:
             else:
                 types |= others
             lists.append(list(map(sample_of, types)))
-            # Whether these fit depends on the values.
+            # Whether unsigned integers fit depends on the values, so their maximum is checked.
             lists.append([array.max() for array in filled if array.dtype.kind == "u"])
         kinds = set(map(type, itertools.chain.from_iterable(lists)))
         if not is_plain(kinds):
-            self.look(list(itertools.chain.from_iterable(lists)), (*path, None), kinds)
+            self.examine(list(itertools.chain.from_iterable(lists)), (*path, None), kinds)
 
     def refuse(self, path, what, what_to_do):
         names = [repr(key) for key in path if key is not None]
         raise ValueError(f"{''.join(f'in {name}: ' for name in names)}it has {what}: {what_to_do}")
 
     def type_of(self, kind, pa, path=()):
-        """The inferred type with nanoseconds where values have them."""
+        """The inferred type, with nanoseconds at `paths`."""
         if pa.types.is_timestamp(kind) and path in self.paths:
             return pa.timestamp("ns", kind.tz)
         if pa.types.is_duration(kind) and path in self.paths:
@@ -348,13 +349,13 @@ class Exact:
 
 
 def sample_of(dtype):
-    """A value of a type of numpy."""
+    """A value of a numpy type."""
     return dtype.type() if dtype.kind in "SU" else sys.modules["numpy"].zeros(1, dtype)[0]
 
 
 def of_texts(array, pa):
-    """An array of numpy's texts or bytes of one length. Only NULs at the end are padding; pyarrow ends
-    at the first one."""
+    """Converts numpy's texts or bytes of a fixed length. Only NULs at the end are padding, but pyarrow ends a
+    value at the first NUL."""
     if not any(has_inner_nul(array[start:start + TEXT_ROWS]) for start in range(0, len(array), TEXT_ROWS)):
         return pa.array(array)
     kind = pa.binary() if array.dtype.kind == "S" else pa.string()

@@ -118,7 +118,7 @@ struct Request {
     sandbox: Option<Restricted>,
 }
 
-/// [`super::Sandbox`] in a request. `ruleset` and `seccomp` tell which descriptors are sent with it.
+/// [`super::Sandbox`] in a request. `ruleset` and `seccomp`: whether such a descriptor is sent with it.
 #[derive(Serialize)]
 struct Restricted {
     hide: Option<String>,

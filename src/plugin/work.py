@@ -1,8 +1,8 @@
 """The plugin's work beside its handler: threads, executors, atexit functions and child processes.
 
-Concatenated with `shim.py` into one program. Such work is awaited before the output ends, in the order
-of an ordinary Python process, and what it raises fails the job. Children that multiprocessing starts
-afresh find the plugin as a module.
+Concatenated with `shim.py` into one program. The process waits for such work before it ends the output, in
+the order of an ordinary Python process. An exception in such work fails the job. Child processes that
+multiprocessing starts with the method `spawn` or `forkserver` find the plugin as a module.
 """
 
 import atexit
@@ -14,13 +14,13 @@ import time
 import traceback
 import weakref
 
-# Failures of tasks that are kept until the plugin asks for them.
+# Limit of failures of tasks that are kept until the plugin retrieves them.
 LOST_MAX = 1000
-# Seconds until the log names a thread that the job waits for.
+# Seconds until the log names a thread for which the job waits.
 NAMES_AFTER = 2.0
-# Seconds in which helper processes of multiprocessing must end before they are killed.
+# Seconds in which helper processes of multiprocessing must end. Then they are killed.
 HELPERS_WAIT = 5.0
-# In the working directory: a folder with the plugin as a module.
+# Folder in the working directory that contains the plugin as a module.
 MODULE_FOLDER = ".casparian_plugin"
 CHILD_MODULE = """\
 import importlib.util
@@ -36,7 +36,7 @@ if shim is None:
 shim.provide_sdk()
 shim.run_source({source!a}, {filename!a}, globals())
 """
-# The shim as a module of a child process.
+# Source of the module by which a child process imports the shim.
 SHIM_STUB = """\
 __file__ = {path!a}
 with open(__file__, "rb") as file:
@@ -45,24 +45,24 @@ with open(__file__, "rb") as file:
 
 
 def provide_to_children(source, filename):
-    """Lets child processes import the plugin, which pickled functions name."""
+    """Lets child processes import the plugin as a module, which pickled functions name."""
     if "CASPARIAN_PLUGIN_FILE" not in os.environ:
-        # A worker of the old system: the working directory is not the job's own.
+        # With a worker of the reference system the working directory is not the job's own.
         return hide_main()
     text = CHILD_MODULE.format(shim=SHIM_MODULE, path=OURS, source=source, filename=filename)
     provide_modules(os.getcwd(), {PLUGIN_MODULE: text})
 
 
 def provide_sdk_to_children(parent):
-    """Lets child processes import what the modules of a folder import of ours. They find the modules
-    themselves by the same `sys.path`."""
+    """Lets child processes import the SDK and the shim, which the modules of a folder import. They find the
+    modules themselves by the same `sys.path`."""
     sdk = f"from {SHIM_MODULE} import BasePlugin, FileEvent, PluginMetadata\n"
     modules = {SHIM_MODULE: SHIM_STUB.format(path=OURS), "casparian_flow/__init__": "", "casparian_flow/sdk": sdk}
     provide_modules(parent, modules)
 
 
 def hide_main():
-    """A child process must not run the shim as its main module."""
+    """Prevents a child process from running the shim as its main module."""
     sys.modules[SHIM_MODULE] = sys.modules[__name__]
     globals().pop("__file__", None)
 
@@ -79,13 +79,13 @@ def provide_modules(parent, modules):
             with open(path, "w", encoding="ascii", opener=own) as file:
                 file.write(text)
     except OSError:
-        # Without room only plugins that start such children fail.
+        # Without disk space only plugins that start such children fail.
         return
     sys.path.append(folder)
 
 
 def forget_parent():
-    """In a forked child: what the parent registered for its own end is not the child's."""
+    """Runs in a forked child: removes what the parent has registered for its own exit."""
     atexit._clear()
     weakref.finalize._registry.clear()
     weakref.finalize._registered_with_atexit = False
@@ -95,11 +95,11 @@ def forget_parent():
 
 
 def awaited(result):
-    """What an `async def` handler gives, as others give it."""
+    """The result of an `async def` handler, as that of another handler."""
     if hasattr(result, "__aiter__"):
         return of_async(result)
     if hasattr(result, "__await__"):
-        # To its end: tasks that it has started are awaited there.
+        # Runs to the end: tasks that it has started are awaited there.
         return list(of_async(once(result)))[0]
     return result
 
@@ -126,7 +126,7 @@ def of_async(results):
         rest = asyncio.all_tasks(loop)
         if rest:
             loop.run_until_complete(asyncio.gather(*rest))
-        # Callbacks of tasks that have ended last.
+        # Runs the callbacks of the tasks that ended last.
         loop.run_until_complete(asyncio.sleep(0))
         for task in failed:
             if task._log_traceback:
@@ -140,7 +140,7 @@ def of_async(results):
 
 
 def watch_tasks(loop):
-    """The plugin's tasks of a loop that have failed, before anybody may have asked them."""
+    """Returns a list to which the plugin's failed tasks in a loop are added."""
     import asyncio
 
     failed = []
@@ -161,7 +161,8 @@ def watch_tasks(loop):
 
 
 def watch_low_threads():
-    """A thread of `_thread` is seen when it runs: it is waited for, as `threading` does."""
+    """Makes `_thread.start_new_thread` wait until the thread runs, as `threading` does. So it can be
+    found."""
     import _thread
 
     start = _thread.start_new_thread
@@ -182,12 +183,12 @@ def watch_low_threads():
 
 
 class Work:
-    """Watches what the plugin starts, and waits for it."""
+    """Watches the work that the plugin starts, and waits for it."""
 
     def __init__(self, bridge):
         self.bridge = bridge
         self.errors = []
-        # Failures of tasks of executors by their future's ID, until a caller asks for them.
+        # Failures of executors' tasks by the ID of the future, until the plugin retrieves them.
         self.lost = {}
         self.helpers = {id(helper) for helper in helpers()}
         self.show = threading.excepthook
@@ -197,7 +198,7 @@ class Work:
         watch_low_threads()
 
     def note(self, error, where):
-        """Keeps an exception that fails the job when its handler has returned."""
+        """Keeps an exception. It fails the job after its handler has returned."""
         if error is None or len(self.errors) >= LOST_MAX:
             return
         add_note(error, where)
@@ -244,7 +245,7 @@ class Work:
         future.exception = asking(future.exception)
 
     def watch_loops(self):
-        """Loops that the plugin runs itself log the failures of tasks that are removed unasked."""
+        """Finds failed tasks in loops that the plugin runs itself: asyncio logs those never retrieved."""
         import logging
 
         def watch(record):
@@ -256,10 +257,10 @@ class Work:
         logging.getLogger("asyncio").addFilter(watch)
 
     def finish(self):
-        """Waits for what still runs. The engine's time-out of the job bounds it."""
+        """Waits for all work that still runs. The worker bounds this by the time-out of the job."""
         self.join_threads()
         for end in reversed(list(getattr(threading, "_threading_atexits", ()))):
-            # Executors: what was submitted is done, and nothing more is taken.
+            # Executors complete their submitted tasks and accept no more.
             end()
         self.join_threads()
         self.join_children()
@@ -267,7 +268,7 @@ class Work:
         self.run_exit_functions()
         self.join_threads()
         if "asyncio" in sys.modules:
-            # Tasks are in cycles with their exceptions.
+            # Failed tasks are in reference cycles with their exceptions.
             gc.collect()
         for _future, error in list(self.lost.values()):
             self.note(error, "in a task of an executor; the plugin has not asked for its result")
@@ -278,10 +279,10 @@ class Work:
             raise self.errors[0]
 
     def join_threads(self):
-        """Joins the plugin's threads, those too that these have started; not those of executors, which
-        wait for tasks."""
+        """Joins the plugin's threads, including those that these have started. Threads of executors are left
+        out, because they wait for tasks."""
         own = threading.current_thread()
-        is_told = set()
+        is_reported = set()
         while True:
             known = executor_threads()
             left = [thread for thread in threading.enumerate()
@@ -289,12 +290,12 @@ class Work:
             if not left:
                 return
             left[0].join(NAMES_AFTER)
-            if left[0].is_alive() and left[0] not in is_told:
-                is_told.add(left[0])
+            if left[0].is_alive() and left[0] not in is_reported:
+                is_reported.add(left[0])
                 self.bridge.warn(f"the job waits for the thread {left[0].name!r}, which the plugin has started")
 
     def join_children(self):
-        """Joins processes of multiprocessing that are no daemons."""
+        """Joins processes of multiprocessing that are not daemons."""
         process = sys.modules.get("multiprocessing.process")
         for child in list(process._children) if process else ():
             if child.daemon:
@@ -306,7 +307,7 @@ class Work:
                     "the plugin has not joined it")
 
     def join_pools(self):
-        """Waits for the tasks of multiprocessing's pools, of threads and of processes."""
+        """Waits for the tasks of multiprocessing's pools of threads and of processes."""
         start, tasks = time.monotonic(), {}
         while True:
             left = pool_tasks()
@@ -339,15 +340,15 @@ class Work:
 
 
 def is_asked_by_plugin(frame):
-    """True when the plugin's code asks for a task, itself or by a call of the standard library."""
+    """True if the plugin's code starts a task, directly or by the standard library."""
     while frame is not None and package_of(frame.f_globals) in ("concurrent", "asyncio"):
         frame = frame.f_back
     return frame is not None and is_of_plugin_module(frame.f_globals)
 
 
 def is_of_plugin(error, broken=()):
-    """True when a task's exception came from the plugin's code, from a process or from a broken pool:
-    libraries have tasks of their own whose failures they expect."""
+    """True if a task's exception came from the plugin's code, from another process or from a broken pool.
+    Other failures are ignored, because libraries have tasks of their own whose failures they expect."""
     if error is None:
         return False
     if isinstance(error, broken) or type(error.__cause__).__name__ == "_RemoteTraceback":
@@ -361,7 +362,7 @@ def is_of_plugin(error, broken=()):
 
 
 def pool_tasks():
-    """The results of pools that are not there yet. Each pool has threads that know them."""
+    """The unfinished results of pools. They are found in the frames of each pool's threads."""
     found = {}
     for frame in sys._current_frames().values():
         for frame in stack_of(frame):
@@ -375,12 +376,12 @@ def add_note(error, text):
     notes = getattr(error, "__notes__", None)
     try:
         error.__notes__ = [*(notes if isinstance(notes, list) else []), text]
-    except Exception:  # the exception does not let itself be changed
+    except Exception:  # the exception cannot be changed
         pass
 
 
 def executor_threads():
-    """Threads that wait for tasks until their executors are told to end."""
+    """Threads that wait for tasks until their executors are shut down."""
     found = set()
     for name, module in list(sys.modules.items()):
         if name.endswith(("concurrent.futures.thread", "concurrent.futures.process", "loky.process_executor")):
@@ -390,7 +391,7 @@ def executor_threads():
 
 
 def helpers():
-    """Helper processes of multiprocessing that run: its resource trackers and its fork server."""
+    """The running helper processes of multiprocessing: its resource trackers and its fork server."""
     found = []
     for name, module in list(sys.modules.items()):
         for end in ("forkserver", "resource_tracker"):
@@ -401,8 +402,8 @@ def helpers():
 
 
 def end_helpers(known):
-    """Ends what multiprocessing keeps for the whole life of a process. Its resource tracker removes what
-    is left in /dev/shm when it ends by itself. `known`: those of the parent, by their IDs."""
+    """Ends the children and helper processes of multiprocessing. Its resource tracker removes its files in
+    /dev/shm when it ends by itself. `known`: IDs of the helpers of the parent, which are left."""
     util = sys.modules.get("multiprocessing.util")
     if util is None:
         return
@@ -415,7 +416,7 @@ def end_helpers(known):
             for helper in helpers():
                 if id(helper) not in known and hasattr(helper, "_stop"):
                     helper._stop()
-        except Exception:  # they are killed with the job
+        except Exception:  # the worker kills them with the job
             pass
 
     thread = threading.Thread(target=end, daemon=True)

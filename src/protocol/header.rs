@@ -1,37 +1,37 @@
-//! The fixed header and the split of a message into header and payload.
+//! The fixed header, and splitting a message into header and payload.
 
 use std::fmt;
 
-/// The only version this side speaks.
+/// The only supported protocol version.
 pub const PROTOCOL_VERSION: u8 = 4;
-/// Bytes of a header.
+/// Size of a header, in bytes.
 pub const HEADER_SIZE: usize = 16;
 
-/// What a message is about.
+/// The type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum OpCode {
-    /// Not used by either side; accepted and ignored.
+    /// Not sent by either side; accepted and ignored.
     Unknown = 0,
-    /// Worker → sentinel: who I am and what I can run.
+    /// Worker → sentinel: registers the worker, with its ID, plugins and slots.
     Identify = 1,
-    /// Sentinel → worker: run this job.
+    /// Sentinel → worker: starts an attempt of a job.
     Dispatch = 2,
-    /// Sentinel → worker: stop this job. No payload.
+    /// Sentinel → worker: stops a job. No payload.
     Abort = 3,
-    /// Worker → sentinel: still here.
+    /// Worker → sentinel: the worker's state, as a request; sentinel → worker: the answer.
     Heartbeat = 4,
-    /// Worker → sentinel: the receipt of a job; sentinel → client: the answer to DEPLOY.
+    /// Worker → sentinel: the receipt of an attempt; sentinel → client: the answer to DEPLOY.
     Conclude = 5,
-    /// Either way: something went wrong.
+    /// Either direction: an error.
     Err = 6,
-    /// Sentinel → worker: forget cached configuration.
+    /// Sentinel → worker: discard cached configuration.
     Reload = 7,
-    /// Sentinel → worker: make this environment.
+    /// Sentinel → worker: create an environment.
     PrepareEnv = 8,
-    /// Worker → sentinel: the environment is there.
+    /// Worker → sentinel: an environment is available.
     EnvReady = 9,
-    /// Client → sentinel: register this plugin.
+    /// Client → sentinel: deploy a plugin.
     Deploy = 10,
 }
 
@@ -57,52 +57,52 @@ impl OpCode {
 /// Why a message is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// There is no payload frame behind the header.
+    /// The message has no header frame or no payload frame.
     MissingFrame {
-        /// Frames that came.
+        /// Number of frames received.
         got: usize,
     },
     /// The first frame is shorter than a header.
     HeaderTooShort {
-        /// Its length.
+        /// Its size, in bytes.
         got: usize,
     },
-    /// Another protocol version.
+    /// The header has another protocol version.
     VersionMismatch {
-        /// Byte 0.
+        /// Byte 0 of the header.
         got: u8,
     },
     /// An opcode that does not exist.
     InvalidOpCode {
-        /// Byte 1.
+        /// Byte 1 of the header.
         got: u8,
     },
-    /// The header's length is not the second frame's.
+    /// The payload length in the header is not the size of the second frame.
     PayloadLengthMismatch {
-        /// What the header says.
+        /// The length in the header, in bytes.
         expected: u32,
-        /// What came.
+        /// The size of the second frame, in bytes.
         got: usize,
     },
-    /// The payload is no JSON of the opcode's shape.
+    /// The payload is not valid JSON for the opcode.
     BadPayload {
         /// The opcode.
         opcode: OpCode,
         /// The parser's reason.
         reason: String,
     },
-    /// The payload is larger than its receiver takes of the opcode.
+    /// The payload is larger than the receiver's limit for the opcode.
     PayloadOverLimit {
         /// The opcode.
         opcode: OpCode,
-        /// Its length.
+        /// The payload's size, in bytes.
         got: usize,
-        /// What is taken.
+        /// The limit, in bytes.
         limit: usize,
     },
     /// The payload does not fit the header's 32-bit length.
     PayloadTooLarge {
-        /// Its length.
+        /// The payload's size, in bytes.
         got: usize,
     },
 }
@@ -144,16 +144,16 @@ impl std::error::Error for Error {}
 /// A decoded header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the message is about.
+    /// The type of the message.
     pub opcode: OpCode,
-    /// The job meant, or 0.
+    /// The ID of the job that the message refers to, or 0.
     pub job_id: u64,
-    /// Bytes of the payload.
+    /// Size of the payload, in bytes.
     pub payload_size: u32,
 }
 
 impl Header {
-    /// Decodes the first 16 bytes.
+    /// Decodes a header from the first 16 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Header, Error> {
         let Some(&[version, opcode, _, _, rest @ ..]) = bytes.first_chunk::<HEADER_SIZE>() else {
             return Err(Error::HeaderTooShort { got: bytes.len() });
@@ -170,7 +170,7 @@ impl Header {
         })
     }
 
-    /// The header's bytes; reserved ones are 0.
+    /// Encodes the header; the reserved bytes are 0.
     pub fn encode(&self) -> [u8; HEADER_SIZE] {
         let [j0, j1, j2, j3, j4, j5, j6, j7] = self.job_id.to_be_bytes();
         let [p0, p1, p2, p3] = self.payload_size.to_be_bytes();
@@ -201,7 +201,7 @@ impl Header {
 pub struct View<'a> {
     /// The header.
     pub header: Header,
-    /// The payload, of the length the header says.
+    /// The payload; its size is that in the header.
     pub payload: &'a [u8],
 }
 
@@ -220,7 +220,7 @@ impl<'a> View<'a> {
         Ok(View { header, payload })
     }
 
-    /// Fails when the payload is larger than `limit`.
+    /// Fails if the payload is larger than `limit` bytes.
     pub fn check_size(&self, limit: usize) -> Result<(), Error> {
         match self.payload.len() {
             got if got > limit => Err(Error::PayloadOverLimit {

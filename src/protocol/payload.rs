@@ -1,7 +1,7 @@
-//! The JSON payloads, one type an opcode.
+//! The JSON payloads, one type for each opcode.
 //!
-//! Absent optional fields are omitted when written; `null` and absent are the same when read;
-//! unknown fields are ignored.
+//! Optional fields without a value are omitted when written. `null` is read like a missing field.
+//! Unknown fields are ignored.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,32 +18,32 @@ use crate::limits;
 /// IDENTIFY.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identify<'a> {
-    /// Names of plugins this worker can run; `*` = any.
+    /// Names of the plugins that the worker can run; `*` = any.
     pub capabilities: Vec<String>,
-    /// The worker's name; its routing ID when absent.
+    /// The worker's ID. If absent, it is the routing ID.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<Cow<'a, str>>,
-    /// Jobs it runs at a time; 1 when absent.
+    /// Number of slots; 1 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
     /// Its host's name.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<Cow<'a, str>>,
-    /// Its process id.
+    /// Its process ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Attempts it holds now, all of them, those with an unacknowledged receipt too; absent from
-    /// old workers.
+    /// All attempts that the worker has, including those with an unacknowledged receipt. Absent
+    /// from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<Vec<Attempt>>,
-    /// The process's own random text: it distinguishes two processes with one worker ID.
-    /// A worker that sends it asks for leases and acknowledges of receipts.
+    /// A random text of the process, which distinguishes two processes with the same worker ID. A
+    /// worker that sends it requests leases and acknowledgements of receipts.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<Cow<'a, str>>,
     /// Number of this request; see [`Heartbeat::sequence`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
-    /// It stops: it takes no further job.
+    /// The worker is stopping and takes no further jobs.
     #[serde(default, skip_serializing_if = "is_false")]
     pub draining: bool,
 }
@@ -55,23 +55,23 @@ fn is_false(value: &bool) -> bool {
 /// One sink of a DISPATCH.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkConfig {
-    /// The topic whose batches it takes.
+    /// The topic whose batches are written to it.
     pub topic: String,
     /// `parquet://…` or `sqlite://…`.
     pub uri: String,
     /// `append`, `replace` or `error`.
     #[serde(default = "mode_default", deserialize_with = "mode_or_null")]
     pub mode: String,
-    /// JSON schema text, handed through.
+    /// JSON schema text, passed through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_def: Option<String>,
-    /// No sink is configured for the topic: `uri` is what it gets then.
+    /// No sink is configured for the topic; `uri` is the default.
     #[serde(default, skip_serializing_if = "is_false")]
     pub default: bool,
 }
 
 impl SinkConfig {
-    /// The sink that the text means.
+    /// Parses the sink's texts.
     pub fn parse(&self) -> Result<Sink, SinkError> {
         let mut sink = Sink::parse(&self.topic, &self.uri, &self.mode)?;
         sink.schema_def.clone_from(&self.schema_def);
@@ -109,9 +109,9 @@ pub struct Dispatch<'a> {
     /// The input file.
     #[serde(borrow)]
     pub file_path: Cow<'a, str>,
-    /// Where its topics go.
+    /// The sinks of its topics.
     pub sinks: Vec<SinkConfig>,
-    /// Goes into every row.
+    /// ID of the input's file version; a column of every output row.
     pub file_version_id: i64,
     /// SHA-256 hex of the lockfile; empty = the default environment.
     #[serde(borrow)]
@@ -122,28 +122,29 @@ pub struct Dispatch<'a> {
     /// SHA-256 hex of source and lockfile.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub artifact_hash: Option<Cow<'a, str>>,
-    /// Which attempt of the job this is, to be given back with the receipt.
+    /// Number of the attempt. The receipt repeats it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,
-    /// Bound of the lease: how long the worker may publish without asking again.
+    /// Length of the lease: how long the worker may publish the attempt without a further answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
-    /// The request from whose sending the lease counts; see [`Heartbeat::sequence`].
+    /// The number of the request ([`Heartbeat::sequence`]). The lease counts from when that request
+    /// was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_of: Option<u64>,
     /// UUID of the database, 32 hex digits.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub database: Option<Cow<'a, str>>,
-    /// URIs of the files and tables that earlier receipts of the job named.
+    /// URIs of the files and tables in earlier receipts of the job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<String>,
-    /// The job's attempts before this one, and this one's key.
+    /// The earlier attempts of the job, and the key of this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub history: Option<History>,
-    /// What the file version says of the input's content.
+    /// The input's content, according to the file version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<Content>,
-    /// What the plugin is configured with; old workers ignore it.
+    /// The parameters of the plugin; old workers ignore them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Parameters>,
 }
@@ -153,7 +154,7 @@ pub struct Dispatch<'a> {
 pub struct DispatchPart(String);
 
 impl DispatchPart {
-    /// Serialises it.
+    /// Serializes the fields of a plugin version.
     pub fn new(plugin: &Plugin) -> Self {
         #[derive(Serialize)]
         struct Fields<'a> {
@@ -168,12 +169,12 @@ impl DispatchPart {
             source_code: &plugin.source_code,
             artifact_hash: &plugin.artifact_hash,
         };
-        // Text always serialises.
+        // Serializing strings does not fail.
         let json = serde_json::to_string(&fields).unwrap_or_default();
         DispatchPart(json.trim_end_matches('}').to_owned())
     }
 
-    /// The payload of a job's DISPATCH.
+    /// The complete payload of a job's DISPATCH.
     pub fn with_job(&self, job: &Job, lease: Option<&Lease>) -> Vec<u8> {
         #[derive(Serialize)]
         struct Fields<'a> {
@@ -217,54 +218,56 @@ impl DispatchPart {
     }
 }
 
-/// What a worker is doing.
+/// Whether a worker runs jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HeartbeatStatus {
-    /// No job.
+    /// The worker runs no job.
     #[default]
     #[serde(rename = "IDLE")]
     Idle,
-    /// At least one job.
+    /// The worker runs at least one job.
     #[serde(rename = "BUSY")]
     Busy,
 }
 
-/// HEARTBEAT. A worker sends it as a request; the sentinel answers those that have a
-/// [`Heartbeat::sequence`] with a HEARTBEAT that has an [`Answer`].
+/// HEARTBEAT. A worker sends it as a request. If it has a [`Heartbeat::sequence`], the sentinel
+/// answers with a HEARTBEAT that has an [`Answer`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Idle or busy.
     pub status: HeartbeatStatus,
-    /// The job it runs, or one of them.
+    /// The job that the worker runs, or one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_job_id: Option<i64>,
-    /// All attempts it holds, as in IDENTIFY; absent from old workers.
+    /// All attempts that the worker has, as in IDENTIFY. Absent from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<Vec<Attempt>>,
-    /// Number of this request, rising within a worker's process; leases count from its sending.
+    /// Number of this request. It increases within a worker's process. Leases count from when the
+    /// request was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
-    /// The last request whose answer has arrived on this connection. What the sentinel sent
-    /// before that answer has arrived too.
+    /// The last request whose answer was received on this connection. So everything that the
+    /// sentinel sent before that answer was received, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered: Option<u64>,
     /// Attempts that are ready to publish into sinks of mode `replace` or `error`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<PublishRequest>,
-    /// Attempts whose environment is being created: they occupy no slot until it is.
+    /// Attempts whose environment is being created. They do not occupy a slot yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<Attempt>,
-    /// The worker stops: it takes no further job.
+    /// The worker is stopping and takes no further jobs.
     #[serde(default, skip_serializing_if = "is_false")]
     pub draining: bool,
-    /// Why the worker takes no job for now, in words.
+    /// Why the worker takes no jobs at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
-    /// Jobs that the worker takes beyond those in `running`; absent = as many as it has free slots.
+    /// Number of jobs that the worker takes in addition to those in `running`; absent = as many as
+    /// it has free slots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub takes: Option<u32>,
-    /// Environments whose jobs fail on the worker for now, each with the reason: it takes none of
-    /// them. Key: the lockfile's hash as in DISPATCH.
+    /// Environments whose jobs fail on the worker at present, each with the reason. The worker
+    /// takes no jobs of these environments. Key: the lockfile's hash, as in DISPATCH.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub environments: BTreeMap<String, String>,
     /// The sentinel's answer.
@@ -272,7 +275,7 @@ pub struct Heartbeat {
     pub answer: Option<Answer>,
 }
 
-/// An attempt that waits to publish into sinks that only one job at a time may publish into.
+/// An attempt that waits to publish into sinks into which only one attempt at a time may publish.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishRequest {
     /// The attempt.
@@ -287,27 +290,28 @@ pub struct PublishRequest {
 pub struct Answer {
     /// The request's number.
     pub sequence: u64,
-    /// Bound of the leases of all attempts in `leases`, counted from the request's sending.
+    /// Length of the leases of all attempts in `leases`, counted from when the request was sent.
     pub lease_ms: u64,
-    /// Attempts that the worker holds.
+    /// Attempts of the worker whose lease is renewed.
     #[serde(default)]
     pub leases: Vec<Attempt>,
-    /// Attempts whose receipts are in the database, or are not wanted.
+    /// Attempts whose receipts are stored in the database or are not needed. The worker stops
+    /// sending them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub acknowledged: Vec<Attempt>,
-    /// Attempts that may publish into the exclusive sinks that they asked for.
+    /// Attempts that may publish into the exclusive sinks that they requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<Attempt>,
-    /// Attempts of other jobs that held those sinks and whose workers did not report an end: they
-    /// must be barred on the storage first.
+    /// Attempts of other jobs that were permitted to publish into those sinks and whose end was not
+    /// reported. They must be barred on the storage first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bar: Vec<Attempt>,
-    /// Attempts that the worker does not hold (any more): it must stop them, and drop their
+    /// Attempts that are not assigned to the worker (any more). It must stop them and drop their
     /// receipts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abort: Vec<Attempt>,
-    /// Jobs that have ended whose output must be brought in line with their rows. Each is answered
-    /// by a receipt for its attempt: SUCCESS when that is done.
+    /// Settlements to be done by the worker. It answers each with a receipt for the settlement's
+    /// attempt: SUCCESS when done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settle: Vec<Settlement>,
 }
@@ -315,16 +319,17 @@ pub struct Answer {
 /// ERR.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorMessage<'a> {
-    /// What went wrong.
+    /// The error message.
     #[serde(borrow)]
     pub message: Cow<'a, str>,
-    /// Where, if it was Python.
+    /// The Python traceback, if any.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub traceback: Option<Cow<'a, str>>,
-    /// The sentinel does not take this worker; it must not try again as it is.
+    /// The sentinel refuses this worker. The worker must not reconnect with the same configuration.
     #[serde(default, skip_serializing_if = "is_false")]
     pub refused: bool,
-    /// The environment that the worker has not got, when that is what went wrong.
+    /// If the error concerns an environment that the worker cannot provide: the hash of its
+    /// lockfile.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub env_hash: Option<Cow<'a, str>>,
 }
@@ -349,10 +354,10 @@ pub struct EnvReady<'a> {
     /// SHA-256 hex of the lockfile.
     #[serde(borrow)]
     pub env_hash: Cow<'a, str>,
-    /// Its `bin/python`.
+    /// Path of its `bin/python`.
     #[serde(borrow)]
     pub interpreter_path: Cow<'a, str>,
-    /// It was there already.
+    /// The environment existed already.
     #[serde(default)]
     pub cached: bool,
 }
@@ -381,16 +386,16 @@ pub struct Deploy<'a> {
     /// Signature over the artifact hash.
     #[serde(borrow)]
     pub signature: Cow<'a, str>,
-    /// Who publishes it.
+    /// Name of the publisher.
     #[serde(borrow)]
     pub publisher_name: Cow<'a, str>,
-    /// Their mail address.
+    /// Mail address of the publisher.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub publisher_email: Option<Cow<'a, str>>,
-    /// Their directory id.
+    /// Object ID of the publisher in the Azure directory.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub azure_oid: Option<Cow<'a, str>>,
-    /// What the host must have.
+    /// Requirements on the host.
     #[serde(
         default,
         deserialize_with = "few",
@@ -399,7 +404,8 @@ pub struct Deploy<'a> {
     pub system_requirements: Option<Vec<String>>,
 }
 
-/// A short list or null: a long one of short texts would take many times its own size.
+/// Reads null or a list of at most `SYSTEM_REQUIREMENTS_MAX` texts. A long list of short texts
+/// would need many times the memory of its JSON.
 fn few<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
     struct Few(Vec<String>);
     impl<'de> Deserialize<'de> for Few {
@@ -432,7 +438,7 @@ fn few<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>,
     Ok(Option::<Few>::deserialize(from)?.map(|few| few.0))
 }
 
-/// A parser's reason without the text that it found: that may be a plugin's source, and reasons are
+/// Removes the quoted text from a parser's error: it may be a plugin's source, and these errors are
 /// logged.
 fn without_values(reason: &str) -> String {
     let quotes = reason.find('"').zip(reason.rfind('"'));
@@ -446,7 +452,7 @@ fn without_values(reason: &str) -> String {
 /// Any payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload<'a> {
-    /// UNKNOWN: nothing is read from it.
+    /// UNKNOWN; its payload is ignored.
     Unknown,
     /// IDENTIFY.
     Identify(Identify<'a>),
@@ -471,7 +477,7 @@ pub enum Payload<'a> {
 }
 
 impl<'a> Payload<'a> {
-    /// Decodes the payload of a message; text without escapes is borrowed.
+    /// Decodes the payload of a message. Strings without escapes are borrowed.
     pub fn decode(view: &View<'a>) -> Result<Payload<'a>, Error> {
         fn json<'a, T: Deserialize<'a>>(opcode: OpCode, bytes: &'a [u8]) -> Result<T, Error> {
             serde_json::from_slice(bytes).map_err(|error| Error::BadPayload {
@@ -495,8 +501,9 @@ impl<'a> Payload<'a> {
         })
     }
 
-    /// As [`Payload::decode`], but a receipt that is JSON and cannot be read is one of a failure: its
-    /// sender has ended the job, and would not say so again in other words.
+    /// Like [`Payload::decode`], but a CONCLUDE that is a JSON object and not a valid receipt is
+    /// read as the receipt of a failure. Its worker has ended the attempt and would only send the
+    /// same receipt again.
     pub fn decode_or_fail(view: &View<'a>) -> Result<Payload<'a>, Error> {
         let error = match Self::decode(view) {
             Err(error) if view.header.opcode == OpCode::Conclude => error,
@@ -594,7 +601,7 @@ mod tests {
                 "{name}"
             );
             assert_eq!(same, payload, "{name}");
-            // Every value the reference wrote and that is not null is still there.
+            // Every value of the reference system that is not null is kept.
             if !theirs[1].is_empty() {
                 let before: Value = serde_json::from_slice(&theirs[1]).unwrap();
                 let after: Value = serde_json::from_slice(&ours[1]).unwrap();
@@ -678,7 +685,7 @@ mod tests {
         assert_eq!(missing, Err(Error::MissingFrame { got: 1 }));
     }
 
-    /// Reasons are logged, and a plugin's source may stand anywhere in a payload.
+    /// Errors are logged, and any field of a payload may contain a plugin's source.
     #[test]
     fn a_reason_does_not_repeat_the_text_that_is_wrong() {
         for opcode in [OpCode::Dispatch, OpCode::Deploy, OpCode::Conclude] {

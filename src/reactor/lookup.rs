@@ -96,7 +96,7 @@ impl Lookup {
 /// Tests that start lookups hold this lock shared. The test that takes all permits holds it
 /// exclusively.
 #[cfg(test)]
-pub(crate) static PLACES: std::sync::RwLock<()> = std::sync::RwLock::new(());
+pub(crate) static PERMITS: std::sync::RwLock<()> = std::sync::RwLock::new(());
 
 #[cfg(test)]
 mod tests {
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn there_are_so_many_lookups_at_a_time() {
-        let _alone = PLACES.write();
+        let _alone = PERMITS.write();
         let deadline = Instant::now() + Duration::from_secs(60);
         let all_are_free = || {
             while TAKEN.load(Ordering::Relaxed) > 0 {
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_lookup_is_told_by_readiness() {
-        let _shared = PLACES.read();
+        let _shared = PERMITS.read();
         let mut reactor = Reactor::new().unwrap();
         let address: SocketAddr = "192.0.2.1:5".parse().unwrap();
         let (release, released) = mpsc::channel::<()>();
@@ -169,16 +169,16 @@ mod tests {
 
     #[test]
     fn names_addresses_and_failures() {
-        let _shared = PLACES.read();
+        let _shared = PERMITS.read();
         let mut reactor = Reactor::new().unwrap();
-        let mut look = |text: &str| {
+        let mut resolve = |text: &str| {
             let mut lookup = Lookup::start(&text.parse().unwrap()).unwrap();
             lookup.register(reactor.registry(), Token(1)).unwrap();
             let found = wait(&mut reactor, &lookup);
             lookup.deregister(reactor.registry()).unwrap();
             found
         };
-        let found = look("tcp://localhost:5").unwrap();
+        let found = resolve("tcp://localhost:5").unwrap();
         assert!(
             found
                 .iter()
@@ -186,7 +186,7 @@ mod tests {
         );
         // Longer than the limit of a DNS label, so that no server is queried.
         let endpoint = format!("tcp://{}.invalid:5", "x".repeat(64));
-        let error = look(&endpoint).unwrap_err();
+        let error = resolve(&endpoint).unwrap_err();
         assert!(error.to_string().contains("cannot resolve"), "{error}");
         let mut panics = Lookup::start_with(|| panic!("a resolver's bug")).unwrap();
         panics.register(reactor.registry(), Token(1)).unwrap();

@@ -39,7 +39,7 @@ pub use boot_time::{BootTime, thread_time};
 pub use endpoint::{Endpoint, EndpointError};
 pub use lookup::Lookup;
 #[cfg(test)]
-pub(crate) use lookup::PLACES;
+pub(crate) use lookup::PERMITS;
 #[cfg(feature = "process")]
 pub use signals::{Requests, Signals, reset as reset_signals};
 pub use stopper::Stopper;

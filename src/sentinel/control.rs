@@ -1,18 +1,21 @@
 //! The sentinel's decisions: which workers are connected, which attempts they hold and for how
-//! long, and what becomes of a message.
+//! long, and what follows from a message.
 //!
-//! No socket, no database, no clock. The loop passes messages and time in and drains, in this
-//! order: [`Control::take_changes`] for the iteration's transaction; after its commit the claims
-//! and ends go back in through [`Control::handle_claimed`] and [`Control::handle_ended`]; then
-//! [`Control::take_outgoing`], whose messages may leave. [`Control::poll_answers`] renews leases
-//! and does not depend on the transaction.
+//! This module has no socket, no database and no clock. The event loop passes in messages and the time, and
+//! then calls in this order:
+//!
+//! 1. [`Control::take_changes`]: changes for the iteration's transaction.
+//! 2. After the commit, [`Control::handle_claimed`], [`Control::handle_ended`] and the like with its results.
+//! 3. [`Control::take_outgoing`]: messages that may be sent now.
+//!
+//! [`Control::poll_answers`] renews leases. It does not depend on the transaction.
 //!
 //! Invariants:
-//! - Every RUNNING row of the database is a hold here: of a worker, or of a worker that is not
-//!   known (any more), until its lease has run out.
-//! - An attempt is released only after its lease and the margin have passed, or after its holder
+//! - Every RUNNING row of the database is a claim here until its lease has ended: of a worker, or of a worker
+//!   that is not connected (any more).
+//! - An attempt is released only after its lease and the margin have passed, or after its holder has
 //!   reported that it does not have it. Connections are no evidence.
-//! - Changes are bounded while the database fails: [`Control::is_full`] stops reading.
+//! - Changes are bounded while the database fails: [`Control::is_full`] stops the receiving of messages.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -39,7 +42,7 @@ mod users;
 
 use super::publishers::Trust;
 use exclusive::Exclusive;
-use leases::Hold;
+use leases::Claim;
 use members::{Contender, Worker};
 use settling::Settling;
 use users::ANOTHERS;
@@ -53,16 +56,16 @@ pub use users::UserLimits;
 /// Durations that an operator may set.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Bound of a lease.
+    /// Length of a lease.
     pub lease: Duration,
-    /// Added to a lease before its attempt is released: what the clocks of two hosts may drift
-    /// apart in that time.
+    /// Time between the end of a lease and the release of its attempt: how far the clocks of two hosts may
+    /// drift apart during a lease.
     pub margin: Duration,
     /// Time in which a worker must end an attempt.
     pub attempt_timeout: Duration,
 }
 
-/// See the module's head.
+/// The control state, as the head of the module describes.
 #[derive(Debug)]
 pub struct Control {
     settings: Settings,
@@ -72,67 +75,67 @@ pub struct Control {
     routes: BTreeMap<String, Vec<u8>>,
     /// Connections that ask for the ID of a connected worker, by routing ID.
     contenders: BTreeMap<Vec<u8>, Contender>,
-    /// Holds of workers that are not in `workers`, by attempt.
+    /// Claims of workers that are not in `workers`, by attempt.
     orphans: BTreeMap<Attempt, Orphan>,
-    /// Releases of attempts whose leases ran out, for the next transactions.
+    /// Releases of attempts with expired leases, for the next transactions.
     expired: VecDeque<Change>,
     /// Attempts whose end is in `changes` or `expired`.
     ending: BTreeSet<Attempt>,
     exclusive: Exclusive,
     settling: Settling,
-    /// A slot was freed without a change for the database.
+    /// A slot has become free without a change for the database.
     has_freed: bool,
     changes: Vec<Change>,
     /// Bytes of receipts in `changes`.
     receipts_size: usize,
     outgoing: Vec<Outgoing>,
-    /// No lease runs out before.
+    /// No lease ends before this time.
     next_expiry: Option<BootTime>,
     seen_at: Option<BootTime>,
-    /// When the leases that earlier sentinels may have given are over.
+    /// When the leases that earlier sentinels may have given end.
     earlier_until: Option<BootTime>,
     draining: bool,
-    /// Serialised parts of DISPATCH by plugin name, each with the version that it is of.
+    /// Serialised parts of DISPATCH by plugin name, each with its plugin version.
     dispatch_parts: BTreeMap<String, (Arc<Plugin>, DispatchPart)>,
-    /// Workers that earlier sentinels on this database knew, and their users, by worker ID.
+    /// Workers, with their users, that have been connected to earlier sentinels of this database, by worker
+    /// ID.
     remembered: BTreeMap<String, (Option<User>, Identify<'static>)>,
-    /// The IDs of those that are known by their routing ID, and their users, by that as text: the one
-    /// that had it last comes first.
+    /// By routing ID as text: the users and IDs of workers that have had it, the last one first.
     remembered_routes: BTreeMap<String, Vec<(Option<User>, String)>>,
-    /// Environments that workers are to have, the most urgent first, and how often that has changed.
+    /// Environments that workers should have, the most urgent first, and how often this list has changed.
     wanted: Vec<Wanted>,
     wanted_number: u64,
-    /// By the users' keys.
+    /// Limits by the users' keys.
     user_limits: BTreeMap<String, UserLimits>,
-    /// When an error that a worker reported was last logged: one a second at most.
+    /// When an error that a worker reported was last logged. At most one a second is logged.
     error_logged_at: Option<BootTime>,
-    /// When a worker was last logged that asked for the ID of another user's.
+    /// When it was last logged that a worker asked for the ID of another user's worker.
     refusal_logged_at: Option<BootTime>,
-    /// Whose deployments are taken.
+    /// The publishers whose deployments are accepted.
     trust: Trust,
     /// Bytes of the deployments in `changes`.
     deploys_size: usize,
-    /// When a deployment that was refused was last logged, and how many were since then.
+    /// When a refused deployment was last logged, and the number of refusals since then.
     deploy_refusal_logged_at: Option<BootTime>,
     refusals_unlogged: u64,
 }
 
-/// A hold whose worker is not known (any more).
+/// A claim of a worker that is not in `workers` (any more).
 #[derive(Clone, Debug)]
 struct Orphan {
-    hold: Hold,
+    claim: Claim,
     worker_id: String,
     user: Option<User>,
-    /// The process, where it is known.
+    /// The worker's process, where it is known.
     instance: Option<String>,
-    /// Where it is known.
+    /// The worker's routing ID, where it is known.
     routing_id: Option<Vec<u8>>,
     /// Another process has taken over the worker's ID.
     is_displaced: bool,
 }
 
 impl Control {
-    /// No workers yet.
+    /// A control state without workers.
     pub fn new(settings: Settings) -> Self {
         Control {
             settings,
@@ -167,10 +170,10 @@ impl Control {
         }
     }
 
-    /// A worker that an earlier sentinel on this database knew. One of the old system identifies
-    /// itself once in its life, so when it is heard again this stands for it.
-    /// `routing_id` is what it is heard by, as text. Of workers with one routing ID the one that was
-    /// heard last must come first.
+    /// Adds a worker that has been connected to an earlier sentinel of this database. A worker of the
+    /// reference system sends IDENTIFY only once, so this `identify` is used at its next message.
+    /// `routing_id` = its routing ID as text. Of several workers with the same routing ID, the last seen one
+    /// must be added first.
     pub fn remember_worker(
         &mut self,
         worker_id: &str,
@@ -186,8 +189,8 @@ impl Control {
         self.remembered.insert(worker_id.to_owned(), worker);
     }
 
-    /// The ID of the worker that a sender without IDENTIFY is, as far as that can be known: the last
-    /// one of its user that had its routing ID.
+    /// The worker ID of a sender that has not sent IDENTIFY: the ID of its user's last worker with this
+    /// routing ID, or else the routing ID as text.
     fn presumed_id(&self, from: &Sender<'_>) -> String {
         let text = printable(from.routing_id);
         let known = self.remembered_routes.get(&text);
@@ -199,7 +202,7 @@ impl Control {
         }
     }
 
-    /// What is known of a worker that earlier sentinels have heard, unless it is another user's.
+    /// The IDENTIFY of a remembered worker, unless it is another user's.
     fn take_remembered(&mut self, from: &Sender<'_>) -> Option<Identify<'static>> {
         let worker_id = self.presumed_id(from);
         let (user, _) = self.remembered.get(&worker_id)?;
@@ -210,22 +213,25 @@ impl Control {
         Some(identify)
     }
 
-    /// From now on no job is dispatched.
+    /// Stops the dispatching of jobs.
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Attempts that connected or returning workers hold.
-    pub fn held_count(&self) -> usize {
-        self.workers.values().map(|worker| worker.holds.len()).sum()
+    /// Number of attempts that workers hold which are connected or may reconnect.
+    pub fn claim_count(&self) -> usize {
+        self.workers
+            .values()
+            .map(|worker| worker.claims.len())
+            .sum()
     }
 
-    /// Attempts that are held, above `after` and rising, at most `limit`, with the IDs of workers
-    /// that are known.
-    pub fn held_after(&self, after: Attempt, limit: usize) -> Vec<(Attempt, Option<String>)> {
+    /// Claimed attempts above `after` in ascending order, at most `limit`, each with its worker's ID where
+    /// that is known.
+    pub fn claims_after(&self, after: Attempt, limit: usize) -> Vec<(Attempt, Option<String>)> {
         let theirs = self.workers.values().flat_map(|worker| {
-            let holds = worker.holds.iter().filter(|hold| hold.attempt > after);
-            holds.map(|hold| (hold.attempt, Some(&worker.worker_id)))
+            let claims = worker.claims.iter().filter(|claim| claim.attempt > after);
+            claims.map(|claim| (claim.attempt, Some(&worker.worker_id)))
         });
         let above = (Bound::Excluded(after), Bound::Unbounded);
         let orphans = self.orphans.range(above).take(limit);
@@ -238,7 +244,7 @@ impl Control {
             .collect()
     }
 
-    /// Workers with a live connection.
+    /// Number of connected workers.
     pub fn online_count(&self) -> usize {
         self.workers
             .values()
@@ -253,7 +259,7 @@ impl Control {
         std::mem::take(&mut self.changes)
     }
 
-    /// The transaction failed: its changes come first in the next one.
+    /// Puts the changes of a failed transaction before all later ones.
     pub fn restore_changes(&mut self, mut changes: Vec<Change>) {
         self.deploys_size += Self::deploys_size(&changes);
         self.receipts_size += changes.iter().map(Change::receipt_size).sum::<usize>();
@@ -261,12 +267,12 @@ impl Control {
         self.changes = changes;
     }
 
-    /// True when so many changes wait for a failing database that nothing more may be read.
+    /// True when so many changes wait for a failing database that no more messages may be received.
     pub fn is_full(&self) -> bool {
         self.changes.len() >= limits::CHANGES_MAX || self.receipts_size >= limits::RECEIPTS_SIZE_MAX
     }
 
-    /// IDs of workers with a live connection.
+    /// IDs of connected workers.
     fn online(&self) -> Vec<String> {
         self.workers
             .values()
@@ -275,12 +281,12 @@ impl Control {
             .collect()
     }
 
-    /// Messages that may leave now that the transaction is committed.
+    /// Messages that may be sent after the transaction is committed.
     pub fn take_outgoing(&mut self) -> Vec<Outgoing> {
         std::mem::take(&mut self.outgoing)
     }
 
-    /// A message. Gives the reason when it is not one that its sender may send.
+    /// Processes a message. Returns the reason when its sender must not send such a message.
     pub fn handle_message(
         &mut self,
         from: &Sender<'_>,
@@ -291,7 +297,7 @@ impl Control {
         let (peer, routing_id) = (from.peer, from.routing_id);
         let is_anothers = match self.workers.get(routing_id) {
             Some(worker) => users::are_different(worker.user.as_ref(), from.user),
-            // IDENTIFY may bring another ID than the routing ID.
+            // IDENTIFY may contain another ID than the routing ID.
             None if matches!(payload, Payload::Identify(_)) => false,
             None => self.is_anothers_route(from),
         };
@@ -301,7 +307,7 @@ impl Control {
         if let Some(worker) = self.workers.get_mut(routing_id)
             && worker.peer == Some(peer)
         {
-            worker.heard_at = now;
+            worker.received_at = now;
             self.has_freed |= std::mem::take(&mut worker.is_backed_up);
         }
         match payload {
@@ -351,7 +357,7 @@ impl Control {
             if self.contenders.contains_key(from.routing_id) {
                 return None;
             }
-            // Old workers only: newer ones identify themselves on each connection.
+            // Only for workers of the reference system. Others send IDENTIFY on each connection.
             let remembered = match heartbeat.sequence {
                 Some(_) => None,
                 None => self.take_remembered(from),
@@ -391,8 +397,8 @@ impl Control {
         None
     }
 
-    /// A worker that talks without having identified itself to this process is asked by RELOAD,
-    /// which newer workers answer with IDENTIFY.
+    /// Sends RELOAD to a worker that has not sent IDENTIFY to this sentinel. Casparian's workers answer it
+    /// with IDENTIFY.
     fn ask_to_identify(&mut self, peer: PeerId) {
         self.outgoing.push(Outgoing {
             peer,
@@ -419,9 +425,9 @@ impl Control {
             if let Some(number) = receipt.attempt {
                 let attempt = Attempt::new(job_id, number);
                 if let Some(worker_id) = self.take_displaced(from, attempt) {
-                    self.end_held(from.routing_id, worker_id, attempt, receipt);
+                    self.end_claim(from.routing_id, worker_id, attempt, receipt);
                 } else if !self.contenders.contains_key(from.routing_id) {
-                    // It is sent again after IDENTIFY.
+                    // The worker sends the receipt again after IDENTIFY.
                     self.ask_to_identify(from.peer);
                 }
                 return None;
@@ -435,30 +441,30 @@ impl Control {
             self.end(from.routing_id, worker_id, attempt, receipt);
             return None;
         };
-        let index = worker.holds.iter().position(|hold| {
-            let number = hold.attempt.number;
-            hold.attempt.job_id == job_id && receipt.attempt.is_none_or(|sent| sent == number)
+        let index = worker.claims.iter().position(|claim| {
+            let number = claim.attempt.number;
+            claim.attempt.job_id == job_id && receipt.attempt.is_none_or(|sent| sent == number)
         });
-        let held = index.map(|index| worker.holds.swap_remove(index));
+        let held = index.map(|index| worker.claims.swap_remove(index));
         worker.overdue.retain(|attempt| attempt.job_id != job_id);
-        if held.as_ref().is_some_and(|hold| hold.is_overdue)
+        if held.as_ref().is_some_and(|claim| claim.is_overdue)
             && receipt.status == JobStatus::Failed
             && receipt.cause.is_none_or(|cause| cause == Cause::Operator)
         {
-            // It was asked to stop.
+            // The worker was asked to stop it, because it was overdue.
             receipt.cause = Some(Cause::Lost);
         }
         let worker_id = worker.worker_id.clone();
         let attempt = match held {
-            Some(hold) => hold.attempt,
+            Some(claim) => claim.attempt,
             None => Attempt::new(job_id, receipt.attempt.unwrap_or(0)),
         };
-        self.end_held(from.routing_id, worker_id, attempt, receipt);
+        self.end_claim(from.routing_id, worker_id, attempt, receipt);
         None
     }
 
-    /// An attempt ends that its worker held.
-    fn end_held(
+    /// Ends an attempt by its holder's receipt.
+    fn end_claim(
         &mut self,
         routing_id: &[u8],
         worker_id: String,
@@ -466,7 +472,7 @@ impl Control {
         receipt: Receipt,
     ) {
         match receipt.cause {
-            // Its writer may still publish, by the worker's own report.
+            // By the worker's own report the attempt may still publish.
             Some(Cause::Lost) => self.exclusive.abandon(attempt),
             _ => self.exclusive.release(attempt),
         }
@@ -529,7 +535,7 @@ impl Control {
             .min()
     }
 
-    /// Lets time pass.
+    /// Processes what is due at `now`.
     pub fn handle_timeout(&mut self, now: BootTime) {
         self.admit_contenders(now);
         self.report_absent(now);
@@ -547,16 +553,16 @@ impl Control {
         }
     }
 
-    /// The sentinel itself was stopped or suspended for so long: leases, and what contenders for an
-    /// ID wait for, run on from now. Contenders that came at `now` wait from then on anyway.
+    /// Extends leases, and the waits of contenders, by the time for which the sentinel itself was stopped or
+    /// suspended. Contenders that arrived at `now` are not affected.
     pub fn handle_absence(&mut self, away: Duration, now: BootTime) {
         log::warn!("this sentinel did not run for {} s", away.as_secs());
         let theirs = self.workers.values_mut();
-        let holds = theirs.flat_map(|worker| &mut worker.holds);
-        let orphans = self.orphans.values_mut().map(|orphan| &mut orphan.hold);
-        for hold in holds.chain(orphans) {
-            hold.until = hold.until + away;
-            hold.due = hold.due + away;
+        let claims = theirs.flat_map(|worker| &mut worker.claims);
+        let orphans = self.orphans.values_mut().map(|orphan| &mut orphan.claim);
+        for claim in claims.chain(orphans) {
+            claim.until = claim.until + away;
+            claim.due = claim.due + away;
         }
         let contenders = self.contenders.values_mut();
         for contender in contenders.filter(|contender| contender.since < now) {
@@ -566,15 +572,15 @@ impl Control {
         self.earlier_until = self.earlier_until.map(|at| at + away);
     }
 
-    /// True when an attempt is held, or its end waits for the transaction.
+    /// True when an attempt is claimed, or its end waits for the transaction.
     pub fn is_known(&self, attempt: Attempt) -> bool {
-        let mut theirs = self.workers.values().flat_map(|worker| &worker.holds);
+        let mut theirs = self.workers.values().flat_map(|worker| &worker.claims);
         self.ending.contains(&attempt)
             || self.orphans.contains_key(&attempt)
-            || theirs.any(|hold| hold.attempt == attempt)
+            || theirs.any(|claim| claim.attempt == attempt)
     }
 
-    /// The sentinel stops: connected workers are noted as offline.
+    /// Notes all workers as offline, because the sentinel stops.
     pub fn close(&mut self) {
         for worker in self.workers.values() {
             self.changes.push(Change::WorkerOffline {
@@ -595,7 +601,7 @@ impl Control {
     }
 }
 
-/// A routing ID as text.
+/// A routing ID as text: as it is if it is printable UTF-8, else in hex.
 pub(crate) fn printable(routing_id: &[u8]) -> String {
     match std::str::from_utf8(routing_id) {
         Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),

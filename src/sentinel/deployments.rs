@@ -1,5 +1,5 @@
-//! Noticing what is deployed: workers prepare the environments of plugins that they may run before
-//! there are jobs, and learn when a plugin or its sinks have changed.
+//! Announces deployments to workers: they create the environments of plugins that they may run before
+//! there are jobs, and get RELOAD when a plugin or its sinks have changed.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{self, Deployment, Store};
 
-/// What the last poll found.
+/// The result of the last poll.
 #[derive(Debug)]
 pub(super) struct Deployments {
-    /// The state of each plugin; none before the first poll.
+    /// The state of each plugin. None before the first poll.
     states: Option<BTreeMap<String, u64>>,
-    /// Another program has committed since.
+    /// Another program has committed since then.
     pub(super) is_stale: bool,
-    /// This program has committed a deployment since: it is announced in the same iteration.
+    /// This program has committed a deployment since then. It is announced in the same iteration.
     pub(super) is_urgent: bool,
     poll_at: BootTime,
 }
@@ -30,7 +30,7 @@ impl Deployments {
         }
     }
 
-    /// Once a second, and after a deployment over the wire: polls deployments and sinks if the
+    /// Called once a second, and after a deployment over the wire. Polls deployments and sinks if the
     /// database has changed, and announces changes to workers.
     pub(super) fn announce(
         &mut self,
@@ -41,7 +41,7 @@ impl Deployments {
         if self.is_stale || self.is_urgent || now >= self.poll_at {
             let found = store.deployments()?;
             (self.is_stale, self.is_urgent) = (false, false);
-            self.poll_at = now + limits::DEPLOYMENTS_LOOK_INTERVAL;
+            self.poll_at = now + limits::DEPLOYMENTS_POLL_INTERVAL;
             control.want_environments(wanted(found.plugins));
             if let Some(before) = self.states.replace(found.states) {
                 let after = self.states.iter().flatten();
@@ -62,7 +62,7 @@ impl Deployments {
                 }
             }
         }
-        for (routing_id, hash) in control.to_prepare(limits::PREPARES_PER_LOOK, now) {
+        for (routing_id, hash) in control.to_prepare(limits::PREPARES_PER_POLL, now) {
             match store.lockfile(&hash)? {
                 Some(lockfile) => control.prepare(&routing_id, &hash, &lockfile, now),
                 None => control.want_no_longer(&hash),
@@ -72,8 +72,8 @@ impl Deployments {
     }
 }
 
-/// Environments that are to be prepared: those with waiting jobs first, then those that were
-/// deployed last, so many that a worker may hold them all.
+/// Environments that workers should have: those with waiting jobs first, then the last deployed ones. Their
+/// number is bounded, so that a worker can have all of them.
 fn wanted(mut plugins: Vec<Deployment>) -> Vec<Wanted> {
     plugins.retain(|one| !one.env_hash.is_empty());
     plugins.sort_by_key(|one| std::cmp::Reverse((one.has_jobs, one.order)));

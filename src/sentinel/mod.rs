@@ -1,14 +1,14 @@
 //! The control plane: workers, leases, dispatch.
 //!
-//! [`control`] decides (a state machine without I/O); [`Sentinel`] is the loop that runs it:
+//! [`control`] decides (a state machine without I/O). [`Sentinel`] is the event loop that runs it:
 //! one thread, one ROUTER socket, one writing database connection.
 //!
-//! Invariant: one iteration of the loop is one transaction. Every ready message is applied, free
-//! slots are assigned, the transaction is committed (fsync), and only then do DISPATCH and
-//! acknowledgements leave. Nothing is sent that a crash could undo, and load makes the batches
-//! bigger. Leases are renewed in memory, also while the database fails.
+//! Invariant: one iteration of the event loop is one transaction. Every ready message is applied, free
+//! slots are filled, the transaction is committed (fsync), and only then DISPATCH and
+//! acknowledgements are sent. So nothing is sent that a crash could undo. Under load a transaction has more
+//! changes. Leases are renewed in memory, also while the database fails.
 //!
-//! What it does not do: it never runs a plugin, reads an input file or writes output.
+//! The sentinel never runs a plugin, reads an input or writes output.
 
 #![cfg_attr(
     not(test),

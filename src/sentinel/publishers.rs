@@ -1,11 +1,11 @@
-//! Who may have plugins deployed over the wire: Ed25519 keys (RFC 8032) of publishers, and what
-//! counts as their signature.
+//! Publishers, whose plugins clients may deploy over the wire: their Ed25519 keys (RFC 8032), and the
+//! verification of their signatures.
 //!
 //! A signature is over the 32 bytes of `artifact_hash`, the SHA-256 of source and lockfile. It is
-//! verified strictly: no key or point of small order, no second form of a number. A key belongs to
-//! the name that stands behind it in the list, and signs for no other name.
+//! verified strictly: no key or point of small order, no second form of a number. A key is valid only for
+//! the name that follows it in the list.
 //!
-//! Keys and signatures are text: hexadecimal, as it is written here, or Base64.
+//! Keys and signatures are text: hexadecimal, which this module writes, or Base64.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ mod files;
 
 pub use files::{SECRET_MARK, read_publisher, write_publisher};
 
-/// A file with trusted publishers, which is followed.
+/// A file with trusted publishers, which is polled for changes.
 pub type PublishersFile = KeyListFile<Publishers>;
 
 /// The bytes of a hexadecimal or Base64 text, if there are `N` of them.
@@ -40,7 +40,7 @@ fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     }
     let config =
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    // Longer texts are not decoded at all.
+    // Longer texts are not decoded.
     let fits = text.len() <= N.div_ceil(3) * 4;
     let decoded = fits.then(|| GeneralPurpose::new(&STANDARD, config).decode(text));
     decoded?.ok()?.try_into().ok()
@@ -52,7 +52,7 @@ pub(super) fn decode_hash(text: &str) -> Option<[u8; 32]> {
     is_hex.then(|| decode(text)).flatten()
 }
 
-/// A name as it may stand in a list: not empty, of one line, without blanks at its ends.
+/// True for a valid name in a list: not empty, one line, no blanks at its ends.
 pub fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= limits::NAME_SIZE_MAX
@@ -60,7 +60,7 @@ pub fn is_name(name: &str) -> bool {
         && !name.contains(char::is_control)
 }
 
-/// A publisher's public key as it stands in a list; the error says what is wrong with it.
+/// Parses a publisher's public key in a list. The error is the reason why it is invalid.
 fn public_key(text: &str) -> Result<VerifyingKey, String> {
     let bytes: [u8; 32] = decode(text).ok_or_else(|| {
         format!(
@@ -78,14 +78,14 @@ fn public_key(text: &str) -> Result<VerifyingKey, String> {
     }
 }
 
-/// A publisher's secret key and name; never shown, and wiped when it is dropped.
+/// A publisher's secret key and name. The key is never printed, and is wiped when it is dropped.
 pub struct Publisher {
     key: SigningKey,
     name: String,
 }
 
 impl Publisher {
-    /// The key of 32 bytes. None when [`is_name`] refuses the name.
+    /// A publisher with this secret key of 32 bytes. None when [`is_name`] refuses the name.
     pub fn new(secret: &[u8; 32], name: &str) -> Option<Self> {
         is_name(name).then(|| Publisher {
             key: SigningKey::from_bytes(secret),
@@ -93,18 +93,18 @@ impl Publisher {
         })
     }
 
-    /// As whom it signs.
+    /// The publisher's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// `KEY NAME`, as it stands in a public file and in a list of trusted publishers.
+    /// `KEY NAME`, the line of a public file and of a list of trusted publishers.
     pub fn public_line(&self) -> String {
         let key = self.key.verifying_key();
         format!("{} {}", text::hex(key.as_bytes()), self.name)
     }
 
-    /// The signature over an artifact hash, as text. None when that is no SHA-256.
+    /// The signature over an artifact hash, as text. None when the hash is no SHA-256.
     pub fn sign(&self, artifact_hash: &str) -> Option<String> {
         let hash = decode_hash(artifact_hash)?;
         Some(text::hex(&self.key.sign(&hash).to_bytes()))
@@ -119,14 +119,14 @@ impl fmt::Debug for Publisher {
     }
 }
 
-/// Trusted publishers: names with their keys. The text has a key and a name on each line.
+/// Trusted publishers: names with their keys. The text of a list has a key and a name in each line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Publishers {
     keys: BTreeMap<String, Vec<VerifyingKey>>,
 }
 
 impl Publishers {
-    /// How many keys are listed.
+    /// Number of keys.
     pub fn len(&self) -> usize {
         self.keys.values().map(Vec::len).sum()
     }
@@ -162,7 +162,7 @@ impl KeyList for Publishers {
             }
             let keys = list.keys.entry(name.to_owned()).or_default();
             keys.push(key);
-            // Each signature is compared with all of them.
+            // A signature is verified with each of them.
             if keys.len() > limits::PUBLISHER_KEYS_MAX {
                 let most = limits::PUBLISHER_KEYS_MAX;
                 return Err(fail(format!("{name} has more than {most} keys")));
@@ -181,23 +181,24 @@ impl KeyList for Publishers {
     }
 }
 
-/// Whose deployments are taken over the wire. By default none.
+/// Which deployments over the wire are accepted. By default none.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
-    /// Whose signatures count; none: there is no list.
+    /// The trusted publishers. None = there is no list.
     pub publishers: Option<Arc<Publishers>>,
-    /// Deployments without a signature of a listed publisher are taken, too.
+    /// Deployments without a signature of a listed publisher are accepted, too.
     pub allow_unsigned: bool,
 }
 
 impl Trust {
-    /// True when deployments can be taken at all.
+    /// True when any deployments can be accepted.
     pub fn takes_any(&self) -> bool {
         self.publishers.is_some() || self.allow_unsigned
     }
 
-    /// Checks who deploys: the signature in one spelling when it is a listed publisher's, none
-    /// when it need not be one. The error is the reason.
+    /// Checks the publisher of a deployment. Returns the verified signature of a listed publisher in
+    /// hexadecimal form, or none where unsigned deployments are allowed. The error is the reason why it is
+    /// refused.
     pub fn check(
         &self,
         name: &str,
@@ -216,7 +217,8 @@ impl Trust {
                 )),
             };
         };
-        // The name of a listed publisher cannot be had without the key, whatever is allowed.
+        // The name of a listed publisher always requires a signature, also where unsigned deployments are
+        // allowed.
         if signature.is_empty() {
             return Err(format!(
                 "{name:?} is a trusted publisher, and its signature is missing"

@@ -1,4 +1,4 @@
-//! Looking for what free slots can take: plugins with QUEUED rows, and claims for workers.
+//! Finds jobs for free slots: plugins with QUEUED rows, and claims for workers.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,19 +11,19 @@ use crate::store::{self, Claim, Ended, Now, Store};
 /// A pass over the whole queue, in which a transaction considers a bounded number of plugins.
 #[derive(Debug)]
 pub(crate) struct Round {
-    /// Rows were queued, or a worker can take more, since it began: another one is needed.
+    /// Since it began, rows were queued or workers got free slots. Another round is needed.
     pub(crate) is_stale: bool,
-    /// It has begun, and there are plugins that no claim has considered.
+    /// It has begun, and there are plugins that no claim has considered yet.
     is_open: bool,
-    /// The last transaction stopped at its bound of rows that cannot be used.
+    /// The last transaction stopped at its bound of unusable rows.
     pub(crate) is_bounded: bool,
-    /// Workers that get nothing more until they are idle, so that a job can run alone there: by
-    /// routing ID.
+    /// Workers, by routing ID, that are being emptied: they get no jobs until they are idle, so that a job
+    /// can run alone there.
     emptied: BTreeMap<Vec<u8>, Able>,
 }
 
 impl Round {
-    /// None has begun, and one is needed.
+    /// A round is needed, and none has begun.
     pub(crate) fn stale() -> Self {
         Round {
             is_stale: true,
@@ -33,12 +33,12 @@ impl Round {
         }
     }
 
-    /// Plugins are to be considered.
+    /// True when there are plugins to consider.
     pub(crate) fn is_due(&self) -> bool {
         self.is_stale || self.is_open
     }
 
-    /// What the last pass found was not claimed: it is found again.
+    /// Makes the next pass find again what the last one found, because its claims were rolled back.
     pub(crate) fn reopen(&mut self) {
         (self.is_stale, self.is_open) = (true, true);
     }
@@ -56,23 +56,23 @@ impl Round {
             self.is_stale = false;
             self.emptied.clear();
         }
-        let found = store.queued_plugins(limits::QUEUED_PLUGINS_PER_TURN, at.unix_ms)?;
+        let found = store.queued_plugins(limits::QUEUED_PLUGINS_PER_TRANSACTION, at.unix_ms)?;
         self.is_open = !found.is_end;
         Ok(found.names)
     }
 
-    /// These workers get nothing more in this round.
+    /// Adds workers that are being emptied. They get no more jobs in this round.
     pub(super) fn empty(&mut self, workers: Vec<(Vec<u8>, Able)>) {
         self.emptied.extend(workers);
     }
 
-    /// True when a worker is to become idle: whether it is does not always show as a change.
+    /// True when a worker is being emptied. It may become idle without a change for the database.
     pub(crate) fn is_emptying(&self) -> bool {
         !self.emptied.is_empty()
     }
 
-    /// Leaves workers with jobs for other workers only where they are not to become idle, and no
-    /// second worker is emptied for what one of them, or of those in `alone`, may run.
+    /// Removes workers that are being emptied from `openings`. Also prevents that a second worker is emptied
+    /// for a plugin that one of these, or one of those in `alone`, may run.
     pub(super) fn restrict(
         &self,
         transaction: &mut store::Transaction<'_>,
@@ -90,13 +90,13 @@ impl Round {
     }
 }
 
-/// A plugin that has code.
+/// A plugin with usable code.
 pub(super) struct Deployed {
     plugin: String,
     env_hash: String,
 }
 
-/// The plugins that have code. What the others wait for is logged once.
+/// The plugins with usable code. It is logged once what jobs of the others wait for.
 pub(super) fn deployed(
     transaction: &mut store::Transaction<'_>,
     plugins: Vec<String>,
@@ -104,7 +104,7 @@ pub(super) fn deployed(
     waiting: &mut HashSet<String>,
 ) -> Result<Vec<Deployed>, store::Error> {
     let mut deployed = Vec::with_capacity(plugins.len());
-    let mut tell = |plugin: &str, level: log::Level, text: &dyn Fn() -> String| {
+    let mut report = |plugin: &str, level: log::Level, text: &dyn Fn() -> String| {
         if waiting.len() < limits::WAITING_LOGGED_MAX && waiting.insert(plugin.to_owned()) {
             log::log!(level, "jobs of plugin {plugin} wait{}", text());
             if waiting.len() == limits::WAITING_LOGGED_MAX {
@@ -116,7 +116,7 @@ pub(super) fn deployed(
         match transaction.plugin_code(&plugin)? {
             store::Code::Runs(code) => {
                 if !control.may_run(&plugin) {
-                    tell(&plugin, log::Level::Info, &|| {
+                    report(&plugin, log::Level::Info, &|| {
                         " for a worker that may run it".to_owned()
                     });
                 }
@@ -126,15 +126,15 @@ pub(super) fn deployed(
                 });
             }
             store::Code::Waits(reason) => {
-                tell(&plugin, log::Level::Warn, &|| format!(": {reason}"));
+                report(&plugin, log::Level::Warn, &|| format!(": {reason}"));
             }
         }
     }
     Ok(deployed)
 }
 
-/// Fills free slots in rounds, one job a worker in the first and twice as many in each further
-/// one, so that a short queue is spread and a long one is taken in large steps.
+/// Fills free slots in steps: one job for each worker in the first step, and twice as many in each further
+/// one. So a short queue is spread over the workers, and a long one needs few steps.
 pub(super) fn claim(
     transaction: &mut store::Transaction<'_>,
     openings: &[Opening],

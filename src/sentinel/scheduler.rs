@@ -1,7 +1,8 @@
-//! The sentinel without its socket: control state, database, and what is due when.
+//! The sentinel without its socket: control state, database, and timers.
 //!
-//! The loop (and the simulation) pass messages and ends of connections to [`Scheduler::control`],
-//! call [`Scheduler::iterate`] and send what it gives, until [`Scheduler::poll_timeout`].
+//! The event loop (and the simulation) passes messages and ends of connections to [`Scheduler::control`],
+//! calls [`Scheduler::iterate`], sends the messages that it returns, and waits at most until
+//! [`Scheduler::poll_timeout`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -21,50 +22,50 @@ use crate::store::{self, Now, Open, Store};
 /// What an operator may set.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Bound of a lease.
+    /// Length of a lease.
     pub lease: Duration,
-    /// Added to a lease before its job is given to another worker.
+    /// Time between the end of a lease and the next dispatch of its job.
     pub lease_margin: Duration,
     /// Time in which a worker must end an attempt.
     pub attempt_timeout: Duration,
     /// How often a job is retried after it lost its worker.
     pub retries_max: u32,
-    /// No other program works on this database: RUNNING rows found at the start have no holder.
+    /// No other program works on this database, so RUNNING rows at the start have no holder.
     pub exclusive: bool,
 }
 
-/// See the module's head.
+/// A sentinel without its socket, as the head of the module describes.
 pub struct Scheduler {
     /// The control state.
     pub control: Control,
     store: Store,
     settings: Settings,
     round: Round,
-    /// None where no environment is prepared before there are jobs.
+    /// None where environments are not created before there are jobs.
     deployments: Option<Deployments>,
-    /// At the last slow poll.
+    /// The free slots at the last slow poll.
     open_slots: BTreeMap<Vec<u8>, usize>,
-    /// Another program has committed since holds were compared with the rows.
-    holds_changed: bool,
+    /// Another program has committed since claims were compared with the rows.
+    claims_changed: bool,
     sweep: Sweep,
-    /// When its next part is due.
+    /// When the next part of the sweep is due.
     sweep_at: BootTime,
-    /// When they are compared at the latest: a trigger may have refused the end of a row.
-    holds_look_at: BootTime,
-    /// When rows that code in the schema protects are tried again.
+    /// When the next sweep begins at the latest, because a trigger may have refused the end of a row.
+    claims_poll_at: BootTime,
+    /// When rows are tried again whose changes code in the schema refused.
     forgive_at: BootTime,
     forgive_pause: Duration,
-    /// What this program worked in the last iteration.
+    /// The processor time of this program in the last iteration.
     last_work: Duration,
     queue_poll_at: BootTime,
     slow_poll_at: BootTime,
     outage: Outage,
-    /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
+    /// Plugins for which it was logged that their jobs wait for a deployment or a worker.
     waiting: HashSet<String>,
     iterated_at: Option<BootTime>,
-    /// What this program has worked since then.
+    /// The processor time of this program since then.
     worked: Duration,
-    /// When the leases of earlier sentinels are over, if they were longer.
+    /// When the leases of earlier sentinels end, if they were longer.
     lease_noted_at: Option<BootTime>,
     observer: Option<Sender<JobEnd>>,
 }
@@ -117,13 +118,13 @@ impl Scheduler {
             store,
             settings,
             round: Round::stale(),
-            // `casparian run` has one worker, for what is queued now.
+            // `casparian run` has one worker, and only runs the jobs that are queued now.
             deployments: (!settings.exclusive).then(|| Deployments::new(now)),
             open_slots: BTreeMap::new(),
-            holds_changed: false,
+            claims_changed: false,
             sweep: Sweep::default(),
             sweep_at: now,
-            holds_look_at: now,
+            claims_poll_at: now,
             forgive_at: now,
             forgive_pause: limits::REFUSED_ROWS_PAUSE,
             last_work: Duration::ZERO,
@@ -138,22 +139,22 @@ impl Scheduler {
         })
     }
 
-    /// Reports jobs there when their ends are committed.
+    /// Sets a channel to which ends of jobs are reported after their commit.
     pub fn observe(&mut self, observer: Sender<JobEnd>) {
         self.observer = Some(observer);
     }
 
-    /// This program has used a processor for so long. Being slow by one's own work is no absence.
+    /// Notes processor time of this program. Time of its own work does not count as an absence.
     pub fn note_work(&mut self, worked: Duration) {
         self.worked += worked;
         self.last_work = worked;
     }
 
-    /// One iteration: time passes, the transaction runs, and what may leave is given. While the
-    /// database fails the transaction is tried again with a growing pause.
+    /// One iteration: processes what is due, runs the transaction, and returns the messages to send. While
+    /// the database fails the transaction is tried again with a growing pause.
     ///
-    /// What is dispatched comes before the answers to the same worker, and must be sent in this
-    /// order: an answer shows that everything before it has arrived.
+    /// DISPATCH messages come before the answers to the same worker. The messages must be sent in this order,
+    /// because the receipt of an answer shows that everything before it has arrived.
     pub fn iterate(&mut self, now: BootTime, at: &Now) -> Vec<Outgoing> {
         let before = self.iterated_at.replace(now).unwrap_or(now);
         let passed = now.saturating_duration_since(before);
@@ -179,15 +180,15 @@ impl Scheduler {
     }
 
     fn transact(&mut self, now: BootTime, at: &Now) -> Result<(), store::Error> {
-        // A database that was moved away fails until it is back, though its open file works.
+        // A database that was moved away counts as failed until it is back, although its open file works.
         if self.outage.since.is_some() {
             self.store.check_identity()?;
         }
         if now >= self.queue_poll_at {
-            self.queue_poll_at = now + limits::QUEUE_LOOK_INTERVAL;
+            self.queue_poll_at = now + limits::QUEUE_POLL_INTERVAL;
             let changed = self.store.changed()?;
             self.round.is_stale |= changed;
-            self.holds_changed |= changed;
+            self.claims_changed |= changed;
             if let Some(deployments) = &mut self.deployments {
                 deployments.is_stale |= changed;
             }
@@ -200,7 +201,7 @@ impl Scheduler {
         self.round.is_stale |= is_slow && self.round.is_emptying();
         self.round.is_stale |= self.control.take_freed();
         if is_slow {
-            // A worker may take jobs again only because it was heard again.
+            // A worker may have openings again only because it has sent a message again, which is no change.
             let open = self.control.open_slots(now);
             let is_more = |(worker, free): (&Vec<u8>, &usize)| {
                 *free > self.open_slots.get(worker).copied().unwrap_or(0)
@@ -208,12 +209,12 @@ impl Scheduler {
             self.round.is_stale |= open.iter().any(is_more);
             self.open_slots = open;
         }
-        let wants_sweep = self.holds_changed || now >= self.holds_look_at;
+        let wants_sweep = self.claims_changed || now >= self.claims_poll_at;
         if is_slow && wants_sweep && !self.sweep.is_open() {
             self.sweep = Sweep::begin();
             self.sweep_at = now;
-            self.holds_changed = false;
-            self.holds_look_at = now + limits::HOLDS_LOOK_INTERVAL;
+            self.claims_changed = false;
+            self.claims_poll_at = now + limits::CLAIMS_POLL_INTERVAL;
         }
         let holds = self.sweep.is_open() && now >= self.sweep_at;
         if is_slow && self.outage.since.is_none() && now >= self.forgive_at {
@@ -251,7 +252,7 @@ impl Scheduler {
         };
         let is_done = iteration.run(due)?;
         if !is_done || self.round.is_bounded {
-            // The pause counts from the end of the pass that finds them.
+            // The pause of refused rows counts from the end of the pass that finds them.
             let forgive_at = now + limits::REFUSED_ROWS_PAUSE;
             self.forgive_at = self.forgive_at.max(forgive_at);
         }
@@ -259,7 +260,7 @@ impl Scheduler {
             return Ok(());
         }
         if due.holds {
-            self.sweep_at = now + limits::QUEUE_LOOK_INTERVAL;
+            self.sweep_at = now + limits::QUEUE_POLL_INTERVAL;
         }
         if due.lease {
             self.lease_noted_at = None;
@@ -277,7 +278,7 @@ impl Scheduler {
         let has_openings = self.control.has_openings(now);
         let works = self.outage.since.is_none();
         if works && self.round.is_due() && has_openings {
-            // Other programs get a chance to write.
+            // Other programs can write in this pause.
             return Some(match self.round.is_bounded {
                 true => now + self.last_work + limits::BOUNDED_PAUSE,
                 false => now,
@@ -295,22 +296,23 @@ impl Scheduler {
         .min()
     }
 
-    /// A database that is removed or replaced, or that fails for so long, is given up.
+    /// Makes the scheduler give up a database that is removed or replaced, or that fails for longer than
+    /// `longest`.
     pub fn give_up_after(&mut self, longest: Duration) {
         self.outage.longest = Some(longest);
     }
 
-    /// Why the database is given up, once it is.
+    /// Why the database was given up, if it was.
     pub fn given_up(&mut self) -> Option<store::Error> {
         self.outage.given_up.take()
     }
 
-    /// How long a transaction waits for another program's.
+    /// Sets how long a transaction waits for another program's transaction.
     pub fn set_busy_timeout(&self, wait: Duration) -> Result<(), store::Error> {
         self.store.set_busy_timeout(wait)
     }
 
-    /// The sentinel stops: connected workers are noted as offline.
+    /// Notes connected workers as offline, because the sentinel stops.
     pub fn close(&mut self, now: BootTime, at: &Now) {
         self.control.close();
         self.control.drain();
@@ -320,14 +322,14 @@ impl Scheduler {
     }
 }
 
-/// A database that fails: since when, and when it is tried again.
+/// The state of a failing database.
 #[derive(Debug, Default)]
 struct Outage {
     since: Option<BootTime>,
     retry_at: Option<BootTime>,
     pause: Duration,
     logged_at: Option<BootTime>,
-    /// After what time it is given up, if ever.
+    /// The time after which it is given up, if ever.
     longest: Option<Duration>,
     given_up: Option<store::Error>,
 }

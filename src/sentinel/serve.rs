@@ -1,4 +1,4 @@
-//! The loop around the control state.
+//! The event loop of the sentinel.
 
 #[cfg(feature = "curve")]
 use std::collections::BTreeMap;
@@ -30,48 +30,48 @@ use crate::store::{self, Now, Open, Store};
 /// Settings of a sentinel.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where workers connect.
+    /// The endpoint to which workers connect.
     pub bind: Endpoint,
-    /// How workers prove who they are.
+    /// How peers are authenticated.
     pub security: Security,
-    /// Connections at a time whose handshake is not done.
+    /// Connections at a time with an incomplete handshake.
     pub handshakes_max: usize,
-    /// Users of this host that may connect beside our own and root, where `security` does not
-    /// authenticate.
+    /// Users of this host that may connect, in addition to the sentinel's own user and root, where `security`
+    /// does not authenticate peers.
     pub allowed_uids: Vec<u32>,
-    /// The list behind `security`, which is followed while the sentinel runs and read again at
-    /// SIGHUP; a worker whose key has gone from it is closed.
+    /// The list of keys of `security`. It is polled while the sentinel runs, and read again at SIGHUP.
+    /// Workers whose key was removed are disconnected.
     #[cfg(feature = "curve")]
     pub authorized_keys: Option<AuthorizedKeysFile>,
-    /// Whose signatures let clients deploy plugins; followed while the sentinel runs and read again
-    /// at SIGHUP.
+    /// The publishers with whose signatures clients may deploy plugins. The file is polled while the sentinel
+    /// runs, and read again at SIGHUP.
     pub trusted_publishers: Option<PublishersFile>,
     /// Clients may deploy plugins without such a signature.
     pub allow_unsigned: bool,
-    /// The database file; made when it is missing.
+    /// The database file. It is created when it is missing.
     pub database: PathBuf,
-    /// Bound of a lease: how long a worker may publish without asking again.
+    /// Length of a lease: how long a worker may publish without a further answer.
     pub lease: Duration,
-    /// Added to a lease before its job is given to another worker.
+    /// Time between the end of a lease and the next dispatch of its job.
     pub lease_margin: Duration,
-    /// Time in which a worker must end an attempt; then the job goes to another one.
+    /// Time in which a worker must end an attempt. After it, the attempt is lost.
     pub attempt_timeout: Duration,
-    /// Bytes of a message of a worker, receipts apart, which may have 8 MiB.
+    /// Maximum size in bytes of a message of a worker. Receipts may have 8 MiB.
     pub message_size_max: usize,
     /// How often a job is retried after it lost its worker.
     pub retries_max: u32,
-    /// How long to wait for running jobs at a stop.
+    /// How long a stop waits for running jobs.
     pub drain_timeout: Duration,
-    /// Take SIGINT, SIGTERM and SIGHUP over.
+    /// Handle SIGINT, SIGTERM and SIGHUP.
     pub signals: bool,
-    /// No other sentinel uses this database: RUNNING rows found at the start have no holder.
+    /// No other sentinel uses this database, so RUNNING rows at the start have no holder.
     pub exclusive: bool,
     /// How long the database may fail. After that, and when it is removed or replaced, the
-    /// sentinel ends with the reason. None: it waits until the database works again. With a bound
-    /// it waits only for a moment when it opens the database: its owner tries again.
+    /// sentinel ends with the reason. None = it waits until the database works again. With a value,
+    /// [`Sentinel::open`] waits only briefly for a locked database, because its caller tries again.
     pub outage_max: Option<Duration>,
-    /// The right to work on the database, where the caller has it from an earlier
-    /// [`Sentinel::lock`]: it keeps other sentinels away between two of its own.
+    /// The locks on the database, where the caller has them from an earlier [`Sentinel::lock`]. So no other
+    /// sentinel can start between two sentinels of the caller.
     pub lock: Option<Arc<store::Lock>>,
 }
 
@@ -107,12 +107,12 @@ impl Options {
 pub enum Error {
     /// The endpoint could not be bound.
     Bind {
-        /// Where.
+        /// The endpoint.
         endpoint: Endpoint,
         /// Why.
         source: io::Error,
     },
-    /// The database failed, and went on failing.
+    /// The database failed for too long.
     Store(store::Error),
     /// The event loop failed.
     Io(io::Error),
@@ -131,7 +131,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
-    /// True when opening the database again may work: another program keeps it locked, or its storage is
+    /// True when opening the database again may succeed: another program has it locked, or its storage is
     /// full or fails.
     pub fn may_pass(&self) -> bool {
         matches!(self, Error::Store(error) if error.may_pass())
@@ -163,17 +163,17 @@ pub struct Sentinel {
     scheduler: Scheduler,
     signals: Option<Signals>,
     stopper: Stopper,
-    /// Held while it works on the database.
+    /// The locks on the database, kept while the sentinel works on it.
     lock: Arc<store::Lock>,
     draining_until: Option<BootTime>,
     #[cfg(feature = "curve")]
     keys_poll_at: Instant,
     publishers_poll_at: Instant,
-    /// Events of the socket that were too many, so far.
+    /// Events of the socket that were dropped so far, because there were too many.
     events_dropped: u64,
 }
 
-/// Names of keys are users, and often by a slip.
+/// Warns of names that several keys have. They count as one user, often by mistake.
 #[cfg(feature = "curve")]
 fn warn_of_shared_names(keys: &AuthorizedKeys) {
     for name in keys.shared_names() {
@@ -181,7 +181,7 @@ fn warn_of_shared_names(keys: &AuthorizedKeys) {
     }
 }
 
-/// A message's payload. A large DEPLOY is not read where none is taken.
+/// Decodes a message's payload. A DEPLOY is not decoded while none is accepted.
 fn decode<'a>(view: &View<'a>, control: &Control, size_max: usize) -> Result<Payload<'a>, Refusal> {
     if view.header.opcode == OpCode::Deploy
         && let Some(refusal) = control.closed_to_deployments()
@@ -197,7 +197,7 @@ fn decode<'a>(view: &View<'a>, control: &Control, size_max: usize) -> Result<Pay
     })
 }
 
-/// Whose deployments are taken.
+/// Which deployments are accepted.
 fn trust(options: &Options) -> Trust {
     let file = options.trusted_publishers.as_ref();
     Trust {
@@ -206,7 +206,7 @@ fn trust(options: &Options) -> Trust {
     }
 }
 
-/// The limits of a list of keys, by the keys' text.
+/// The limits in a list of keys, by the text of the keys.
 #[cfg(feature = "curve")]
 fn user_limits(keys: &AuthorizedKeys) -> BTreeMap<String, UserLimits> {
     let limits = keys.limited().map(|(key, limits)| {
@@ -220,9 +220,9 @@ fn user_limits(keys: &AuthorizedKeys) -> BTreeMap<String, UserLimits> {
     limits.collect()
 }
 
-/// Who of this host may connect; none where every peer may that reaches the endpoint.
+/// Which users of this host may connect. None where every peer that reaches the endpoint may connect.
 fn local_users(options: &Options) -> Result<Option<LocalUsers>, Error> {
-    // A run's worker is its own, whatever its key proves.
+    // The only peer of `casparian run` is its own worker, so the user is checked in addition to its key.
     if !matches!(options.security, Security::Null) && !options.exclusive {
         return Ok(None);
     }
@@ -230,7 +230,7 @@ fn local_users(options: &Options) -> Result<Option<LocalUsers>, Error> {
     LocalUsers::of_endpoint(&options.bind, &options.allowed_uids, what).map_err(Error::Io)
 }
 
-/// The moment as the database notes it.
+/// The present time for the database.
 fn moment(now: BootTime) -> Now {
     let unix_ms = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -245,7 +245,7 @@ fn moment(now: BootTime) -> Now {
 }
 
 impl Sentinel {
-    /// Opens the database, binds, and puts jobs without a live lease back into the queue.
+    /// Opens the database, binds the socket, and inherits the RUNNING rows of earlier sentinels.
     pub fn open(options: Options) -> Result<Self, Error> {
         #[cfg(feature = "curve")]
         if let Some(file) = &options.authorized_keys {
@@ -329,34 +329,34 @@ impl Sentinel {
             lock,
             draining_until: None,
             #[cfg(feature = "curve")]
-            keys_poll_at: Instant::now() + limits::KEY_LOOK_INTERVAL,
-            publishers_poll_at: Instant::now() + limits::KEY_LOOK_INTERVAL,
+            keys_poll_at: Instant::now() + limits::KEY_POLL_INTERVAL,
+            publishers_poll_at: Instant::now() + limits::KEY_POLL_INTERVAL,
             events_dropped: 0,
             options,
         })
     }
 
-    /// The right to work on the database, which lasts as long as this or the sentinel.
+    /// The locks on the database. They are released when this value and the sentinel are dropped.
     pub fn lock(&self) -> Arc<store::Lock> {
         self.lock.clone()
     }
 
-    /// Where it is bound, with the port the system chose.
+    /// The endpoint to which it is bound, with the port that the system chose.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Reports jobs there when their ends are committed.
+    /// Sets a channel to which ends of jobs are reported after their commit.
     pub fn observe(&mut self, observer: std::sync::mpsc::Sender<JobEnd>) {
         self.scheduler.observe(observer);
     }
 
-    /// A handle that ends it.
+    /// A handle that stops the sentinel.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
 
-    /// Runs until a signal or a [`Stopper`] ends it.
+    /// Runs until a signal or a [`Stopper`] stops it.
     ///
     /// # Errors
     /// The event loop failed, or the database for longer than [`Options::outage_max`].
@@ -391,19 +391,19 @@ impl Sentinel {
         Ok(())
     }
 
-    /// Takes messages, a bounded number, so that a flood cannot delay the commit.
+    /// Receives a bounded number of messages, so that a flood cannot delay the commit.
     fn receive(&mut self, clock: Instant, now: BootTime) {
         let (mut taken, mut deployed) = (0, 0);
-        for _ in 0..limits::MESSAGES_PER_TURN {
-            let is_much = taken >= limits::MESSAGE_BYTES_PER_TURN
-                || deployed >= limits::DEPLOY_BYTES_PER_TURN;
+        for _ in 0..limits::MESSAGES_PER_ITERATION {
+            let is_much = taken >= limits::MESSAGE_BYTES_PER_ITERATION
+                || deployed >= limits::DEPLOY_BYTES_PER_ITERATION;
             if is_much || self.scheduler.control.is_full() {
                 return;
             }
             let Some(id) = self.socket.receive(clock) else {
                 return;
             };
-            // A connection can end in the same call, with its message.
+            // A connection can end in the same call. Then its message is dropped.
             let Some((routing_id, message)) = self.socket.identity(id).zip(self.socket.message(id))
             else {
                 continue;
@@ -425,7 +425,7 @@ impl Sentinel {
                         Ok(payload) => control
                             .handle_message(&from, view.header.job_id, payload, now)
                             .map(str::to_owned),
-                        // A client waits for the answer.
+                        // The client of a DEPLOY waits for an answer.
                         Err(refusal) if view.header.opcode == OpCode::Deploy => {
                             control.refuse_deploy(&from, view.header.job_id, &refusal, now);
                             None
@@ -476,8 +476,8 @@ impl Sentinel {
         }
     }
 
-    /// Passes a message to the socket. A job that cannot be sent was not dispatched. A worker to
-    /// whom another message cannot be sent, because its queue is full, does not read: it is
+    /// Passes a message to the socket. When a DISPATCH cannot be sent, its attempt is released. When another
+    /// message cannot be sent because the send queue of its worker is full, the worker does not read and is
     /// disconnected.
     fn send(&mut self, message: Outgoing) {
         let sent = message
@@ -511,7 +511,7 @@ impl Sentinel {
         self.socket.disconnect(peer, Instant::now());
     }
 
-    /// Follows the list of authorized keys.
+    /// Polls the list of authorized keys.
     #[cfg(feature = "curve")]
     fn poll_keys(&mut self, reload: bool, clock: Instant, now: BootTime) {
         let Some(file) = &mut self.options.authorized_keys else {
@@ -520,7 +520,7 @@ impl Sentinel {
         if !reload && clock < self.keys_poll_at {
             return;
         }
-        self.keys_poll_at = clock + limits::KEY_LOOK_INTERVAL;
+        self.keys_poll_at = clock + limits::KEY_POLL_INTERVAL;
         match file.poll(reload) {
             Ok(None) if reload => log::info!("authorized keys: unchanged"),
             Ok(None) => {}
@@ -560,7 +560,7 @@ impl Sentinel {
         None
     }
 
-    /// Follows the list of trusted publishers.
+    /// Polls the list of trusted publishers.
     fn poll_publishers(&mut self, reload: bool, clock: Instant) {
         let Some(file) = &mut self.options.trusted_publishers else {
             return;
@@ -568,7 +568,7 @@ impl Sentinel {
         if !reload && clock < self.publishers_poll_at {
             return;
         }
-        self.publishers_poll_at = clock + limits::KEY_LOOK_INTERVAL;
+        self.publishers_poll_at = clock + limits::KEY_POLL_INTERVAL;
         match file.poll(reload) {
             Ok(None) if reload => log::info!("trusted publishers: unchanged"),
             Ok(None) => {}
@@ -592,13 +592,13 @@ impl Sentinel {
             None if drain => {
                 self.scheduler.control.drain();
                 self.draining_until = Some(now + self.options.drain_timeout);
-                let held = self.scheduler.control.held_count();
+                let held = self.scheduler.control.claim_count();
                 log::info!("stopping: waiting for {held} running job(s), again to stop at once");
                 held == 0 || requests.stops > 1
             }
             None => false,
             Some(until) => {
-                requests.stops > 0 || now >= until || self.scheduler.control.held_count() == 0
+                requests.stops > 0 || now >= until || self.scheduler.control.claim_count() == 0
             }
         }
     }

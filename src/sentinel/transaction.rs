@@ -1,5 +1,4 @@
-//! One iteration's transaction: changes are applied, free slots are filled, all of it is
-//! committed.
+//! The transaction of one iteration: applies changes, fills free slots, and commits all of it.
 
 use std::collections::HashSet;
 use std::sync::mpsc::Sender;
@@ -14,99 +13,99 @@ use crate::reactor::BootTime;
 use crate::socket::PeerId;
 use crate::store::{self, Completion, Deployed, Ended, Now, Settled, Store, Upload, WorkerSession};
 
-/// What one transaction works on.
+/// The state on which one transaction works.
 pub(crate) struct Iteration<'a> {
     pub(crate) store: &'a mut Store,
     pub(crate) control: &'a mut Control,
     /// How often a job is retried after it lost its worker.
     pub(crate) retries_max: u32,
-    /// Bound of a lease.
+    /// Length of a lease.
     pub(crate) lease: Duration,
     pub(crate) round: &'a mut Round,
     pub(crate) sweep: &'a mut Sweep,
-    /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
+    /// Plugins for which it was logged that their jobs wait for a deployment or a worker.
     pub(crate) waiting: &'a mut HashSet<String>,
-    /// Announcements of deployments to workers.
+    /// The last poll of deployments.
     pub(super) deployments: Option<&'a mut Deployments>,
-    /// Where ended jobs are reported.
+    /// The channel to which ends of jobs are reported.
     pub(crate) observer: Option<&'a Sender<JobEnd>>,
     pub(crate) now: BootTime,
-    /// The same for the database.
+    /// The same time for the database.
     pub(crate) at: &'a Now,
 }
 
-/// A comparison of what is held with the rows, which another program may have changed: in each
-/// iteration a bounded number of held attempts, and of RUNNING rows.
+/// A comparison of claimed attempts with the rows, which another program may have changed. Each iteration
+/// compares a bounded number of claimed attempts, and of RUNNING rows.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
-    /// Held attempts above this one are left.
-    held_after: Option<Attempt>,
-    /// RUNNING rows above this ID are left.
+    /// Claimed attempts above this one are not compared yet.
+    claims_after: Option<Attempt>,
+    /// RUNNING rows above this ID are not compared yet.
     rows_after: Option<i64>,
 }
 
 impl Sweep {
     pub(crate) fn begin() -> Self {
         Sweep {
-            held_after: Some(Attempt::new(i64::MIN, i64::MIN)),
+            claims_after: Some(Attempt::new(i64::MIN, i64::MIN)),
             rows_after: Some(i64::MIN),
         }
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.held_after.is_some() || self.rows_after.is_some()
+        self.claims_after.is_some() || self.rows_after.is_some()
     }
 }
 
-/// What is due in an iteration.
+/// The work that is due in an iteration.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Due {
-    /// Find retries whose pause is over.
+    /// Queue jobs whose pause before a retry is over.
     pub(crate) retries: bool,
     /// The next part of a [`Sweep`].
     pub(crate) holds: bool,
-    /// Find ended jobs whose output a worker has to bring in line with their rows.
+    /// Find ended jobs that must be settled.
     pub(crate) settlements: bool,
-    /// The leases of earlier sentinels are over: note how long those of this one are.
+    /// The leases of earlier sentinels have ended: store the length of this sentinel's leases.
     pub(crate) lease: bool,
 }
 
-/// The committed end of a job's attempt: of the job, too, or with a pause before the next attempt.
+/// The committed end of an attempt, if it ends the job, too, or if there is a pause before the next attempt.
 #[derive(Clone, Debug)]
 pub struct JobEnd {
     /// The job.
     pub job_id: i64,
     /// [`Ended::Completed`], [`Ended::Failed`] or [`Ended::Waits`].
     pub ended: Ended,
-    /// What its worker reported; none when no worker did.
+    /// The worker's receipt. None when no worker has reported.
     pub receipt: Option<Receipt>,
     /// Why the attempt failed.
     pub reason: Option<String>,
 }
 
-/// What the control state is given once the transaction is durable.
+/// The results for the control state, which it gets after the commit.
 #[derive(Default)]
 pub(super) struct Outcome {
     ended: Vec<(Vec<u8>, Attempt)>,
     released: Vec<Attempt>,
     revoked: Vec<Attempt>,
-    /// Ends of attempts, and whether the rows were still theirs.
+    /// Ended attempts, each with whether another program had changed its row.
     strays: Vec<(Attempt, bool)>,
     pub(super) claimed: Vec<(Vec<u8>, Vec<Job>)>,
-    /// Jobs that are to stay the only ones of their workers.
+    /// Attempts that run alone on their workers.
     pub(super) alone: Vec<(Vec<u8>, Attempt)>,
-    /// Workers that get nothing more until they are idle.
+    /// Workers that are being emptied.
     pub(super) emptied: Vec<(Vec<u8>, Able)>,
     settlements: Vec<(Settlement, Option<String>)>,
     settled: Vec<(Vec<u8>, Attempt, bool)>,
-    /// Connection and job ID of deployments: the manifest, or why the database refused it.
+    /// Deployments: connection and job ID of the message, and the manifest, or why the database refused it.
     uploaded: Vec<(PeerId, u64, Result<i64, String>)>,
     ends: Vec<JobEnd>,
     /// Rows were queued.
     queued: bool,
-    /// A claim stopped at its bound of rows that cannot be used.
+    /// A claim stopped at its bound of unusable rows.
     pub(super) is_bounded: bool,
-    /// Claims took all that was asked for, or stopped at a bound of work: there may be more.
+    /// There may be more jobs to claim: a claim reached its limit of jobs, or its bound of unusable rows.
     pub(super) more: bool,
 }
 
@@ -131,9 +130,10 @@ impl Outcome {
     }
 }
 
-/// At the start no worker is connected. RUNNING rows stay with their holders, whose leases may
-/// run for a whole bound yet; of a database that no other program works on they have no holder.
-/// Gives how long leases of earlier sentinels may last.
+/// Recovers the state of a database at the start of a sentinel. No worker is connected. RUNNING rows stay
+/// with their holders, whose leases may still last their full length. If `is_exclusive`, no other program
+/// works on the database, so RUNNING rows have no holder and are queued again. Returns how long leases of
+/// earlier sentinels may still last.
 pub(crate) fn recover(
     store: &mut Store,
     control: &mut Control,
@@ -151,7 +151,7 @@ pub(crate) fn recover(
     if is_exclusive {
         loop {
             let mut transaction = store.begin()?;
-            let limit = limits::EXPIRED_PER_TURN;
+            let limit = limits::EXPIRED_PER_ITERATION;
             let count = transaction.release_all("its run was interrupted", limit, at)?;
             transaction.commit()?;
             if count > 0 {
@@ -175,12 +175,12 @@ pub(crate) fn recover(
 }
 
 impl Iteration<'_> {
-    /// Runs the transaction if there is anything to do. False when so many rows have rolled it back
+    /// Runs the transaction if there is work. False when so many rows have rolled it back
     /// that it is left to the next iteration.
     pub(crate) fn run(&mut self, due: Due) -> Result<bool, store::Error> {
         let changes = self.control.take_changes();
-        // A new worker may be able to run what no other could, and the end of an attempt frees a
-        // slot of a worker that may be the only one that can run what waits.
+        // A new worker may be the only one that may run a waiting job. The end of an attempt may free a slot
+        // of such a worker.
         let frees = |change: &Change| {
             matches!(
                 change,
@@ -198,16 +198,16 @@ impl Iteration<'_> {
             let done = self.transact(&changes, due, claims);
             match &done {
                 Ok(()) if claims => return Ok(true),
-                // What the claims meet does not undo the rest.
+                // The claims are in a transaction of their own, so that they cannot roll back the changes.
                 Ok(()) => (changes, due, claims) = (Vec::new(), Due::default(), true),
                 Err(error) => {
-                    // What this pass found was not claimed.
-                    self.store.look_again();
+                    // The jobs that this pass found were not claimed.
+                    self.store.poll_again();
                     self.round.reopen();
                     if !matches!(error, store::Error::RolledBack { .. }) {
                         break done;
                     }
-                    // The row is passed over from now on.
+                    // The row that caused it is skipped from now on.
                     let count = self.store.refused_rows();
                     if count <= limits::ENDS_LOGGED_MAX {
                         log::warn!("{error}");
@@ -226,16 +226,16 @@ impl Iteration<'_> {
         done.map(|()| false)
     }
 
-    /// One transaction: changes, claims where they are wanted, and what else is due.
+    /// One transaction: changes, claims if `claims` is true, and other due work.
     fn transact(&mut self, changes: &[Change], due: Due, claims: bool) -> Result<(), store::Error> {
         let mut outcome = Outcome::default();
         let plugins = match claims && self.control.has_openings(self.now) {
             true => self.round.pass(self.store, self.at)?,
             false => Vec::new(),
         };
-        let (revoked, held_after) = match due.holds {
+        let (revoked, claims_after) = match due.holds {
             true => self.revoked()?,
-            false => (Vec::new(), self.sweep.held_after),
+            false => (Vec::new(), self.sweep.claims_after),
         };
         let retries = due.retries
             && self
@@ -249,7 +249,7 @@ impl Iteration<'_> {
         let is_idle = changes.is_empty() && plugins.is_empty() && unsettled.is_empty();
         if is_idle && !retries && !due.lease {
             self.revoke(revoked);
-            self.sweep.held_after = held_after;
+            self.sweep.claims_after = claims_after;
             if due.holds {
                 self.inherit_unknown()?;
             }
@@ -266,7 +266,7 @@ impl Iteration<'_> {
                 &mut outcome,
             )?;
         }
-        // The second comes at intervals while a worker is connected.
+        // `Seen` occurs at intervals while a worker is connected.
         let cleans =
             |change: &Change| matches!(change, Change::WorkerOnline { .. } | Change::Seen { .. });
         if changes.iter().any(cleans) {
@@ -295,7 +295,7 @@ impl Iteration<'_> {
         }
         let mut room = self.control.settling_room();
         for job_id in unsettled {
-            // Those that are left are found again.
+            // The next search finds the others again.
             if room == 0 {
                 break;
             }
@@ -314,7 +314,7 @@ impl Iteration<'_> {
         self.round.is_stale |= outcome.queued || outcome.more;
         self.round.is_bounded = outcome.is_bounded;
         self.absorb(outcome);
-        self.sweep.held_after = held_after;
+        self.sweep.claims_after = claims_after;
         if due.holds {
             self.inherit_unknown()?;
         }
@@ -335,7 +335,7 @@ impl Iteration<'_> {
         );
     }
 
-    /// An attempt has ended, or is stopped; true when its row is another's.
+    /// Notes that an attempt has ended or is being stopped. `is_stray` = another program had changed its row.
     fn note_stray(&mut self, attempt: Attempt, is_stray: bool) {
         if !is_stray {
             self.store.note_no_stray(attempt.job_id);
@@ -349,13 +349,13 @@ impl Iteration<'_> {
         }
     }
 
-    /// RUNNING rows that no worker holds, because another program changed their attempt or
-    /// worker, or set the status: their lease runs from now.
+    /// Inherits RUNNING rows that are no claim here, because another program has changed their attempt or
+    /// worker, or has set the status. Their lease begins now.
     fn inherit_unknown(&mut self) -> Result<(), store::Error> {
         let Some(after) = self.sweep.rows_after else {
             return Ok(());
         };
-        let limit = limits::HOLDS_PER_TURN;
+        let limit = limits::CLAIMS_PER_ITERATION;
         let rows = self.store.running_after(after, limit)?;
         let last = rows.last().map(|row| row.attempt.job_id);
         self.sweep.rows_after = last.filter(|_| rows.len() == limit);
@@ -377,19 +377,19 @@ impl Iteration<'_> {
         Ok(())
     }
 
-    /// Held attempts whose rows another program has changed, and what is left to compare.
+    /// Claimed attempts whose rows another program has changed, and where the next comparison continues.
     fn revoked(&mut self) -> Result<(Vec<Attempt>, Option<Attempt>), store::Error> {
-        let Some(after) = self.sweep.held_after else {
+        let Some(after) = self.sweep.claims_after else {
             return Ok((Vec::new(), None));
         };
-        let limit = limits::HOLDS_PER_TURN;
-        let held = self.control.held_after(after, limit);
+        let limit = limits::CLAIMS_PER_ITERATION;
+        let held = self.control.claims_after(after, limit);
         let last = held.last().map(|(attempt, _)| *attempt);
         let left = last.filter(|_| held.len() == limit);
         Ok((self.store.not_running(&held)?, left))
     }
 
-    /// Jobs that no worker was asked to settle yet.
+    /// Jobs to settle for which no worker was asked yet.
     fn unsettled(&mut self) -> Result<Vec<i64>, store::Error> {
         let Some(after) = self.control.settles_after(self.now) else {
             return Ok(Vec::new());
@@ -401,7 +401,7 @@ impl Iteration<'_> {
     fn absorb(&mut self, outcome: Outcome) {
         if let Some(observer) = self.observer {
             for end in outcome.ends {
-                // An observer that has stopped wants no more.
+                // The observer has stopped.
                 if observer.send(end).is_err() {
                     break;
                 }
@@ -604,7 +604,7 @@ fn log_upload(from: &str, upload: &Upload, done: &Result<Deployed, String>) {
     }
 }
 
-/// What is not logged one by one.
+/// Logs the number of events that were not logged one by one.
 fn note_more(what: &str, count: usize) {
     if count > limits::ENDS_LOGGED_MAX {
         log::warn!("{} more {what}", count - limits::ENDS_LOGGED_MAX);

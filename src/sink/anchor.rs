@@ -112,7 +112,7 @@ impl Anchor {
         }
         let own = files::identity(&self.own)?.map(|own| own.inode);
         match is_mounted_again(id, inode, found, own) {
-            true => self.hold_again(),
+            true => self.reopen(),
             false => Err(gone()),
         }
     }
@@ -123,7 +123,7 @@ impl Anchor {
     }
 
     /// Opens the root that was mounted again, and locks the worker's own file there.
-    fn hold_again(&self) -> Result<(), Error> {
+    fn reopen(&self) -> Result<(), Error> {
         let file = files::open(&self.own).map_err(|error| Error::io(&self.own, error))?;
         // The lock is not free while the earlier one is in effect.
         if file.try_lock().is_ok() {

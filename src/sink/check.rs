@@ -1,6 +1,6 @@
-//! Compares a root with what a database knows of it: receipts and records with files and tables,
-//! the staging folder, bars, the owner, and the folders of `.casparian`. Nothing is changed: the
-//! root is opened by [`Root::open_to_read`], or by a program that repairs it and has it to itself.
+//! Compares a root with a database: receipts and records with files and tables, the staging folder, bars,
+//! the owner, and the folders of `.casparian`. Nothing is changed. The root is opened by
+//! [`Root::open_to_read`], or by a program that repairs it and has exclusive use of it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -21,12 +21,12 @@ use super::{Error, Root, Standing, location, moving, names, quiet_panics};
 use crate::job::{Attempt, History, text};
 use crate::limits;
 
-/// What kind of difference was found.
+/// The kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A folder of `.casparian` cannot be used.
     Folder,
-    /// Other users may change a folder or file of ours.
+    /// Other users may change one of Casparian's own folders or files.
     Permissions,
     /// The root belongs to another database, or its owner cannot be read.
     Owner,
@@ -34,35 +34,35 @@ pub enum Kind {
     DeadAttempt,
     /// A record cannot be read.
     Record,
-    /// Output of a job was published by an attempt that the database does not know.
+    /// Output of a job was published by an attempt that the database does not have.
     Foreign,
     /// An attempt ended between its renames or commits.
     Unfinished,
-    /// Output that a record names and no receipt.
+    /// A record names output that no receipt names.
     NoReceipt,
     /// Output of a job whose row was deleted.
     NoRow,
     /// A move of files to another layout has stopped.
     Moving,
-    /// Output of a job of which another root has the receipt's.
+    /// Output of a job whose receipt names output in another root.
     Duplicate,
-    /// Attempts that the database has not had are barred.
+    /// Attempts are barred that the database does not have.
     Barred,
-    /// A file, a database or rows that a receipt names are not there.
+    /// A file, a database or rows that a receipt names do not exist.
     Missing,
-    /// A file has another size or content than its receipt says.
+    /// The size or content of a file is not that of its receipt.
     Changed,
-    /// Something that is no regular file is in the place of a file or database.
+    /// Something other than a regular file is at the path of a file or database.
     Obstructed,
-    /// A file or table has another number of rows than its receipt says.
+    /// The number of rows of a file or table is not that of its receipt.
     Rows,
     /// A file cannot be read as Parquet.
     Damaged,
-    /// Another program has written a file again, with the same size and rows.
+    /// Another program has written a file again, with the same size and number of rows.
     Touched,
-    /// Something in a folder of ours that no program of ours puts there.
+    /// Something in one of Casparian's own folders that no program of Casparian creates there.
     Stranger,
-    /// It cannot be compared now.
+    /// It could not be compared.
     Unchecked,
 }
 
@@ -73,7 +73,7 @@ pub struct Problem {
     pub kind: Kind,
     /// The file, folder or table.
     pub subject: String,
-    /// What is wrong with it.
+    /// The difference, for messages.
     pub what: String,
 }
 
@@ -95,7 +95,7 @@ impl Problem {
     }
 }
 
-/// What a path leads to, links not followed.
+/// The type of a directory entry, for messages. Links are not followed. `None` when it cannot be read.
 fn kind_of(path: &Path) -> Option<&'static str> {
     Some(match fs::symlink_metadata(path).ok()?.file_type() {
         kind if kind.is_symlink() => "a symbolic link",
@@ -105,14 +105,15 @@ fn kind_of(path: &Path) -> Option<&'static str> {
     })
 }
 
-/// Something is where a job can only publish once it has been removed.
+/// The problem that something at a path must be removed before a job can publish there.
 fn obstruction(path: &Path, expected: &str) -> Problem {
     let kind = kind_of(path).unwrap_or("something else");
     let what = format!("{kind} is in its place, not a {expected}");
     Problem::at(Kind::Obstructed, path, what)
 }
 
-/// What is in the place of a database, or of what SQLite keeps beside it.
+/// The problem that something other than a regular file is at the path of a database, or of a file that
+/// SQLite keeps beside it.
 fn no_database(database: &Path) -> Option<Problem> {
     let files = ["", "-journal", "-wal", "-shm"].into_iter().map(|suffix| {
         let mut file = database.as_os_str().to_owned();
@@ -124,12 +125,12 @@ fn no_database(database: &Path) -> Option<Problem> {
     Some(obstruction(&found, "regular file"))
 }
 
-/// An output that a receipt names. Counts are none where the receipt does not have them.
+/// An output that a receipt names. Fields are `None` where the receipt does not have them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Named {
-    /// Where it is.
+    /// Its URI.
     pub uri: String,
-    /// Its rows.
+    /// Its number of rows.
     pub rows: Option<u64>,
     /// Bytes of a file.
     pub size_bytes: Option<u64>,
@@ -137,47 +138,48 @@ pub struct Named {
     pub sha256: Option<String>,
 }
 
-/// What a database knows of a job.
+/// The state of a job by its database.
 #[derive(Clone, Debug)]
 pub struct Expected<'a> {
     /// The number of its last attempt.
     pub last: Attempt,
-    /// An attempt runs: what stands may change at any time.
+    /// An attempt is running, so output may change at any time.
     pub is_running: bool,
-    /// An attempt runs or will: it replaces what earlier ones left.
+    /// An attempt is running or will run. It replaces what earlier attempts left.
     pub runs_again: bool,
-    /// It is to be settled.
+    /// The job is to be settled.
     pub is_unsettled: bool,
     /// The last attempt with a receipt for its output.
     pub publisher: Attempt,
-    /// Its key; 0 where that is not known.
+    /// Its key; 0 if unknown.
     pub key: i64,
-    /// What its receipt names.
+    /// The outputs that its receipt names.
     pub outputs: &'a [Named],
-    /// The receipt had no room for all files.
+    /// The receipt does not list all files, because its size is bounded.
     pub is_truncated: bool,
-    /// All its attempts.
+    /// All attempts of the job.
     pub history: &'a History,
-    /// The receipt's files are those here, whatever folder it names.
+    /// The receipt's files are the files in this root, even if the receipt names another folder.
     pub is_adopting: bool,
 }
 
-/// What was found of a job in one root.
+/// The result of checking a job in one root.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// What differs.
+    /// The differences.
     pub problems: Vec<Problem>,
-    /// Positions in [`Expected::outputs`] of those that belong to this root.
+    /// Indices in [`Expected::outputs`] of the outputs that are in this root.
     pub named: BTreeSet<usize>,
 }
 
-/// A folder that has lost the name of its worker so recently is being removed.
+/// Seconds for which a folder without the name of its worker counts as being removed.
 const GOING_AGE_MAX_S: i64 = 60;
-/// Sinks' databases that are kept open.
+/// Limit of the databases of sinks that are kept open.
 const TABLES_MAX: usize = 16;
-/// Names that are read of a folder of records: of a thousand jobs, and their incarnations.
+/// Limit of the names that are read from a folder of records, which has a thousand jobs and their
+/// incarnations.
 const NAMES_MAX: usize = 100_000;
-/// Bytes of a Parquet footer.
+/// Limit of the bytes of a Parquet footer.
 const FOOTER_SIZE_MAX: u64 = 64 << 20;
 
 /// Checks one root for one database.
@@ -191,7 +193,7 @@ pub struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    /// Of a database with that UUID.
+    /// A check of a root for the database with this UUID.
     pub fn new(root: &'a Root, database: &'a str) -> Self {
         Check {
             reads_content: true,
@@ -203,26 +205,26 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Whether files are read whole and their hashes compared; they are by default.
+    /// Sets whether files are read completely and their hashes compared (the default).
     pub fn with_content(mut self, is_read: bool) -> Self {
         self.reads_content = is_read;
         self
     }
 
-    /// Jobs from `first` to `last` are checked next: rows of tables are counted for them alone.
+    /// Begins the check of the jobs from `first` to `last`. Rows of tables are counted only for these.
     pub fn begin(&mut self, first: i64, last: i64) {
         self.jobs = (first, last);
         self.forget();
     }
 
-    /// Reads tables anew.
+    /// Closes the databases, so that tables are read again.
     pub fn forget(&mut self) {
         self.tables.clear();
         self.standing.forget();
     }
 
-    /// The folders of `.casparian`, and who may change them. What `bool` says is whether
-    /// the rest can be checked.
+    /// Checks the folders of `.casparian` and their permissions. The `bool` is true if the rest of the
+    /// root can be checked.
     pub fn folders(&self) -> (Vec<Problem>, bool) {
         let mut problems = Vec::new();
         let base = self.root.base();
@@ -265,7 +267,7 @@ impl<'a> Check<'a> {
         (problems, is_usable)
     }
 
-    /// Whose the root is.
+    /// Checks the owner of the root.
     pub fn owner(&self) -> Option<Problem> {
         let path = self.root.base().join("owner");
         let other = match root::owner(self.root.path()) {
@@ -273,7 +275,7 @@ impl<'a> Check<'a> {
             Ok(owner) => owner?,
             Err(error) => return Some(Problem::at(Kind::Owner, &path, error.to_string())),
         };
-        // Shared: files have names of their own.
+        // The root is shared. Files of this database have a suffix in their names.
         if self.root.has_records(self.database) {
             return None;
         }
@@ -284,7 +286,7 @@ impl<'a> Check<'a> {
         Some(Problem::at(Kind::Owner, &path, what))
     }
 
-    /// A move of the database's files to another layout that has stopped.
+    /// Checks whether a move of the database's files to another layout has stopped.
     pub fn moves(&self) -> Option<Problem> {
         let (path, journal) = match moving::read(self.root, self.database) {
             Ok(found) => found?,
@@ -303,8 +305,8 @@ impl<'a> Check<'a> {
         self.root.base().join(folder).join(self.database)
     }
 
-    /// What attempts of dead workers left in staging, sorted by name. `now_s` is the present in
-    /// seconds since the epoch.
+    /// Folders in staging that attempts of dead workers left, sorted by name. `now_s` is the present time
+    /// in seconds since the epoch.
     pub fn staging(&self, now_s: i64) -> Vec<Problem> {
         let entries = match folder::entries(self.root) {
             Ok(entries) => entries,
@@ -323,8 +325,8 @@ impl<'a> Check<'a> {
                             .then_some((path, String::new()))?
                     }
                 };
-                // An attempt may have ended since, and its folder was removed, or is being
-                // removed: the file that names its worker goes first.
+                // The attempt may have ended since, and its folder is missing or being removed. The file
+                // that names its worker may be removed before the folder.
                 let changed = fs::symlink_metadata(&path).ok()?.mtime();
                 let is_going = worker.is_empty() && now_s.saturating_sub(changed) < GOING_AGE_MAX_S;
                 let is_left = !is_going && !self.root.is_alive(&worker);
@@ -336,8 +338,8 @@ impl<'a> Check<'a> {
         problems
     }
 
-    /// What no program of ours has put into the folders of attempts and records, sorted by name. It is
-    /// passed over where these folders are read.
+    /// Foreign entries in the folders of attempts and records, sorted by name. Other code that reads
+    /// these folders ignores them.
     pub fn strangers(&self) -> Vec<Problem> {
         let mut found = folder::strangers(self.root).unwrap_or_default();
         let outputs = self.root.base().join("outputs");
@@ -349,7 +351,7 @@ impl<'a> Check<'a> {
         let is_database = |text: &str| folder::checked(text).is_ok();
         for database in folders_of(&outputs, &mut found, is_database) {
             for part in folders_of(&database, &mut found, is_number) {
-                // One with the name of a record is compared with its job.
+                // An entry with the name of a record is checked with its job.
                 let entries = fs::read_dir(part).into_iter().flatten().flatten();
                 let strange =
                     entries.filter(|entry| !entry.file_name().to_str().is_some_and(is_record));
@@ -372,7 +374,7 @@ impl<'a> Check<'a> {
         problems
     }
 
-    /// How many other workers have the root open.
+    /// Number of other workers that have the root open.
     pub fn workers(&self) -> Result<usize, Error> {
         let folder = self.root.base().join("workers");
         let names = names_in(&folder, usize::MAX)?;
@@ -382,7 +384,7 @@ impl<'a> Check<'a> {
         Ok(alive.count())
     }
 
-    /// The thousands of job IDs of which there are records or bars, rising.
+    /// The parts (job ID / 1000) that have records or bars, in ascending order.
     pub fn parts(&self) -> Result<BTreeSet<i64>, Error> {
         let mut parts = BTreeSet::new();
         for folder in ["outputs", "barred"] {
@@ -392,7 +394,7 @@ impl<'a> Check<'a> {
         Ok(parts)
     }
 
-    /// Jobs of a thousand that have records, each with its incarnation.
+    /// The jobs of a part that have records, each as job ID and incarnation.
     pub fn recorded(&self, part: i64) -> Result<BTreeSet<(i64, i64)>, Error> {
         let folder = self.of_database("outputs").join(part.to_string());
         let parse = |name: &String| {
@@ -409,7 +411,7 @@ impl<'a> Check<'a> {
             .collect())
     }
 
-    /// Output of a job whose row was deleted.
+    /// Checks whether a job whose row was deleted has output.
     pub fn without_row(&self, job_id: i64, incarnation: i64) -> Option<Problem> {
         let attempt = Attempt::new(job_id, incarnation << 32);
         let name = Name::numbered(self.database, attempt).ok()?;
@@ -439,13 +441,13 @@ impl<'a> Check<'a> {
         Some(Problem::new(Kind::NoRow, first, what))
     }
 
-    /// True for a file that is the one that its record means.
+    /// True if a file exists with the identity in its record.
     fn is_as_recorded(&self, file: &FileOutput) -> bool {
         let path = self.root.path().join(&file.path);
         files::identity(&path).ok().flatten() == Some(file.identity)
     }
 
-    /// What a job has here, against what the database knows.
+    /// Compares a job's output in this root with the database.
     pub fn job(&mut self, expected: &Expected<'_>) -> Found {
         let mut found = Found::default();
         let name = match Name::numbered(self.database, expected.last) {
@@ -480,8 +482,9 @@ impl<'a> Check<'a> {
             if expected.runs_again || expected.is_unsettled {
                 continue;
             }
-            // What a later attempt has replaced is asked of its record. An earlier one's is no news
-            // where the receipt may name a root that had another path.
+            // Output that the record's attempt has replaced is checked by the record. With a record of an
+            // earlier attempt this applies only to URIs outside this root, because the root may have had
+            // another path.
             let is_later = |record: &Record| {
                 record.attempt >= expected.publisher.number || !self.is_below(&output.uri)
             };
@@ -514,7 +517,7 @@ impl<'a> Check<'a> {
         found
     }
 
-    /// True where a URI names something below this root by the path that it has now.
+    /// True if a URI is below the present path of this root.
     fn is_below(&self, uri: &str) -> bool {
         let root = self.root.path();
         match (names::file_of(uri), names::table_of(uri)) {
@@ -524,10 +527,10 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Where a receipt's output is in this root; none for what is elsewhere.
+    /// Finds a receipt's output in this root. `None` if it is elsewhere.
     fn locate(&self, uri: &str, record: Option<&Record>, is_adopting: bool) -> Option<Target> {
         let root = self.root.path();
-        // The root may have had another path.
+        // The root may have had another path when the receipt was created.
         let is_here =
             |path: &Path, below: &str| path.ends_with(below) && (is_adopting || !path.exists());
         if let Some((database, table)) = names::table_of(uri) {
@@ -619,7 +622,7 @@ impl<'a> Check<'a> {
         None
     }
 
-    /// What is in the place of a folder above a file: no folder, or a link that leads out of the root.
+    /// The problem that a parent of a file is not a folder, or is a link that leads out of the root.
     fn no_folder(&self, path: &Path) -> Option<Problem> {
         let root = self.root.path();
         let folders = path.ancestors().skip(1);
@@ -697,7 +700,7 @@ impl<'a> Check<'a> {
         Ok(self.tables.get_mut(database).and_then(Option::as_mut))
     }
 
-    /// What is wrong with a job's record, and with output that only it names.
+    /// Checks a job's record, and output that only the record names.
     fn record(&self, record: &Record, expected: &Expected<'_>, name: &Name) -> Option<Problem> {
         let path = record::path(self.root, name);
         let mut next = expected.last;
@@ -743,14 +746,14 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Output of an earlier attempt than that of the receipt, which is in another root.
+    /// Checks for output of an earlier attempt, when the output of the receipt is in another root.
     fn duplicate(&self, record: &Record, expected: &Expected<'_>) -> Option<Problem> {
         let uris = self.unnamed(record, expected);
         let what = "the job's receipt names output in another folder";
         Some(Problem::new(Kind::Duplicate, uris.first()?, what))
     }
 
-    /// URIs of what a record's attempt has published, which stands and which no receipt names.
+    /// URIs of the record's output that is still as it was published and that no receipt names.
     fn unnamed(&self, record: &Record, expected: &Expected<'_>) -> Vec<String> {
         let uris: Vec<String> = expected
             .outputs
@@ -825,16 +828,16 @@ impl Root {
     }
 }
 
-/// An output in a root.
+/// Where an output is in a root.
 enum Target {
-    /// Its path below the root.
+    /// A file, by its path below the root.
     File(String),
     /// A database and a table.
     Table(PathBuf, String),
 }
 
 impl Target {
-    /// True for one that a record's attempt has published.
+    /// True if a record names it as published.
     fn is_in(&self, record: &Record) -> bool {
         let Record { outputs, .. } = record;
         match self {
@@ -853,7 +856,7 @@ impl Target {
     }
 }
 
-/// Why a record cannot be read, without its path.
+/// The reason why a record cannot be read, without the record's path.
 fn reason(error: &Error) -> String {
     match error {
         Error::Record { reason, .. } => reason.clone(),
@@ -869,11 +872,10 @@ fn name_of(job: &str, incarnation: &str) -> String {
     }
 }
 
-/// Names in a folder of ours, at most so many; none where it is missing.
-/// How many strangers of a root are listed.
+/// Limit of the foreign entries of a root that are listed.
 const STRANGERS_MAX: usize = 100;
 
-/// The folders of a folder whose names are good; adds the other entries to `others`.
+/// The subfolders whose names are good. Adds all other entries to `others`.
 fn folders_of(
     folder: &Path,
     others: &mut Vec<PathBuf>,
@@ -888,6 +890,7 @@ fn folders_of(
     good.iter().map(fs::DirEntry::path).collect()
 }
 
+/// The names in a folder; empty when it does not exist. An error when it has more than `names_max` names.
 fn names_in(folder: &Path, names_max: usize) -> Result<Vec<String>, Error> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -906,13 +909,13 @@ fn names_in(folder: &Path, names_max: usize) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Why the rows of a file are not known.
+/// Why the footer of a file could not be read.
 pub(super) enum Footer {
     Damaged(String),
     Unchecked(String),
 }
 
-/// The rows of a Parquet file, by its footer.
+/// The number of rows of a Parquet file, by its footer.
 fn rows_in(path: &Path, size: u64) -> Result<u64, Footer> {
     let found = footer_of(path, size)?;
     u64::try_from(found.file_metadata().num_rows())
@@ -943,7 +946,7 @@ pub(super) fn footer_of(path: &Path, size: u64) -> Result<ParquetMetaData, Foote
     }
 }
 
-/// Hash of a file's content.
+/// SHA-256 of a file's content in hex digits.
 pub(super) fn sha256(path: &Path) -> Result<String, Error> {
     let fail = |error| Error::io(path, error);
     let mut file = files::open(path).map_err(fail)?;

@@ -1,4 +1,4 @@
-//! Columns of a sink: those of the plugin's batches, and the two IDs that every row gets.
+//! The columns of a sink: those of the plugin's batches, and two ID columns that are added to each row.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,11 +15,12 @@ use crate::limits;
 
 pub(super) const JOB_ID: &str = "_job_id";
 pub(super) const FILE_VERSION_ID: &str = "_file_version_id";
-/// Columns that SQLite tables get, in this case, where several databases or incarnations write to one.
+/// Columns that a SQLite table gets when several databases, or several incarnations of a job, write to
+/// it.
 pub(super) const DATABASE: &str = "_database";
 pub(super) const INCARNATION: &str = "_incarnation";
 
-/// The sink's schema: the batch's as it is stored, with the two ids behind it.
+/// The sink's schema: the batch's columns as they are stored, then the two ID columns.
 fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
     let mut fields: Vec<FieldRef> = schema.fields().iter().map(types::stored_field).collect();
     let mut names = BTreeSet::new();
@@ -47,7 +48,7 @@ fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
     Ok(Arc::new(Schema::new(fields)))
 }
 
-/// Refuses names that no table of a SQLite database can have, of a schema with the ids.
+/// Refuses columns that a table of a SQLite database cannot have. The schema has the ID columns.
 pub(super) fn check_table(schema: &SchemaRef) -> Result<(), Error> {
     let ids = schema.fields().len().saturating_sub(2);
     let mut names = BTreeSet::new();
@@ -80,23 +81,24 @@ pub(super) fn check_table(schema: &SchemaRef) -> Result<(), Error> {
     Ok(())
 }
 
-/// The columns of a sink, with the types that its batches have had so far.
+/// The columns of a sink, with the common types of its batches so far.
 pub(super) struct Columns {
-    /// Of the sink, with the ids, without metadata of its own.
+    /// The sink's schema with the ID columns, without metadata of the schema.
     schema: SchemaRef,
     metadata: FileMetadata,
-    /// What is known of the columns of the batches; see `merge`.
+    /// The evidence of the columns of all batches; see `merge`.
     evidence: Vec<FieldRef>,
-    /// Fields of batches whose types are in the evidence whole: other batches that have them add nothing.
+    /// For each column, a batch's field whose type is completely in the evidence. Batches with the same
+    /// field add nothing to the evidence.
     settled: Vec<Option<FieldRef>>,
     /// Schema of the last batch.
     last: SchemaRef,
-    /// The sink's columns in that batch, where they are in another order.
+    /// Indices of the sink's columns in that batch; `None` if it has the sink's order.
     order: Option<Vec<usize>>,
 }
 
 impl Columns {
-    /// The columns of a sink at its first batch.
+    /// The columns of a sink after its first batch.
     pub(super) fn new(batch: &RecordBatch) -> Result<Self, Error> {
         let last = batch.schema();
         let columns = last.fields().iter().zip(batch.columns());
@@ -114,12 +116,12 @@ impl Columns {
         })
     }
 
-    /// The sink's schema, with the ids.
+    /// The sink's schema, with the ID columns.
     pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// The metadata of the schema of all batches so far, for a file of these columns.
+    /// The metadata of the schemas of all batches so far, for a file with these columns.
     pub(super) fn metadata(&self) -> Metadata {
         let own = [JOB_ID, FILE_VERSION_ID];
         self.metadata.of_file(self.schema.fields(), &own)
@@ -130,9 +132,9 @@ impl Columns {
         self.metadata.size()
     }
 
-    /// Takes a batch, whose columns must have the names of the sink's, in any order. Gives it with
-    /// the sink's order, and whether the sink's schema has changed. An error where no type holds the
-    /// values of all batches.
+    /// Adds a batch. Its columns must have the names of the sink's columns, in any order. Returns the
+    /// batch in the sink's order, and whether the sink's schema has changed. An error if no type can
+    /// store the values of all batches.
     pub(super) fn accept(
         &mut self,
         topic: &str,
@@ -189,8 +191,8 @@ impl Columns {
         Ok((batch, true))
     }
 
-    /// The columns of a batch that was accepted, or of rows of an earlier schema, as the sink
-    /// stores them.
+    /// Converts the columns of an accepted batch, or of rows of an earlier schema, to the types of the
+    /// sink.
     pub(super) fn convert(&self, topic: &str, batch: &RecordBatch) -> Result<Vec<ArrayRef>, Error> {
         let mut columns = Vec::with_capacity(batch.num_columns() + 2);
         let pairs = self.schema.fields().iter().zip(batch.columns());
@@ -202,12 +204,12 @@ impl Columns {
     }
 }
 
-/// A batch's field, where no node of its type is without values there.
+/// The field of a batch, if all nodes of its type have values in the batch.
 fn settled_field(field: &FieldRef, known: &FieldRef) -> Option<FieldRef> {
     (!merge::is_unknown(known.data_type())).then(|| field.clone())
 }
 
-/// Why a batch's column is not one of the sink's.
+/// The error for a batch's column that cannot be merged with the sink's column.
 fn refused(topic: &str, stored: &Field, field: &Field, clash: Clash) -> Error {
     let Clash::Metadata {
         mut path,
@@ -239,7 +241,7 @@ fn refused(topic: &str, stored: &Field, field: &Field, clash: Clash) -> Error {
     }
 }
 
-/// Why a column is not stored.
+/// The error for a column that cannot be converted.
 fn refusal(topic: &str, field: &Field, column: &ArrayRef, failure: Failure) -> Error {
     match failure {
         Failure::Value(mut path, reason) => {
@@ -269,7 +271,7 @@ fn refusal(topic: &str, field: &Field, column: &ArrayRef, failure: Failure) -> E
     }
 }
 
-/// The sink's columns in a batch; none when they are in the same order.
+/// Indices of the sink's columns in a batch; `None` when the order is the same.
 fn order(topic: &str, schema: &SchemaRef, got: &SchemaRef) -> Result<Option<Vec<usize>>, Error> {
     let names = |schema: &SchemaRef, count: usize| -> Vec<String> {
         let fields = schema.fields().iter().take(count);
@@ -307,7 +309,7 @@ fn order(topic: &str, schema: &SchemaRef, got: &SchemaRef) -> Result<Option<Vec<
     })
 }
 
-/// Names of columns that a message has.
+/// Number of columns that a message names.
 const NAMES_SHOWN: usize = 10;
 
 fn columns(names: &[String]) -> String {

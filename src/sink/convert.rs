@@ -1,5 +1,5 @@
-//! Columns of batches as a sink stores them: every value exactly, or an error. What is below a null is no
-//! value: children are converted without it.
+//! Converts columns of batches to the types that a sink stores. Every value is converted exactly, or the
+//! result is an error. Data below a null is not a value: children are converted without it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,12 +25,14 @@ use crate::job::text::prefix;
 /// Milliseconds of a day.
 const DAY: i64 = 86_400_000;
 
-/// Why a column is not stored.
+/// Why a column cannot be converted.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Path of a field below the column, innermost name first, and what is wrong with a value.
+    /// A value cannot be stored: the path of its field below the column (innermost name first), and the
+    /// reason.
     Value(Vec<String>, String),
-    /// The types differ; a value that the column's type cannot hold, where that is the reason.
+    /// The type cannot be converted. If a value that the new type cannot store is the reason, a text
+    /// about it.
     Type(Option<String>),
 }
 
@@ -49,8 +51,8 @@ impl From<ArrowError> for Failure {
     }
 }
 
-/// An array as one of a stored type. A type that is the stored one of the array's, or what it was
-/// merged to, fits; what another one does not hold is refused.
+/// Converts an array to a stored type. Conversions to the stored type of the array's type, and to types
+/// that it was merged with, are supported. Values that the new type cannot store are an error.
 pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     use DataType as T;
     let from = array.data_type();
@@ -117,7 +119,7 @@ pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failu
     }
 }
 
-/// True when values of a type are checked though nothing is converted.
+/// True when values of a type must be checked even without a conversion.
 fn has_checks(data_type: &DataType) -> bool {
     use DataType as T;
     match data_type {
@@ -134,7 +136,7 @@ fn is_decimal(data_type: &DataType) -> bool {
     data_type.is_decimal()
 }
 
-/// True when arrow's cast keeps every value, or fails.
+/// True when arrow's cast either keeps every value or fails.
 fn is_exact(from: &DataType, to: &DataType) -> bool {
     use DataType as T;
     let is_text = |data_type: &T| matches!(data_type, T::Utf8 | T::LargeUtf8 | T::Utf8View);
@@ -143,7 +145,7 @@ fn is_exact(from: &DataType, to: &DataType) -> bool {
     is_text(from) && is_text(to) || is_from_bytes && is_bytes(to)
 }
 
-/// Arrow's cast; a value that the type cannot hold is an error, not a null.
+/// Arrow's cast, in which a value that the type cannot store is an error and not a null.
 pub(super) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
     let exact = CastOptions {
         safe: false,
@@ -152,7 +154,7 @@ pub(super) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowErr
     cast_with_options(array, to, &exact)
 }
 
-/// An array with further nulls.
+/// An array with additional nulls.
 fn masked(array: &ArrayRef, nulls: Option<&NullBuffer>) -> Result<ArrayRef, Failure> {
     use DataType as T;
     let has_own = !matches!(
@@ -168,7 +170,7 @@ fn masked(array: &ArrayRef, nulls: Option<&NullBuffer>) -> Result<ArrayRef, Fail
     }
 }
 
-/// A struct whose fields are null where it is.
+/// A struct in which fields are null where the struct is null.
 fn without_hidden(array: &StructArray) -> Result<StructArray, Failure> {
     if array.null_count() == 0 {
         return Ok(array.clone());
@@ -182,7 +184,7 @@ fn without_hidden(array: &StructArray) -> Result<StructArray, Failure> {
     Ok(array?)
 }
 
-/// The values of lists or maps, without those of rows that are null, and the offsets to these.
+/// The values of lists or maps without the values of null rows, and their offsets.
 fn items<From: OffsetSizeTrait, To: OffsetSizeTrait>(
     offsets: &[From],
     nulls: Option<&NullBuffer>,
@@ -260,7 +262,7 @@ fn map(array: &ArrayRef, to: &FieldRef, is_sorted: bool) -> Result<ArrayRef, Fai
     Ok(Arc::new(map?))
 }
 
-/// Refuses maps with a key twice: some readers fail, others keep one of its values.
+/// Refuses maps with duplicate keys: some readers fail, others keep one of the values.
 fn check_keys(keys: &ArrayRef, offsets: &OffsetBuffer<i32>) -> Result<(), Failure> {
     if offsets.lengths().all(|length| length < 2) {
         return Ok(());
@@ -297,8 +299,8 @@ fn by_position(array: &StructArray, to: &Fields) -> Result<Vec<ArrayRef>, Failur
     converted.collect()
 }
 
-/// The fields of a struct by their names; one that it lacks is null. One with values that is more is
-/// refused.
+/// Converts the fields of a struct by their names. Missing fields become null. Additional fields are
+/// refused if they have values.
 fn by_name(array: &StructArray, to: &Fields) -> Result<Vec<ArrayRef>, Failure> {
     let names = array.fields().iter().map(|field| field.name());
     if names.eq(to.iter().map(|field| field.name())) {
@@ -341,7 +343,7 @@ fn dates(array: &ArrayRef) -> Result<ArrayRef, Failure> {
     Ok(Arc::new(days))
 }
 
-/// Parquet's intervals have no sign.
+/// Refuses negative intervals, because Parquet's intervals have no sign.
 fn checked_interval(array: &ArrayRef) -> Result<ArrayRef, Failure> {
     let valid = |row: &usize| array.is_valid(*row);
     let mut rows = (0..array.len()).filter(valid);
@@ -367,7 +369,7 @@ fn checked_interval(array: &ArrayRef) -> Result<ArrayRef, Failure> {
     }
 }
 
-/// Timestamps and durations in a finer unit, of which there are fewer.
+/// Converts timestamps and durations to a finer unit, which has a smaller range.
 fn finer(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     if unit_of(to) < unit_of(array.data_type()) {
         return Err(Failure::Type(None));
@@ -394,7 +396,7 @@ fn unit_of(data_type: &DataType) -> Option<TimeUnit> {
     }
 }
 
-/// Times of a day, from 0 to 24 hours without the end.
+/// Converts times of a day, which must be at least 0 and less than 24 hours.
 fn times(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     let per_second = match array.data_type() {
         DataType::Time32(unit) | DataType::Time64(unit) => match unit {
@@ -429,12 +431,12 @@ fn times(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     }
 }
 
-/// Decimals of a type that holds them exactly, or an error.
+/// Converts decimals to a type that stores them exactly.
 fn decimals(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     if array.data_type() == to {
         return within_precision(array.clone(), to);
     }
-    // Arrow's cast rounds.
+    // To a smaller scale, arrow's cast rounds.
     if scale_of(to) < scale_of(array.data_type()) {
         return Err(Failure::Type(None));
     }
@@ -465,7 +467,7 @@ fn scale_of(data_type: &DataType) -> Option<i8> {
 }
 
 fn within_precision(array: ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
-    // Digits beyond the declared precision would be cut off.
+    // Digits above the declared precision would be cut off.
     match to {
         DataType::Decimal32(precision, _) => {
             let values = array.as_primitive::<Decimal32Type>();
@@ -488,7 +490,7 @@ fn within_precision(array: ArrayRef, to: &DataType) -> Result<ArrayRef, Failure>
     Ok(array)
 }
 
-/// Numbers of another type where each is the same there.
+/// Converts numbers to a type in which all of them have the same value.
 fn numbers(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     let converted = cast(array, to).map_err(|error| Failure::Type(Some(error.to_string())))?;
     let back = cast(&converted, array.data_type());

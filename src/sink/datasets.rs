@@ -1,10 +1,11 @@
-//! Folders of datasets: where output has a folder a topic (`casparian run`), a topic that no sink is
-//! configured for has one below the root, `<plugin>_<topic>`, or `<plugin>` for what a plugin returns,
-//! with a file for each input, `<stem of the input>_<job>.parquet`.
+//! Folders of topics (datasets). In the layout with a folder for each topic (`casparian run`), a topic
+//! without a configured sink has a folder below the root: `<plugin>_<topic>`, or `<plugin>` for what a
+//! plugin returns. It has a file for each input, `<stem of the input>_<job>.parquet`.
 //!
-//! Two topics never share a folder: `.casparian/datasets/<folder>` says whose it is. Where the name is
-//! another topic's, or is not the topic's own name as it is, the folder's name ends with a hash. So it is
-//! the file system that decides which names are the same, as it may fold case and normalise.
+//! Two topics never share a folder: the file `.casparian/datasets/<folder>` (a *note*) has the plugin and
+//! topic of a folder. The name of a folder ends with a hash if the plain name belongs to another topic,
+//! or if characters of it had to be replaced. Whether two names are the same is decided by creating
+//! notes, because a file system may fold case and normalise names.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,20 +15,20 @@ use super::folder::Folder;
 use super::{Error, Root, files, names};
 use crate::job::{self, Compression, Job, Target};
 
-/// The topic of what a plugin returns.
+/// The topic of what a plugin returns or yields.
 pub(super) const OUTPUT: &str = "output";
-/// Bytes of a folder's name before its hash.
+/// Limit of the bytes of a folder's name before its hash.
 const FOLDER_SIZE_MAX: usize = 150;
-/// Bytes of an input's stem in a file's name.
+/// Limit of the bytes of an input's stem in a file's name.
 const STEM_SIZE_MAX: usize = 100;
-/// Names that are tried for a folder.
+/// Limit of the names that are tried for a folder.
 const TRIES_MAX: u32 = 100;
 
-/// Folders of topics that are known: by plugin and topic.
+/// Cache of the folders' names, by plugin and topic.
 #[derive(Debug, Default)]
 pub(super) struct Folders(Mutex<HashMap<(String, String), String>>);
 
-/// The file of a topic's output, before the job's number is added.
+/// The target for a topic's output, before the job's ID is added to the file's name.
 pub(super) fn target(
     root: &Root,
     folder: &Folder,
@@ -40,7 +41,7 @@ pub(super) fn target(
     Ok(Target::Parquet { path, compression })
 }
 
-/// Its path below the root.
+/// Path of that file below the root. Reserves a folder's name for the topic if it has none.
 pub(super) fn file(
     root: &Root,
     folder: &Folder,
@@ -52,7 +53,7 @@ pub(super) fn file(
     Ok(in_folder(&dataset, input))
 }
 
-/// The same where the topic has a folder already.
+/// The same path if the topic already has a folder, else `None`.
 pub(super) fn known_file(
     root: &Root,
     plugin: &str,
@@ -84,13 +85,13 @@ fn in_folder(dataset: &str, input: &str) -> PathBuf {
     Path::new(dataset).join(format!("{stem}.parquet"))
 }
 
-/// What a note says of the folder's topic.
+/// The content of a note for a plugin's topic.
 fn owner(plugin: &str, topic: &str) -> String {
     serde_json::json!([plugin, topic]).to_string()
 }
 
-/// What a note says, if there is one. What is no regular file is no note of ours, and says nothing: the
-/// name is taken.
+/// The content of a note; `None` if there is none. For anything but a regular file the content is empty,
+/// so the name counts as taken.
 fn noted(note: &Path) -> Result<Option<String>, Error> {
     match files::identity(note)? {
         Some(found) if found == files::Identity::default() => Ok(Some(String::new())),
@@ -98,8 +99,7 @@ fn noted(note: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// The name of a topic's folder. A new one is noted, by a file that is renamed from the attempt's
-/// folder.
+/// The name of a topic's folder. For a new name a note is created and renamed from the attempt's folder.
 fn of_topic(root: &Root, folder: &Folder, plugin: &str, topic: &str) -> Result<String, Error> {
     let Folders(known) = root.folders();
     let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,7 +131,8 @@ fn of_topic(root: &Root, folder: &Folder, plugin: &str, topic: &str) -> Result<S
     Err(Error::at_path(&notes, reason))
 }
 
-/// The name that is tried first, where it is the topic's as it is, and others after it.
+/// The name to try with this number. Number 0 is the plain name; `None` if its characters had to be
+/// replaced. The others end with a hash.
 fn name(plugin: &str, topic: &str, number: u32) -> Option<String> {
     let plain = match topic {
         OUTPUT => plugin.to_owned(),
@@ -170,18 +171,18 @@ mod tests {
         let of = |plugin, topic| of_topic(&root, &folder, plugin, topic).unwrap();
         assert_eq!(of("p", OUTPUT), "p");
         assert_eq!(of("p", "a_b"), "p_a_b");
-        // The name is that of another plugin's topic.
+        // The plain name belongs to the topic of another plugin.
         for (plugin, topic) in [("p_a", "b"), ("p_a_b", OUTPUT)] {
             let other = of(plugin, topic);
             assert!(other.starts_with("p_a_b-"), "{other}");
             assert_eq!(of(plugin, topic), other);
         }
-        // A file system that folds case finds the note of the other name.
+        // On a file system that folds case, the note of the other name is found under this name.
         let notes = dir.path().join(".casparian/datasets");
         std::fs::hard_link(notes.join("p_a_b"), notes.join("p_A_B")).unwrap();
         let folded = of("p", "A_B");
         assert!(folded.starts_with("p_A_B-"), "{folded}");
-        // What is no regular file in a note's place takes the name.
+        // Anything but a regular file at a note's path makes the name unavailable.
         let pipe = notes.join("fifo");
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -203,7 +204,7 @@ mod tests {
                     .is_some()
             );
         }
-        // What is known is read again by the next program.
+        // Names are found again without the cache.
         drop(folder);
         let known = known_file(&root, "p", "A_B", "/in/x.csv").unwrap();
         assert_eq!(known, Some(Path::new(&folded).join("x.parquet")));

@@ -1,4 +1,4 @@
-//! Why output could not be written or published.
+//! Errors of writing and publishing output.
 
 use std::fmt;
 use std::io;
@@ -9,35 +9,35 @@ use crate::job::text::prefix;
 use crate::job::{Attempt, Cause, SinkError};
 use crate::limits;
 
-/// Columns that a message names.
+/// Number of columns that a message names.
 const COLUMNS_SHOWN: usize = 10;
 
-/// Bytes of a name that a message shows.
+/// Limit of the bytes of a name that a message shows.
 const NAME_SHOWN: usize = 80;
 
 /// Why output could not be written.
 #[derive(Debug)]
 pub enum Error {
-    /// A sink's text is refused.
+    /// A sink's URI or mode is invalid.
     Sink(SinkError),
     /// A symbolic link leads out of the root.
     Outside {
         /// The file.
         path: PathBuf,
     },
-    /// A sink's file or folder cannot be created, because of what is there or of the sink's URI.
+    /// A sink's file or folder cannot be created, because of its URI or of other files.
     Path {
         /// The file, folder or database.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The output folder is not there any more, or another one is in its place.
+    /// The output folder does not exist any more, or another folder is at its path.
     RootGone {
         /// The output folder.
         path: PathBuf,
     },
-    /// Two sinks of the job mean the same file.
+    /// Two sinks of the job have the same file.
     SameFile {
         /// The file.
         path: PathBuf,
@@ -46,14 +46,15 @@ pub enum Error {
     Exists {
         /// The output.
         path: PathBuf,
-        /// Whose it is; none when it is no other job's of the same database by any record.
+        /// The attempt that published it. `None` when no record names an attempt of the same database.
         by: Option<Attempt>,
     },
-    /// A file or rows that no record and no receipt of the job names are where its output goes.
+    /// At the path of the job's output is a file, or in its table are rows, that no record and no receipt
+    /// of the job names.
     NotOurs {
         /// The file, or database and table.
         path: PathBuf,
-        /// The condition on the rows in the table.
+        /// SQL condition for the rows in the table; `None` for a file.
         rows: Option<String>,
     },
     /// The root or the table belongs to another database.
@@ -64,33 +65,35 @@ pub enum Error {
         owner: String,
         /// UUID of the job's database.
         database: String,
-        /// No worker has another root.
+        /// True when no worker with another root can run the job.
         is_final: bool,
     },
-    /// The database's UUID is not one.
+    /// The database's UUID is invalid.
     DatabaseName {
-        /// What came instead, at most 100 characters.
+        /// The invalid UUID; at most 100 characters.
         name: String,
     },
-    /// The same or a later attempt has published, or runs: the database was copied or restored.
+    /// The same or a later attempt, or one that the database does not have, has published or is running:
+    /// the database was copied or restored.
     Copied {
-        /// The attempt that is refused.
+        /// The refused attempt.
         attempt: Attempt,
-        /// The number in the record.
+        /// The number of the recorded attempt.
         recorded: i64,
     },
     /// A later attempt, or the sentinel, has barred this one.
     Barred {
-        /// The attempt that is refused.
+        /// The refused attempt.
         attempt: Attempt,
-        /// The number up to which attempts of the job are barred, where it is known.
+        /// The number up to which attempts of the job are barred. The attempt's own number where the bar
+        /// is unknown.
         by: i64,
     },
     /// A record of published output cannot be read.
     Record {
         /// The record.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The job has more topics than a job may have.
@@ -98,7 +101,7 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
-    /// The process has no descriptor left for a file.
+    /// The process has reached its limit of open files.
     Descriptors {
         /// The file.
         path: PathBuf,
@@ -109,19 +112,19 @@ pub enum Error {
     SchemaChanged {
         /// The sink's topic.
         topic: String,
-        /// What the first batch had.
+        /// The schema, or a column, of the first batch.
         expected: String,
-        /// What a later one has.
+        /// That of the later batch.
         got: String,
     },
-    /// The types of a topic's columns have changed more often than rows are written anew for.
+    /// The types of a topic's columns have changed too often (`limits::SEGMENTS_MAX`).
     Segments {
         /// The topic.
         topic: String,
         /// The limit.
         limit: usize,
     },
-    /// A table has other columns than the job's rows.
+    /// The columns of a table differ from those of the job's rows.
     TableColumns {
         /// The database and table.
         path: PathBuf,
@@ -130,57 +133,57 @@ pub enum Error {
         /// Columns of the table that the job's rows lack.
         extra: Vec<String>,
     },
-    /// A table has other rows than those that were inserted, or keeps some that were deleted.
+    /// A table has another number of rows than it should have after inserts or deletes.
     Rows {
         /// The database.
         path: PathBuf,
         /// The table.
         table: String,
-        /// Its first triggers.
+        /// Names of its first triggers.
         triggers: Vec<String>,
-        /// Rows that are there.
+        /// Number of rows found.
         found: u64,
-        /// Rows that should be.
+        /// Number of rows expected.
         expected: u64,
     },
-    /// A database was renamed, replaced or removed while rows went into it.
+    /// A database was renamed, replaced or removed while rows were written into it.
     Moved {
-        /// Where it was.
+        /// Its path before.
         path: PathBuf,
     },
     /// A column that the sink cannot store.
     Column {
         /// Its name.
         column: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// A row has more bytes than the worker keeps for one.
+    /// A row exceeds the limit of the bytes of a row.
     Row {
         /// Its largest column.
         column: String,
         /// Its index in the batch.
         row: usize,
-        /// Its size, expanded; at least so much.
+        /// Bytes of the row, expanded; at least this number.
         size: usize,
         /// The limit.
         limit: usize,
     },
-    /// The columns of all topics need more memory than a job has.
+    /// The columns of all topics need more memory than a job may use.
     Columns {
         /// The topic.
         topic: String,
-        /// Columns, or bytes of their names and metadata.
+        /// The reason, with the number of columns or bytes.
         reason: String,
     },
-    /// The job has more output than it may.
+    /// The job has more output than it may have.
     Output {
         /// Bytes of its files so far.
         size: u64,
         /// The limit.
         limit: u64,
     },
-    /// The writer was asked to stop.
+    /// The writer was ordered to stop.
     Stopped,
     /// The Parquet writer failed.
     Parquet(String),
@@ -188,21 +191,21 @@ pub enum Error {
     Sqlite {
         /// The database.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
-        /// Whose fault it is.
+        /// The cause of the failure.
         cause: Cause,
     },
-    /// Other connections had a database locked for as long as a sink waits.
+    /// Other connections kept a database locked for longer than a sink waits.
     Locked {
         /// The database.
         path: PathBuf,
     },
-    /// A file could not be written.
+    /// An operation on a file or folder failed.
     Io {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: io::Error,
     },
 }
@@ -433,7 +436,7 @@ impl From<SinkError> for Error {
 }
 
 impl Error {
-    /// Whose fault the failure is.
+    /// The cause of the failure.
     pub fn cause(&self) -> Cause {
         match self {
             Error::SchemaChanged { .. }
@@ -458,7 +461,7 @@ impl Error {
             | Error::OtherDatabase { is_final: true, .. }
             | Error::Record { .. } => Cause::Operator,
             Error::Barred { .. } => Cause::Lost,
-            // Another worker may have a root of its own.
+            // A worker with another root may be able to run the job.
             Error::OtherDatabase { .. }
             | Error::Descriptors { .. }
             | Error::RootGone { .. }
@@ -469,7 +472,7 @@ impl Error {
         }
     }
 
-    /// The number up to which attempts of the job are barred, when that is the reason.
+    /// For [`Error::Barred`]: the number up to which attempts of the job are barred.
     pub fn barred_by(&self) -> Option<i64> {
         match self {
             Error::Barred { by, .. } => Some(*by),
@@ -477,7 +480,7 @@ impl Error {
         }
     }
 
-    /// The attempt of another job whose output is in the way, when that is the reason.
+    /// For [`Error::Exists`]: the attempt of another job that published the existing output.
     pub fn taken_by(&self) -> Option<Attempt> {
         match self {
             Error::Exists { by, .. } => *by,
@@ -485,28 +488,29 @@ impl Error {
         }
     }
 
-    /// True when others hold or move what is needed: it says nothing about the worker.
+    /// True when other programs have locked or moved the database. Such an error is no evidence of a
+    /// fault of the worker.
     pub fn is_contention(&self) -> bool {
         matches!(self, Error::Locked { .. } | Error::Moved { .. })
     }
 
-    /// True for a file in the place of output that is not that output.
+    /// True when a file at the path of output is not that output.
     pub fn is_not_ours(&self) -> bool {
         matches!(self, Error::NotOurs { .. })
     }
 
-    /// True for a full disk, which may have room again.
+    /// True for a full disk or quota, which may be temporary.
     pub fn may_pass(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
-    /// True when the worker can run no job before that is repaired.
+    /// True when the worker can run no job until the fault is repaired.
     pub fn is_trouble(&self) -> bool {
         matches!(self, Error::RootGone { .. })
     }
 
-    /// A file that nothing names.
+    /// A [`Error::NotOurs`] for a file.
     pub(super) fn not_ours(path: PathBuf) -> Self {
         Error::NotOurs { path, rows: None }
     }
@@ -539,12 +543,12 @@ impl Error {
     }
 }
 
-/// Why a publish did not happen.
+/// Why a publish was refused.
 pub enum Refused {
     /// The attempt has no lease, or another job publishes into the same sink of mode `replace`
     /// or `error`. Nothing is visible; publish again when the lease is granted.
     NotGranted(Box<Staged>),
-    /// It failed. Nothing of the attempt is visible, or the next attempt removes it.
+    /// It failed. No output of the attempt is visible, or the next attempt removes it.
     Failed(Error),
 }
 
@@ -557,12 +561,12 @@ impl fmt::Debug for Refused {
     }
 }
 
-/// Raises the soft limit of open files to the hard limit, and gives it; a job may have many
-/// topics, and each has an open file. None: no limit.
+/// Raises the soft limit of open files to the hard limit, at most to `limits::DESCRIPTORS_MAX`, and
+/// returns it. `None`: no limit. It is needed because a worker has many files and sockets open.
 pub fn raise_descriptor_limit() -> io::Result<Option<u64>> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    // An unlimited one is still bounded by the kernel (fs.nr_open).
+    // Without a limit, the kernel's bound (fs.nr_open) still applies.
     let wanted = limit.maximum.unwrap_or(limits::DESCRIPTORS_MAX);
     let wanted = wanted.min(limits::DESCRIPTORS_MAX);
     match limit.current {

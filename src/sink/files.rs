@@ -1,4 +1,4 @@
-//! Files: what identifies one, and the operations that publishing is made of.
+//! Files: their identity, and the file operations of publishing.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use crate::limits;
 
-/// What identifies a file beside its path: a file system gives an inode number again soon after
-/// a file is deleted, so size and time of modification belong to it.
+/// Identifies a file together with its path. A file system may use an inode number again soon after a
+/// file is deleted, so size and modification time are included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
     pub(super) inode: u64,
@@ -22,8 +22,8 @@ pub(super) struct Identity {
     pub(super) modified_ns: i64,
 }
 
-/// Identity of the regular file at a path. What is no regular file has one that equals no
-/// other's; where there is nothing it is none.
+/// Identity of the regular file at a path. Anything else has [`Identity::default`], which equals the
+/// identity of no regular file. `None` when the path does not exist.
 pub(super) fn identity(path: &Path) -> Result<Option<Identity>, Error> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_file() => Ok(Some(Identity {
@@ -38,17 +38,18 @@ pub(super) fn identity(path: &Path) -> Result<Option<Identity>, Error> {
     }
 }
 
-/// True when a path does not exist.
+/// True for errors of paths that do not exist.
 pub(super) fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// Opens a regular file to read. Anything else is refused at once: a FIFO would wait for a writer.
+/// Opens a regular file to read. Anything else is refused without blocking: opening a FIFO would wait for
+/// a writer.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     regular(fs::OpenOptions::new().read(true), path)
 }
 
-/// Creates or empties a regular file. Anything else is refused at once.
+/// Creates or empties a regular file. Anything else is refused without blocking.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     let mut options = fs::OpenOptions::new();
     let file = regular(options.write(true).create(true), path)?;
@@ -56,7 +57,7 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a regular file to write at its end. Anything else is refused at once.
+/// Opens a regular file to append. Anything else is refused without blocking.
 pub(super) fn append(path: &Path) -> io::Result<File> {
     regular(fs::OpenOptions::new().append(true), path)
 }
@@ -66,7 +67,7 @@ fn regular(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
     let refusal = || io::Error::new(ErrorKind::InvalidData, "it is not a regular file");
     let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
         Ok(file) => file,
-        // A symbolic link; a FIFO or socket without a peer.
+        // LOOP: a symbolic link. NXIO: a FIFO or socket without a peer.
         Err(error)
             if matches!(
                 Errno::from_io_error(&error),
@@ -83,8 +84,8 @@ fn regular(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
-/// A regular file's content, of at most so many bytes; none when it does not exist. What is no such
-/// file is [`ErrorKind::InvalidData`].
+/// A regular file's content. `None` when the file does not exist. The error is [`ErrorKind::InvalidData`]
+/// for anything but a regular file, and for a file of more than `size_max` bytes.
 pub(super) fn read(path: &Path, size_max: u64) -> Result<Option<Vec<u8>>, Error> {
     let fail = |error| Error::io(path, error);
     let file = match open(path) {
@@ -105,7 +106,7 @@ pub(super) fn read(path: &Path, size_max: u64) -> Result<Option<Vec<u8>>, Error>
     }
 }
 
-/// A small file's text; none when it does not exist.
+/// A small file's text; `None` when it does not exist.
 pub(super) fn read_short(path: &Path) -> Result<Option<String>, Error> {
     let bytes = read(path, limits::SHORT_FILE_SIZE_MAX)?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
@@ -115,12 +116,12 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     fs::rename(from, to).map_err(|error| Error::io(to, error))
 }
 
-/// Renames to a path where nothing is; false when something is.
+/// Renames to a path that does not exist. False when it exists.
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<bool, Error> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
-        // The file system cannot; then there is a moment between the check and the rename.
+        // The file system does not support NOREPLACE. Then check and rename are not atomic.
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
             if identity(to)?.is_some() {
                 return Ok(false);
@@ -131,7 +132,7 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Gives a file a second name, by a copy where the file system has no hard links.
+/// Gives a file a second name, or copies it where the file system has no hard links.
 pub(super) fn keep(from: &Path, to: &Path) -> Result<(), Error> {
     match fs::hard_link(from, to) {
         Ok(()) => Ok(()),
@@ -147,7 +148,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     copied.map_err(|error| Error::io(to, error))
 }
 
-/// Removes a file of ours; a missing one is no error.
+/// Removes a file. A missing file is no error.
 pub(super) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if !is_absent(&error) => Err(Error::io(path, error)),
@@ -155,7 +156,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes the names in a folder durable.
+/// Syncs a folder, so that the names in it are durable.
 pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
     let flags = OFlags::DIRECTORY | OFlags::NONBLOCK;
     fs::OpenOptions::new()
@@ -175,8 +176,8 @@ pub(super) fn write_synced(path: &Path, content: &[u8]) -> Result<(), Error> {
     written.map_err(|error| Error::io(path, error))
 }
 
-/// Creates a folder below the root with those above it, but never the root, and makes their names
-/// durable.
+/// Creates a folder below the root with its missing parents, but never the root. Syncs the parents, so
+/// that the folders are durable.
 pub(super) fn create_folders(root: &Path, folder: &Path, mode: u32) -> Result<(), Error> {
     let mut missing: Vec<PathBuf> = Vec::new();
     let mut at = folder;
@@ -203,13 +204,14 @@ pub(super) fn create_folders(root: &Path, folder: &Path, mode: u32) -> Result<()
     Ok(())
 }
 
-/// Mode of folders of ours, less the umask: no other user than those of the group changes them.
+/// Mode of Casparian's own folders, before the umask: only owner and group may write.
 pub(super) const OWN_MODE: u32 = 0o775;
-/// Mode of folders that are the operator's, less the umask.
+/// Mode of other folders, before the umask, which the operator chooses.
 pub(super) const PUBLIC_MODE: u32 = 0o777;
 
-/// Creates a folder of ours below the root, with those above it. It must be where its path says: a symbolic link
-/// in an output folder that came from elsewhere leads nowhere.
+/// Creates one of Casparian's own folders below the root, with its missing parents. Its path may have no
+/// symbolic links, because an output folder that is a copy from another system could have links to other
+/// folders.
 pub(super) fn create_own(root: &Path, folder: &Path) -> Result<(), Error> {
     let there = match folder.exists() {
         true => folder,
@@ -223,8 +225,7 @@ pub(super) fn create_own(root: &Path, folder: &Path) -> Result<(), Error> {
     create_folders(root, folder, OWN_MODE)
 }
 
-/// True for a path that leads to a place below the folder that it is joined to, as far as its text
-/// shows it.
+/// True for a relative path that stays below the folder that it is joined to, as far as its text shows.
 pub(super) fn is_below(path: &str) -> bool {
     let mut parts = Path::new(path).components();
     !path.is_empty()
@@ -232,7 +233,7 @@ pub(super) fn is_below(path: &str) -> bool {
         && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// The deepest folder above a path that exists.
+/// The nearest existing parent of a path.
 pub(super) fn existing_folder(path: &Path) -> &Path {
     let mut at = path.parent().unwrap_or(path);
     while !at.exists() {
@@ -244,15 +245,15 @@ pub(super) fn existing_folder(path: &Path) -> &Path {
     at
 }
 
-/// Refuses a file below the root whose folders cannot be used, and one whose folder symbolic links
-/// lead out of the root.
+/// Refuses a file below the root whose parent folders cannot be used, or lead out of the root by symbolic
+/// links.
 pub(super) fn inside(root: &Path, file: &Path) -> Result<(), Error> {
     check_root(root)?;
     check_folders(root, file)?;
     let folder = existing_folder(file);
     let real = fs::canonicalize(folder).map_err(|error| Error::io(folder, error))?;
     if !real.starts_with(root) {
-        // The root may have gone since.
+        // The root may have been removed or replaced meanwhile.
         check_root(root)?;
         return Err(Error::Outside {
             path: file.to_owned(),
@@ -276,7 +277,7 @@ fn check_root(root: &Path) -> Result<(), Error> {
     }
 }
 
-/// Refuses what is where a file below the root needs folders.
+/// An error when a parent of a file, below the root, exists and is not a folder.
 fn check_folders(root: &Path, file: &Path) -> Result<(), Error> {
     let folder = file
         .parent()
@@ -291,7 +292,7 @@ fn check_folders(root: &Path, file: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// False when nothing is there; an error for anything else than a folder.
+/// False when the path does not exist; an error for anything but a folder.
 fn is_folder(path: &Path) -> Result<bool, Error> {
     let error = match fs::metadata(path) {
         Ok(found) if found.is_dir() => return Ok(true),
@@ -301,7 +302,7 @@ fn is_folder(path: &Path) -> Result<bool, Error> {
         }
         Err(error) => error,
     };
-    // Something else than a link has appeared since.
+    // If the path is not a link, it may have been created since the first check.
     let is_link = path
         .symlink_metadata()
         .is_ok_and(|found| found.is_symlink());
@@ -311,7 +312,7 @@ fn is_folder(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Where a sink's file is that may be a symbolic link.
+/// The path of a sink's file with all symbolic links followed.
 pub(super) fn real(path: &Path) -> Result<PathBuf, Error> {
     fs::canonicalize(path).map_err(|error| link_refusal(path, error))
 }
@@ -337,20 +338,20 @@ pub(super) fn check_parent(file: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether this user may create files in a folder.
+/// An error when this user may not create files in a folder.
 fn may_create(folder: &Path) -> rustix::io::Result<()> {
     rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
 }
 
-/// Why a file cannot be created or written; none when it can. One that exists is not opened: to
-/// close it would end the locks that other connections of this process have on a database.
+/// Why a database file cannot be created or written; `None` when it can. An existing file is not opened:
+/// closing it would release the locks that connections of this process have on the database.
 pub(super) fn write_refusal(file: &Path) -> Option<Error> {
     let folder = file.parent().unwrap_or(file);
     if let Err(errno) = may_create(folder) {
         return Some(sink_failure(folder, file, errno.into()));
     }
     let opened = match file.symlink_metadata() {
-        // It may be that no descriptor is left.
+        // Opening any path shows whether the limit of open files was reached.
         Ok(_) => rustix::fs::access(file, Access::READ_OK | Access::WRITE_OK)
             .map_err(io::Error::from)
             .and_then(|()| File::open("/")),
@@ -359,9 +360,9 @@ pub(super) fn write_refusal(file: &Path) -> Option<Error> {
     opened.err().map(|error| sink_failure(file, file, error))
 }
 
-/// Why a sink's file cannot be written, from the error of a call on it or on its folder. What the sink's
-/// URI, or what is there, brings about is the operator's; [`Root::judged`](super::Root::judged) decides it
-/// by the place where permissions are missing.
+/// The error for a sink's file that cannot be written, from the error of a call on the file or its
+/// folder. Errors that the sink's URI or existing files cause are faults of the operator. For missing
+/// permissions [`Root::judged`](super::Root::judged) decides by the path.
 pub(super) fn sink_failure(at: &Path, file: &Path, error: io::Error) -> Error {
     let reason = || {
         format!(
@@ -382,8 +383,8 @@ pub(super) fn sink_failure(at: &Path, file: &Path, error: io::Error) -> Error {
 /// Device and mount of a folder.
 pub(super) type Mount = (u64, u64);
 
-/// Distinguishes what a rename works within: one device, and one mount even when two show one file
-/// system.
+/// Device and mount of a folder. Renames work only within one device and one mount, even when two mounts
+/// have the same file system.
 pub(super) fn mount(folder: &Path) -> Result<Mount, Error> {
     let found = fs::metadata(folder).map_err(|error| Error::io(folder, error))?;
     let device = found.dev();

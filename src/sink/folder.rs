@@ -28,7 +28,7 @@ use crate::{limits, remover};
 /// The file in an attempt's folder that names the worker.
 pub(super) const WORKER: &str = "worker";
 const BAYS: &str = "bays";
-/// Stands for the database in names of attempts that an old sentinel sent.
+/// The name that is used instead of a database's UUID for attempts that an old sentinel sent.
 pub(super) const OLD: &str = "old";
 
 /// The name of an attempt's folder.
@@ -380,7 +380,7 @@ impl Drop for Folder {
 struct Unnamed(PathBuf);
 
 impl Unnamed {
-    /// Creates one with the file that names the worker.
+    /// Creates such a folder, with the file that names the worker.
     fn create(root: &Root) -> Result<Self, Error> {
         let path = root.staging().join(format!("{NEW}{}", root.unique()));
         let folder = fs::DirBuilder::new().mode(files::OWN_MODE).create(&path);
@@ -419,7 +419,7 @@ fn is_occupied(error: &std::io::Error) -> bool {
 /// Prefix of the names of folders that are not yet an attempt's.
 const NEW: &str = "new~";
 
-/// What an entry of the staging folder is.
+/// An entry of the staging folder.
 pub(super) enum Entry {
     /// A folder of an attempt, and the worker that uses or claimed it. The worker is empty when it cannot
     /// be read.
@@ -489,7 +489,7 @@ fn worker_in(folder: &Path) -> String {
     }
 }
 
-/// `<worker>-<count>` → the worker.
+/// The worker in a name `<worker>-<count>`.
 fn worker_of(unique: &str) -> String {
     let (worker, _) = unique.rsplit_once('-').unwrap_or((unique, ""));
     worker.to_owned()

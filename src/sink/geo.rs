@@ -11,7 +11,8 @@ type Object = Map<String, Value>;
 
 const BOUNDS: &str = "bbox";
 const TYPES: &str = "geometry_types";
-/// What values of a column mean. Columns that differ in one are not the same.
+/// Keys that determine the meaning of a column's values. Columns with different values for one of them
+/// cannot be merged.
 const MEANING: [&str; 5] = ["crs", "encoding", "edges", "orientation", "epoch"];
 
 fn parse(text: &str) -> Option<Object> {
@@ -32,7 +33,8 @@ fn columns_mut(geo: &mut Object) -> Option<&mut Object> {
     geo.get_mut("columns").and_then(Value::as_object_mut)
 }
 
-/// That of both batches; none when one is not JSON.
+/// Merges the metadata of two batches. `None` when one of them does not have the expected form. An error
+/// when a column has different meanings.
 pub(super) fn merge(first: &str, second: &str) -> Result<Option<String>, Error> {
     let (Some(mut merged), Some(second)) = (parse(first), parse(second)) else {
         return Ok(None);
@@ -74,13 +76,13 @@ fn merge_columns(name: &str, mine: &mut Object, other: &Object) -> Result<(), Er
         }
     }
     let types = types(mine.get(TYPES), other.get(TYPES));
-    // Bounds and what else holds of some rows only.
+    // Removes keys with different values, such as bounds, which are valid for the rows of one batch only.
     mine.retain(|key, value| other.get(key) == Some(value));
     mine.insert(TYPES.to_owned(), types);
     Ok(())
 }
 
-/// The types of both; an empty list where they are not known.
+/// The geometry types of both. An empty list means unknown types.
 fn types(first: Option<&Value>, second: Option<&Value>) -> Value {
     let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
     let (mut all, others) = (list(first), list(second));
@@ -95,8 +97,8 @@ fn types(first: Option<&Value>, second: Option<&Value>) -> Value {
     Value::Array(all)
 }
 
-/// That of columns with GeoArrow's extension type of well-known binary, which readers take for bytes
-/// without it; none where there is no such column.
+/// Creates metadata for columns with GeoArrow's extension type for well-known binary. Without it, readers
+/// would read them as plain bytes. `None` when there is no such column.
 pub(super) fn of_fields(fields: &[FieldRef]) -> Option<String> {
     let mut columns = Object::new();
     let mut first = None;
@@ -111,7 +113,7 @@ pub(super) fn of_fields(fields: &[FieldRef]) -> Option<String> {
         let mut column = Object::new();
         column.insert("encoding".to_owned(), json!("WKB"));
         column.insert(TYPES.to_owned(), json!([]));
-        // Null is a system that is not known; GeoParquet has no other texts.
+        // Null means an unknown CRS. GeoParquet accepts only PROJJSON objects, not texts.
         let crs = parameters.get("crs").filter(|crs| crs.is_object());
         column.insert("crs".to_owned(), crs.cloned().unwrap_or(Value::Null));
         match parameters.get("edges").and_then(Value::as_str) {
@@ -128,7 +130,7 @@ pub(super) fn of_fields(fields: &[FieldRef]) -> Option<String> {
     Some(geo.to_string())
 }
 
-/// Without what holds of some rows only.
+/// Removes bounds and geometry types, which may be valid for a part of the rows only.
 pub(super) fn without_bounds(text: &str) -> String {
     let Some(mut geo) = parse(text) else {
         return text.to_owned();
@@ -145,7 +147,7 @@ pub(super) fn without_bounds(text: &str) -> String {
     Value::Object(geo).to_string()
 }
 
-/// The coordinate system of a column, as people name it; none when it is no geometry.
+/// The common name of a column's coordinate reference system; `None` when the column has no geometry.
 pub(super) fn crs_of(text: &str, column: &str) -> Option<String> {
     let geo = parse(text)?;
     let (_, column) = columns(&geo).find(|(name, _)| *name == column)?;

@@ -1,7 +1,9 @@
-//! How many bytes rows have once dictionaries, runs and views are expanded, before anything is.
+//! The expanded size of rows: the bytes that they have when dictionaries, runs and views are expanded. It
+//! is calculated without expanding them.
 //!
-//! Every row counts at least [`ROW_SIZE`] at each level of nesting: its definition and repetition
-//! levels. So a count that ends at a limit ends after that many steps, whatever a plugin sends.
+//! Every row counts at least [`ROW_SIZE`] at each level of nesting, for its definition and repetition
+//! levels. So a calculation that stops at a limit takes a bounded number of steps, whatever a plugin
+//! sends.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,10 +22,10 @@ use arrow::datatypes::{
 use super::Error;
 use crate::limits;
 
-/// Bytes of a row's levels.
+/// Bytes of the definition and repetition levels of a row.
 const ROW_SIZE: usize = 4;
 
-/// Bytes of an array's rows, expanded; what is more than `cap` may be counted in part.
+/// Expanded bytes of an array's rows. The calculation may stop when the result exceeds `cap`.
 pub(super) fn size(array: &dyn Array, cap: usize) -> usize {
     let rows = array.len().saturating_mul(ROW_SIZE);
     if array.is_empty() || rows > cap {
@@ -77,14 +79,14 @@ pub(super) fn size(array: &dyn Array, cap: usize) -> usize {
             T::Int64 => runs(array.as_run::<Int64Type>(), cap),
             _ => array.get_array_memory_size(),
         },
-        // No sink stores them.
+        // No sink stores unions.
         T::Union(..) => array.get_array_memory_size(),
         other => array.len().saturating_mul(width(other)),
     };
     rows.saturating_add(values)
 }
 
-/// Bytes of a row of nulls of a type. A type without a width of its own takes those of its offsets.
+/// Bytes of a null of a type, with its children. A type of variable width takes the bytes of its offsets.
 fn null_size(data_type: &DataType) -> usize {
     let children = |fields: &mut dyn Iterator<Item = &DataType>| -> usize {
         fields.fold(0, |size, field| size.saturating_add(null_size(field)))
@@ -98,7 +100,7 @@ fn null_size(data_type: &DataType) -> usize {
     })
 }
 
-/// Bytes of the nulls that an array gets where a sink stores it as another type; see `convert`.
+/// Bytes of the nulls that are added to an array when it is converted to a sink's type; see `convert`.
 fn added(array: &dyn Array, to: &DataType, cap: usize) -> usize {
     use DataType as T;
     let from = array.data_type();
@@ -171,7 +173,7 @@ fn added(array: &dyn Array, to: &DataType, cap: usize) -> usize {
     }
 }
 
-/// As [`null_size`] of a type that has others in it.
+/// [`null_size`] for nested types, 0 for others.
 fn nested_null_size(data_type: &DataType) -> usize {
     match data_type.is_nested() {
         true => null_size(data_type),
@@ -184,7 +186,7 @@ fn has_width(data_type: &DataType) -> bool {
     is_width || data_type.primitive_width().is_some()
 }
 
-/// Bytes of a value of a type of fixed width. For others 16, as much as their offsets or views take.
+/// Bytes of a value of a type of fixed width. 16 for other types, as for their offsets or views.
 fn width(data_type: &DataType) -> usize {
     match data_type {
         DataType::Null => 0,
@@ -218,7 +220,7 @@ fn bytes<T: ByteArrayType>(array: &GenericByteArray<T>) -> usize {
 }
 
 fn views<T: ByteViewType + ?Sized>(array: &GenericByteViewArray<T>) -> usize {
-    // A view begins with the length, in 32 bits.
+    // The low 32 bits of a view are the length.
     let lengths = array
         .views()
         .iter()
@@ -226,13 +228,14 @@ fn views<T: ByteViewType + ?Sized>(array: &GenericByteViewArray<T>) -> usize {
     lengths.fold(0, usize::saturating_add)
 }
 
-/// Bytes of some of an array's rows.
+/// Expanded bytes of a range of an array's rows.
 fn part(array: &dyn Array, rows: Range<usize>, cap: usize) -> usize {
     let end = rows.end.min(array.len());
     let start = rows.start.min(end);
     match end - start {
         0 => 0,
-        // Not sliced: a slice of many columns costs more than it counts.
+        // The array is not sliced, because slicing an array with many children takes more time than this
+        // count.
         count if count.saturating_mul(ROW_SIZE) > cap => count.saturating_mul(ROW_SIZE),
         count => size(&array.slice(start, count), cap),
     }
@@ -297,14 +300,15 @@ fn runs<R: RunEndIndexType>(array: &RunArray<R>, cap: usize) -> usize {
     total
 }
 
-/// A batch in slices of [`limits::WRITE_SLICE_SIZE`], or of one row each where a row has more.
+/// Cuts a batch into slices of at most [`limits::WRITE_SLICE_SIZE`] expanded bytes. A larger row is a
+/// slice of its own.
 pub(super) struct Slices<'a> {
     batch: &'a RecordBatch,
-    /// Of the sink, as far as it has one.
+    /// The schema of the sink, if it has one.
     schema: Option<SchemaRef>,
     row_size_max: usize,
     at: usize,
-    /// Rows of the next slice, estimated by the last one.
+    /// Estimated number of rows of the next slice, from the last slice.
     guess: usize,
     is_over: bool,
 }
@@ -325,7 +329,7 @@ impl<'a> Slices<'a> {
         }
     }
 
-    /// The next slice and its bytes, expanded; none at the end. A batch without rows is one slice.
+    /// The next slice and its expanded bytes; `None` at the end. A batch without rows is one slice.
     pub(super) fn next(&mut self) -> Result<Option<(RecordBatch, usize)>, Error> {
         if self.is_over {
             return Ok(None);
@@ -347,7 +351,7 @@ impl<'a> Slices<'a> {
         Ok(Some((slice, size)))
     }
 
-    /// Bytes of the next rows as the sink stores them.
+    /// Expanded bytes of the next rows, with the nulls that the sink's types add.
     fn size(&self, rows: usize, cap: usize) -> usize {
         let columns = 0..self.batch.num_columns();
         sum(columns.map(|index| self.column_size(index, rows, cap)), cap)
@@ -360,7 +364,7 @@ impl<'a> Slices<'a> {
             .as_ref()
             .and_then(|schema| schema.fields().get(index));
         match (column.data_type(), field) {
-            // It becomes nulls of the sink's type.
+            // The column becomes nulls of the sink's type.
             (DataType::Null, Some(field)) => rows.saturating_mul(null_size(field.data_type())),
             (data_type, Some(field)) if data_type != field.data_type() => {
                 let size = part(column, self.at..self.at + rows, cap);
@@ -370,7 +374,8 @@ impl<'a> Slices<'a> {
         }
     }
 
-    /// Bytes of the next row; an error that names its largest column when they are too many.
+    /// Expanded bytes of the next row. An error that names its largest column when the row exceeds the
+    /// limit.
     fn check_row(&self) -> Result<usize, Error> {
         let limit = self.row_size_max;
         let size = self.size(1, limit);
@@ -457,7 +462,7 @@ mod tests {
             let shown = array.data_type().to_string();
             let per_row = want / 50;
             let got = size(&array, usize::MAX);
-            // Levels may be counted once more.
+            // Levels may be counted twice.
             assert!(
                 (want..want + 50 * 5).contains(&got),
                 "{shown}: {got}, not {want}"

@@ -1,8 +1,8 @@
-//! The one type of a column whose batches have different ones, at any depth.
+//! Merges the types of a column in different batches to one type, at any depth.
 //!
-//! The *evidence* of a column is its stored type in which each node that has had only nulls, or no
-//! values at all, is `Null`. What batches declare beyond that does not count where another batch
-//! has values: pandas, for one, chooses a type for columns without values.
+//! The *evidence* of a column is its stored type, in which each node without values (only nulls, or no
+//! items) is `Null`. A type that a batch declares for a node without values is ignored if another batch
+//! has values there. For example, pandas chooses an arbitrary type for columns without values.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use arrow::datatypes::{
 use super::metadata;
 use super::types::{stored, stored_field, wide_decimal};
 
-/// Why two fields are not one.
+/// Why two fields cannot be merged.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Clash {
-    /// No type holds the values of both.
+    /// No type can store the values of both.
     Types,
-    /// A key of their metadata has two values.
+    /// A key of their metadata has different values.
     Metadata {
-        /// Fields below the column, the innermost first.
+        /// Names of the field and its parents, innermost first.
         path: Vec<String>,
         key: String,
         first: String,
@@ -30,7 +30,7 @@ pub(super) enum Clash {
     },
 }
 
-/// The stored type of an array, `Null` where it has no values.
+/// The evidence of an array: its stored type, with `Null` for nodes without values.
 fn evidence(array: &dyn Array) -> DataType {
     use DataType as T;
     if array.null_count() == array.len() {
@@ -73,12 +73,12 @@ fn evidence(array: &dyn Array) -> DataType {
     }
 }
 
-/// A column as it is stored, `Null` where it has no values.
+/// The field of a column with its evidence as the type.
 pub(super) fn known(field: &FieldRef, column: &dyn Array) -> FieldRef {
     with_type(field, evidence(column))
 }
 
-/// True when a node of a type is `Null`, or a struct without fields.
+/// True when a node of a type is `Null` or a struct without fields.
 pub(super) fn is_unknown(data_type: &DataType) -> bool {
     use DataType as T;
     match data_type {
@@ -124,8 +124,8 @@ fn of_struct(array: &StructArray) -> DataType {
     DataType::Struct(fields.collect())
 }
 
-/// The type that holds the values of both, by their evidence. Where that is not sure, as of integers
-/// and floats, it is seen when values are converted.
+/// The type that can store the values of both, by their evidence. It is not certain for all types: for
+/// integers and floats the conversion checks each value.
 fn merge(first: &DataType, second: &DataType) -> Result<DataType, Clash> {
     use DataType as T;
     if first == second {
@@ -190,7 +190,7 @@ fn merge_numbers(first: &DataType, second: &DataType) -> DataType {
     if first.is_floating() || first.is_signed_integer() == second.is_signed_integer() {
         return wider.clone();
     }
-    // The sign needs a bit more than an unsigned integer has.
+    // A signed type needs one bit more than an unsigned one, so the next larger size.
     let signed = |data_type: &T| match data_type.is_signed_integer() {
         true => width(data_type),
         false => width(data_type) * 2,
@@ -202,8 +202,8 @@ fn merge_numbers(first: &DataType, second: &DataType) -> DataType {
     }
 }
 
-/// Of two decimals that readers take, one that they take: of more than 38 digits some read wrong
-/// values.
+/// The merged type of two decimals. If neither has more than 38 digits, the merged type has not either,
+/// because some readers read wrong values of larger types.
 fn merge_decimals(first: &DataType, second: &DataType) -> Option<DataType> {
     let (precision, scale) = digits(first)?;
     let (other_precision, other_scale) = digits(second)?;
@@ -229,7 +229,7 @@ fn digits(data_type: &DataType) -> Option<(u8, i8)> {
     }
 }
 
-/// The field of both, with the name of the first.
+/// Merges two fields. The result has the name of the first.
 pub(super) fn merge_fields(first: &FieldRef, second: &FieldRef) -> Result<FieldRef, Clash> {
     if first == second {
         return Ok(first.clone());
@@ -258,7 +258,7 @@ pub(super) fn merge_fields(first: &FieldRef, second: &FieldRef) -> Result<FieldR
     Ok(Arc::new(field.with_metadata(metadata)))
 }
 
-/// Keys and values are found by position.
+/// Merges the entries of two maps. Keys and values are matched by position.
 fn merge_entries(first: &FieldRef, second: &FieldRef) -> Result<FieldRef, Clash> {
     let (DataType::Struct(fields), DataType::Struct(others)) =
         (first.data_type(), second.data_type())
@@ -282,11 +282,11 @@ fn by_name(fields: &Fields) -> HashMap<&str, &FieldRef> {
     named.collect()
 }
 
-/// Fields are found by name. One that a struct lacks is null there.
+/// Merges the fields of two structs by name. A field that one struct lacks becomes nullable.
 fn merge_structs(first: &Fields, second: &Fields) -> Result<Fields, Clash> {
     let (mine, others) = (by_name(first), by_name(second));
     if mine.len() < first.len() || others.len() < second.len() {
-        // Names that are there twice: only the position distinguishes them.
+        // With duplicate names, fields are matched by position.
         let names = first.iter().map(|field| field.name());
         let is_same = names.eq(second.iter().map(|field| field.name()));
         let pairs = first.iter().zip(second);
@@ -312,7 +312,7 @@ fn merge_structs(first: &Fields, second: &Fields) -> Result<Fields, Clash> {
     merged.chain(new.map(|field| Ok(nullable(field)))).collect()
 }
 
-/// The evidence of a field, with what was declared where it has none.
+/// The evidence of a field, in which nodes without evidence get the declared type.
 pub(super) fn fill_field(evidence: &FieldRef, declared: &FieldRef) -> FieldRef {
     if !is_unknown(evidence.data_type()) {
         return evidence.clone();
@@ -325,7 +325,7 @@ pub(super) fn fill_field(evidence: &FieldRef, declared: &FieldRef) -> FieldRef {
     Arc::new(field)
 }
 
-/// The evidence, with what was declared where it has none.
+/// The evidence, in which nodes without evidence get the declared type.
 fn fill(evidence: &DataType, declared: &DataType) -> DataType {
     use DataType as T;
     if !is_unknown(evidence) {

@@ -1,4 +1,5 @@
-//! Metadata of schemas and fields: what batches have in common, whatever their order.
+//! Merges the metadata of schemas and fields of several batches. The result does not depend on the order
+//! of the batches.
 
 use std::collections::BTreeSet;
 
@@ -8,28 +9,28 @@ use super::merge::Clash;
 use super::types::{EXTENSION, EXTENSION_METADATA};
 use super::{Error, geo, pandas};
 
-/// Metadata that is the bridge's, not the data's; and what a Parquet file has of its own.
+/// Keys that are not copied: a key of the bridge, and one that the Parquet writer sets.
 const OWN_KEYS: [&str; 2] = ["casparian.topic", "ARROW:schema"];
-/// Key of what pandas keeps of a data frame.
+/// Key of pandas' metadata of a data frame.
 const PANDAS: &str = "pandas";
-/// Key of GeoParquet.
+/// Key of GeoParquet's metadata.
 const GEO: &str = "geo";
-/// Keys of a field that say where it was in a Parquet file.
+/// Prefix of keys about a field's position in the Parquet file that it was read from.
 const PARQUET_KEYS: &str = "PARQUET:";
 
-/// The metadata of all batches of a sink so far.
+/// The merged metadata of all batches of a sink so far.
 pub(super) struct FileMetadata {
     kept: Metadata,
-    /// Keys that had two values.
+    /// Keys that had different values in two batches.
     left_out: BTreeSet<String>,
-    /// Batches came without the key of GeoParquet.
+    /// True when a batch had no metadata of GeoParquet.
     lacks_geo: bool,
-    /// Columns whose stored type or entry of pandas has changed.
+    /// Columns whose stored type, or whose entry in pandas' metadata, has changed.
     changed: BTreeSet<String>,
 }
 
 impl FileMetadata {
-    /// That of a first batch.
+    /// The metadata of a first batch.
     pub(super) fn new(first: &Metadata) -> Self {
         let mut kept = first.clone();
         kept.retain(|key, _| !OWN_KEYS.contains(&key.as_str()));
@@ -41,9 +42,9 @@ impl FileMetadata {
         }
     }
 
-    /// Adds that of a further batch. A key with another value is left out, of which the plugin
-    /// process warns; what pandas and GeoParquet keep is merged, and refused where batches have
-    /// other coordinate systems.
+    /// Adds the metadata of a further batch. A key with another value is left out; the plugin process
+    /// logs a warning about it. The metadata of pandas and GeoParquet is merged. An error when the
+    /// meaning of a geometry column differs, for example its coordinate reference system.
     pub(super) fn add(&mut self, next: &Metadata) -> Result<(), Error> {
         self.lacks_geo |= !next.contains_key(GEO);
         for (key, value) in next {
@@ -70,18 +71,18 @@ impl FileMetadata {
         Ok(())
     }
 
-    /// Bytes of it.
+    /// Bytes of the metadata.
     pub(super) fn size(&self) -> usize {
         let sizes = self.kept.iter().map(|(key, value)| key.len() + value.len());
         sizes.chain(self.left_out.iter().map(String::len)).sum()
     }
 
-    /// Notes that a column is stored as another type than before.
+    /// Notes that the stored type of a column has changed.
     pub(super) fn change(&mut self, column: &str) {
         self.changed.insert(column.to_owned());
     }
 
-    /// That of a file with such columns, the engine's included.
+    /// The metadata of a file with these columns. `own` are the names of the ID columns among them.
     pub(super) fn of_file(&self, fields: &[FieldRef], own: &[&str]) -> Metadata {
         let mut metadata = self.kept.clone();
         if let Some(text) = metadata.remove(PANDAS) {
@@ -105,8 +106,8 @@ impl FileMetadata {
     }
 }
 
-/// The metadata of both. An extension type is that of the field which has values; where both have
-/// values and one is plain, the column is plain.
+/// Merges the metadata of two fields. If only one field has values, its extension type is kept. If both
+/// have values and only one has an extension type, the result has none.
 pub(super) fn merge_fields(first: &Field, second: &Field) -> Result<Metadata, Clash> {
     let extension = |field: &Field| {
         let of = |key: &str| field.metadata().get(key).cloned();
@@ -117,7 +118,7 @@ pub(super) fn merge_fields(first: &Field, second: &Field) -> Result<Metadata, Cl
         (_, DataType::Null) => mine,
         (DataType::Null, _) => others,
         _ if mine == others => mine,
-        // Values of one extension type are not those of another.
+        // Values of different extension types cannot be merged.
         _ if mine.is_some() && others.is_some() => return Err(Clash::Types),
         _ => None,
     };

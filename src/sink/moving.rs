@@ -1,12 +1,14 @@
-//! Files that are moved to the path of another layout. A file's record has both paths (`also`) before
-//! the second name is made, and until one of them is gone. So the next process that works on the job leaves it one
-//! name, whatever stopped the move: the workers that finish or undo what an attempt left, the job's
-//! next attempt, and the next program that has root and database to itself.
+//! The state of files that are being moved to the paths of another layout.
 //!
-//! `.casparian/moves.<database>` lists what is moved. It is renamed to `deciding.<database>` before the
-//! database is changed, and to `moved.<database>` when it names the new paths. Of a move that stopped, files
-//! keep the old name in the first state, the new one in the last. Between them only a program that knows what
-//! the database names is known: recovery keeps both.
+//! A file's record has both paths (`also`) before the second name is created, and until one of the names
+//! is removed. So wherever a move stopped, the next process that works on the job can leave each file one
+//! name. That process is a worker that finishes or undoes what an attempt left, the job's next attempt,
+//! or the next program with exclusive use of root and database.
+//!
+//! The journal `.casparian/moves.<database>` lists the moves. It is renamed to `deciding.<database>`
+//! before the database is changed, and to `moved.<database>` after it. When a move has stopped, files
+//! keep their old names in the first state and their new names in the last. In the state `deciding` only
+//! a program that reads the database can decide, so recovery keeps both names.
 
 use std::path::{Path, PathBuf};
 
@@ -24,20 +26,21 @@ pub(super) struct Move {
     pub(super) job: i64,
     /// The attempt whose record names it.
     pub(super) attempt: i64,
-    /// Paths below the root.
+    /// The old path, below the root.
     pub(super) from: String,
+    /// The new path, below the root.
     pub(super) to: String,
 }
 
-/// What is moved.
+/// The journal of moves.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Journal {
-    /// Who moves it.
+    /// The worker that moves the files.
     pub(super) worker: String,
     pub(super) moves: Vec<Move>,
 }
 
-/// Leaves each file of a job one name, where a move has stopped.
+/// Ends a stopped move of a job's files: leaves each file one name and writes the record.
 pub(super) fn end(root: &Root, folder: &Folder, record: &mut Record) -> Result<(), Error> {
     if !is_moving(record) {
         return Ok(());
@@ -50,7 +53,8 @@ pub(super) fn end(root: &Root, folder: &Folder, record: &mut Record) -> Result<(
     Ok(())
 }
 
-/// Whether recovery knows which name of a job's files stays.
+/// True when recovery can decide which names of a job's files stay: no move is in the state `deciding`,
+/// or the job's files are not being moved.
 pub(super) fn is_decided(root: &Root, record: &Record, database: &str) -> Result<bool, Error> {
     Ok(!is_moving(record) || files::identity(&deciding(root, database)?)?.is_none())
 }
@@ -65,8 +69,8 @@ pub(super) fn paths(record: &Record) -> impl Iterator<Item = &String> {
     files.flat_map(|file| [Some(&file.path), file.also.as_ref()].into_iter().flatten())
 }
 
-/// Leaves each file one of its names: the new one where that is wanted. Gives the record that says so,
-/// to be written when the folders of both are synced.
+/// Leaves each file one of its names: the new name if `is_moved`, else the old one. Returns the new
+/// record, which must be written after the folders of both names are synced.
 pub(super) fn leave_one_name(
     root: &Root,
     record: &Record,
@@ -91,10 +95,10 @@ pub(super) fn leave_one_name(
     Ok(ended)
 }
 
-/// Gives a file this name alone; false where it has to keep the other one.
+/// Makes `wanted` the only name of a file. False where the file must keep its other name.
 fn is_at(root: &Root, wanted: &str, identity: Identity, other: &str) -> Result<bool, Error> {
     let (to, from) = (root.path().join(wanted), root.path().join(other));
-    // An output folder may come from elsewhere.
+    // The output folder may be a copy from another system, so its paths are not trusted.
     files::inside(root.path(), &to)?;
     files::inside(root.path(), &from)?;
     let is_there = files::identity(&from)? == Some(identity);
@@ -111,13 +115,13 @@ fn is_at(root: &Root, wanted: &str, identity: Identity, other: &str) -> Result<b
             }
             files::rename_new(&from, &to)
         }
-        // Another file has taken its place.
+        // Another file is at the wanted path.
         Some(_) if is_there => Ok(false),
         _ => Ok(true),
     }
 }
 
-/// Makes the names in the folders of these paths durable.
+/// Syncs the folders of these paths, so that the names in them are durable.
 pub(super) fn sync<'a>(root: &Root, paths: impl Iterator<Item = &'a String>) -> Result<(), Error> {
     let paths = paths.map(|below| root.path().join(below));
     let mut folders: Vec<PathBuf> = paths
@@ -129,22 +133,22 @@ pub(super) fn sync<'a>(root: &Root, paths: impl Iterator<Item = &'a String>) -> 
     folders.try_for_each(|folder| files::sync_folder(folder))
 }
 
-/// The journal of moves that the database does not know yet.
+/// Path of the journal while the database has the old names.
 fn moves(root: &Root, database: &str) -> Result<PathBuf, Error> {
     Ok(root.base().join(format!("moves.{}", checked(database)?)))
 }
 
-/// The journal of moves that the database may know.
+/// Path of the journal while the database is being changed.
 fn deciding(root: &Root, database: &str) -> Result<PathBuf, Error> {
     Ok(root.base().join(format!("deciding.{}", checked(database)?)))
 }
 
-/// The journal of moves that the database knows.
+/// Path of the journal when the database has the new names.
 fn moved(root: &Root, database: &str) -> Result<PathBuf, Error> {
     Ok(root.base().join(format!("moved.{}", checked(database)?)))
 }
 
-/// Writes the journal of moves that begin.
+/// Writes the journal before the moves begin.
 pub(super) fn write(root: &Root, database: &str, moves_of: Vec<Move>) -> Result<(), Error> {
     let path = moves(root, database)?;
     let journal = Journal {
@@ -159,17 +163,17 @@ pub(super) fn write(root: &Root, database: &str, moves_of: Vec<Move>) -> Result<
     files::sync_folder(root.base())
 }
 
-/// The database is about to be changed.
+/// Renames the journal before the database is changed.
 pub(super) fn note_deciding(root: &Root, database: &str) -> Result<(), Error> {
     rename(root, &moves(root, database)?, &deciding(root, database)?)
 }
 
-/// The database names the new paths now.
+/// Renames the journal after the database was changed.
 pub(super) fn note_moved(root: &Root, database: &str) -> Result<(), Error> {
     rename(root, &deciding(root, database)?, &moved(root, database)?)
 }
 
-/// It may be done again after it has failed.
+/// Renames the journal. It may be called again after a failure.
 fn rename(root: &Root, from: &Path, to: &Path) -> Result<(), Error> {
     if files::identity(from)?.is_some() {
         files::rename(from, to)?;
@@ -177,7 +181,7 @@ fn rename(root: &Root, from: &Path, to: &Path) -> Result<(), Error> {
     files::sync_folder(root.base())
 }
 
-/// The journal of moves that have not ended, and where it is.
+/// The journal of moves that have not ended, and its path.
 pub(super) fn read(root: &Root, database: &str) -> Result<Option<(PathBuf, Journal)>, Error> {
     let all = [moves, deciding, moved].map(|path| path(root, database));
     for path in all {
@@ -185,14 +189,14 @@ pub(super) fn read(root: &Root, database: &str) -> Result<Option<(PathBuf, Journ
         let Some(text) = files::read(&path, limits::MOVES_SIZE_MAX)? else {
             continue;
         };
-        // One that cannot be read was not finished, and nothing was moved.
+        // A journal that cannot be parsed was not written completely, so nothing was moved.
         let journal = serde_json::from_slice(&text).unwrap_or_default();
         return Ok(Some((path, journal)));
     }
     Ok(None)
 }
 
-/// All moves have ended.
+/// Removes the journal when all moves have ended.
 pub(super) fn remove(root: &Root, database: &str) -> Result<(), Error> {
     for path in [moves, deciding, moved] {
         files::remove(&path(root, database)?)?;
@@ -200,7 +204,7 @@ pub(super) fn remove(root: &Root, database: &str) -> Result<(), Error> {
     files::sync_folder(root.base())
 }
 
-/// True for a move whose paths are below the root as far as their text shows it.
+/// True if both paths of a move are below the root and outside `.casparian`, as far as their text shows.
 pub(super) fn is_plain(step: &Move) -> bool {
     [&step.from, &step.to]
         .iter()

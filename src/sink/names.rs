@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use crate::job::{Attempt, name_parts};
 
-/// The owner of a file, read from its name.
+/// The job that published a file, as the file's name identifies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Holder {
     pub(super) job_id: i64,
     pub(super) incarnation: i64,
-    /// First 8 digits of the database's UUID, in a root of another database.
+    /// First 8 digits of the UUID of the job's database, if another database owns the root.
     pub(super) suffix: Option<String>,
 }
 
@@ -61,21 +61,21 @@ impl Holder {
 
 const SUFFIX_SIZE: usize = 8;
 
-/// What a database's files are marked with in a root of another database.
+/// The suffix of the names of a database's files in a root that another database owns.
 pub(super) fn suffix(database: &str) -> String {
     let hex = |c: &char| matches!(c, '0'..='9' | 'a'..='f');
     let digits: String = database.chars().filter(hex).take(SUFFIX_SIZE).collect();
     format!("{digits:0<8}")
 }
 
-/// The file of a job: `o.parquet` → `o_<job>.parquet`; without an extension the path is a
-/// dataset's folder and gets `data_<job>.parquet`.
+/// The path of a job's file for a sink's path: `o.parquet` gives `o_<job>.parquet`. A path without an
+/// extension is a folder, in which the file is `data_<job>.parquet`.
 pub(super) fn file(path: &Path, holder: &Holder) -> PathBuf {
     let (folder, stem, extension) = name_parts(path);
     folder.join(format!("{stem}_{}.{extension}", holder.text()))
 }
 
-/// Files that other jobs published for the sink at `path`, of whatever database.
+/// Files of other jobs (of any database) for the sink at `path`, by their names.
 pub(super) fn siblings(path: &Path, own: &Holder) -> Vec<(PathBuf, Holder)> {
     let (folder, stem, extension) = name_parts(path);
     let Ok(entries) = fs::read_dir(&folder) else {
@@ -94,8 +94,8 @@ pub(super) fn siblings(path: &Path, own: &Holder) -> Vec<(PathBuf, Holder)> {
         .collect()
 }
 
-/// The other way to read the name of a file of this holder: `o_1_01234567` is of job 1 of another
-/// database and sink `o`, or of job 01234567 and sink `o_1`.
+/// The other meaning of an ambiguous file name: `o_1_01234567` is a file of sink `o` and job 1 of another
+/// database, or of sink `o_1` and job 01234567. `None` if the name has only the meaning of `holder`.
 pub(super) fn other_reading(path: &Path, holder: &Holder) -> Option<Holder> {
     let stem = path.file_stem()?.to_str()?;
     let (before, last) = stem.rsplit_once('_')?;
@@ -106,8 +106,8 @@ pub(super) fn other_reading(path: &Path, holder: &Holder) -> Option<Holder> {
     other.filter(|other| is_of(path, other))
 }
 
-/// The path of the sink that a holder's file was published for; none where the name is not one of
-/// the holder's.
+/// The path of the sink for which a holder's file was published. `None` if the name is not one of the
+/// holder.
 pub(super) fn sink_of(path: &Path, holder: &Holder) -> Option<PathBuf> {
     let stem = path.file_stem()?.to_str()?;
     let stem = stem.strip_suffix(&format!("_{}", holder.text()))?;
@@ -115,17 +115,18 @@ pub(super) fn sink_of(path: &Path, holder: &Holder) -> Option<PathBuf> {
     Some(path.with_file_name(format!("{stem}.{extension}")))
 }
 
-/// True when a file's name is one that a holder's output has.
+/// True when a file's name is one of a holder's output.
 pub(super) fn is_of(path: &Path, holder: &Holder) -> bool {
     let stem = path.file_stem().and_then(|stem| stem.to_str());
     let text = format!("_{}", holder.text());
     stem.is_some_and(|stem| stem.ends_with(&text))
 }
 
-/// Bytes of a topic's name.
+/// Limit of the bytes of a topic's name.
 const TOPIC_SIZE_MAX: usize = 255;
 
-/// A topic's name, cut to 255 bytes. A hash keeps long names apart that begin alike.
+/// A topic's name. Longer names are cut to 255 bytes with a hash, which distinguishes names with the same
+/// beginning.
 pub(super) fn topic(name: &str) -> String {
     if name.len() <= TOPIC_SIZE_MAX {
         return name.to_owned();
@@ -138,9 +139,9 @@ pub(super) fn topic(name: &str) -> String {
     format!("{}{hash}", name.get(..end).unwrap_or_default())
 }
 
-/// A name that every file system and reader takes, of letters and digits of any script, `-`, `_` and
-/// `.`: other characters are replaced. It does not begin with `_` or `.`, which readers pass over, and
-/// is cut to so many bytes.
+/// Converts a text to a name that every file system and reader accepts, of at most `size_max` bytes. It
+/// has letters and digits of any script, `-`, `_` and `.`; other characters are replaced by `_`. It does
+/// not begin with `_` or `.`, because readers ignore such files.
 pub(super) fn readable(text: &str, size_max: usize) -> String {
     let is_plain = |c: char| match c.is_ascii() {
         true => c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'),
@@ -159,7 +160,7 @@ pub(super) fn readable(text: &str, size_max: usize) -> String {
     text.get(..end).unwrap_or_default().to_owned()
 }
 
-/// Characters that are not seen, or change how others are shown.
+/// True for characters that are invisible, or that change how others are shown.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
         | '\u{feff}' | '\u{fff0}'..='\u{ffff}' | '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{10ffff}')

@@ -1,8 +1,8 @@
-//! What peers of the old system left under the name of a job's output. They keep no records for a
-//! database, and a name alone is no evidence. The database says that the old system may have had
-//! the job, and since when (`History::old_since_ms`); beyond that a file is the job's where the
-//! record of a worker of ours that served an old sentinel names it, or where it was written since
-//! then and all its rows carry the IDs of the job and of its file.
+//! Output of the reference system. Its workers write no records, and a file's name alone is no evidence
+//! that the file is a job's output. The database has the time since when the reference system may have
+//! run the job (`History::old_since_ms`). Where that is set, a file is the job's output in two cases:
+//! - The record of a worker of Casparian that served an old sentinel names it.
+//! - It was written since that time, and all its rows have the ID of the job and of its file version.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use super::{Error, Root, record};
 use crate::job::{Attempt, Job};
 use crate::limits;
 
-/// True for a file at the path of a job's output, which has this identity.
+/// True when the file at the path of a job's output, which has this identity, is that output.
 pub(super) fn is_output(
     root: &Root,
     job: &Job,
@@ -28,7 +28,7 @@ pub(super) fn is_output(
     let Some(since_ms) = job.history.old_since_ms else {
         return Ok(false);
     };
-    // The old system knows neither marks nor jobs under the ID of a deleted one.
+    // The reference system has neither suffixes of databases nor incarnations.
     if holder.suffix.is_some() || holder.incarnation != 0 || identity == Identity::default() {
         return Ok(false);
     }
@@ -53,8 +53,8 @@ pub(super) fn is_output(
     Ok(is_its && files::identity(path)? == Some(identity))
 }
 
-/// True when each row of a Parquet file has these values, by the statistics of its columns. What is
-/// no such file, or has no rows, has not.
+/// True when each row of a Parquet file has these values, by the statistics of its columns. False for
+/// other files and for files without rows.
 fn has_ids(path: &Path, ids: [(&str, i64); 2]) -> bool {
     let read = || -> Option<bool> {
         let reader = SerializedFileReader::new(files::open(path).ok()?).ok()?;

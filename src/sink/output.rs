@@ -1,4 +1,4 @@
-//! The output of a job while its batches come.
+//! The output of a job while its batches arrive.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use super::{Error, Root, Staged, datasets, files, plan, schema, siblings};
 use crate::job::{self, Job, Mode, Target};
 use crate::limits;
 
-/// What of a file counts.
+/// The parts of a file's memory that are counted.
 #[derive(Clone, Copy, Default)]
 struct Counted {
     memory: Memory,
@@ -46,7 +46,8 @@ fn parquet_files(sinks: &mut [Sink]) -> impl Iterator<Item = &mut ParquetFile> {
     })
 }
 
-/// Checks one more schema beside others; why a job has not memory for it.
+/// Checks that a job's memory suffices for one more schema. `others` is the bytes of the other schemas.
+/// The error is the reason why it does not.
 fn check_columns(
     schema: &SchemaRef,
     is_parquet: bool,
@@ -76,11 +77,11 @@ enum Writer {
     Table(Rows),
 }
 
-/// A sink that has had a batch.
+/// The state of a sink that has received a batch.
 struct Open {
     columns: Columns,
     writer: Writer,
-    /// Memory of its schema.
+    /// Bytes of memory of its schema.
     schema_size: usize,
     /// Bytes of the metadata of its schema.
     metadata_size: usize,
@@ -90,43 +91,44 @@ struct Sink {
     topic: String,
     target: Target,
     mode: Mode,
-    /// Configured, so it takes batches without a topic; otherwise created for its topic.
+    /// True for a configured sink, which also receives batches without a topic. False for a sink that was
+    /// created for its topic.
     configured: bool,
-    /// Where its file is staged, when it is not in the attempt's folder.
+    /// The bay in which its file is staged. `None` for the attempt's folder.
     bay: Option<String>,
     open: Option<Open>,
-    /// Files of rows whose schema has changed.
+    /// Files with the rows that were written before the schema changed.
     segments: Segments,
     rows: u64,
 }
 
-/// The output of a job while its batches come. Dropping it removes what is staged.
+/// The output of a job while its batches arrive. Dropping it removes what is staged.
 pub struct JobOutput {
     root: Arc<Root>,
     job: Arc<Job>,
     folder: Folder,
     sinks: Vec<Sink>,
-    /// Files of the sinks; true for databases, which may have several tables.
+    /// Files of the sinks; true for a database, in which several sinks may have tables.
     files: HashMap<FileId, bool>,
     /// Indices of the sinks of each topic.
     topics: HashMap<String, Vec<usize>>,
     stage: Option<Stage>,
     bounds: Bounds,
-    /// Memory of all row groups that are being written.
+    /// Bytes of memory of all row groups that are being written.
     memory: Memory,
-    /// Data of all of them, more is written out.
+    /// Limit of the bytes of data in these row groups. Above it, row groups are written out.
     data_max: usize,
-    /// Memory of all schemas.
+    /// Bytes of memory of all schemas.
     schemas: usize,
-    /// Memory of all footers.
+    /// Bytes of memory of all footers.
     footers: usize,
 }
 
-/// Name of a job's SQLite file in its folder.
+/// Name of the SQLite file with the staged rows of tables, in the attempt's folder.
 pub(super) const STAGE: &str = "stage";
 
 impl JobOutput {
-    /// The output of a job with the usual bounds.
+    /// The output of a job with default bounds.
     pub fn new(root: Arc<Root>, job: Arc<Job>) -> Result<Self, Error> {
         Self::bounded(root, job, Bounds::default())
     }
@@ -135,7 +137,7 @@ impl JobOutput {
     pub fn bounded(root: Arc<Root>, job: Arc<Job>, bounds: Bounds) -> Result<Self, Error> {
         let name = Name::new(&job, &root)?;
         let is_file = |sink: &job::Sink| matches!(sink.target, Target::Parquet { .. });
-        // So that a plugin does not run for nothing. Without a sink it gets files.
+        // Checked early, so that a plugin does not run in vain. A job without sinks gets files.
         let has_file = job.sinks.is_empty() || job.sinks.iter().any(is_file);
         if name.is_numbered() && has_file {
             root.check_owner(&name.database)?;
@@ -173,7 +175,7 @@ impl JobOutput {
         };
         let (file, is_database) = match &target {
             Target::Parquet { path, .. } => (Some(names::file(path, &holder)), false),
-            // Storage outside the root is compared when the job publishes.
+            // Databases outside the root are compared with other sinks when the job publishes.
             Target::Sqlite { database, .. } if database.is_absolute() => (None, true),
             Target::Sqlite { database, .. } => {
                 (Some(location::real(&self.root.path().join(database))), true)
@@ -214,8 +216,8 @@ impl JobOutput {
         Ok(())
     }
 
-    /// An error when the table of a sink of mode `error` has output of another job. What else is wrong
-    /// with the sink is found when the job publishes.
+    /// An error when the table of a sink of mode `error` has output of another job. Other faults of the
+    /// sink are reported when the job publishes.
     fn refuse_taken(&self, database: &Path, table: &str) -> Result<(), Error> {
         let path = self.root.path().join(database);
         if !path.exists() {
@@ -235,15 +237,15 @@ impl JobOutput {
         }
     }
 
-    /// Writes a batch to the sinks of its topic; without a topic to every configured sink. A
-    /// topic that no sink is configured for gets a file of its own, named after plugin and
-    /// topic, so nothing is lost. Of a topic longer than 255 bytes the first are kept, with a
-    /// hash.
+    /// Writes a batch to the sinks of its topic; without a topic to every configured sink. A topic
+    /// without a configured sink gets a file of its own, named after plugin and topic, so that no rows
+    /// are lost. A topic longer than 255 bytes is cut, and a hash is appended.
     pub fn write(&mut self, topic: Option<&str>, batch: &RecordBatch) -> Result<(), Error> {
         self.write_while(topic, batch, &|| true)
     }
 
-    /// The same for as long as `goes_on`, which is asked before each slice.
+    /// The same while `goes_on` returns true. It is called before each slice. When it returns false, the
+    /// error is [`Error::Stopped`].
     pub fn write_while(
         &mut self,
         topic: Option<&str>,
@@ -290,7 +292,8 @@ impl JobOutput {
         Ok(())
     }
 
-    /// A job of many topics keeps few files open.
+    /// Closes all Parquet files when the job has more than `FILES_OPEN_MAX` sinks. They are opened again
+    /// for the next write.
     fn close_some(&mut self) {
         if self.sinks.len() > limits::FILES_OPEN_MAX {
             parquet_files(&mut self.sinks).for_each(ParquetFile::close);
@@ -310,7 +313,8 @@ impl JobOutput {
         };
         let schema = columns.schema().clone();
         let rows = batch.num_rows();
-        // Large outputs get larger row groups: their footer stays in memory.
+        // The footer stays in memory and grows with each row group. So large outputs get larger row
+        // groups.
         let files_max = self.bounds.files();
         let mut columns = columns.convert(&sink.topic, batch)?;
         let id = self.job.attempt.job_id;
@@ -343,8 +347,8 @@ impl JobOutput {
         self.bound_memory()
     }
 
-    /// Opens a sink's writer at its first batch, and another one where a later batch changes the types
-    /// of its columns. Gives the batch with the columns in the sink's order.
+    /// Opens a sink's writer at its first batch, and a new one where a later batch changes the types of
+    /// its columns. Returns the batch with its columns in the sink's order.
     fn accept(&mut self, index: usize, batch: &RecordBatch) -> Result<RecordBatch, Error> {
         let Some(sink) = self.sinks.get_mut(index) else {
             return Ok(batch.clone());
@@ -380,7 +384,7 @@ impl JobOutput {
         Ok(batch)
     }
 
-    /// Checks the columns of a sink before anything is created for them.
+    /// Checks the columns of a sink before a file or table is created.
     fn check(
         &mut self,
         index: usize,
@@ -403,7 +407,8 @@ impl JobOutput {
         })
     }
 
-    /// Keeps the rows of a Parquet sink until the output is complete.
+    /// Completes the current file of a Parquet sink as a segment, which is kept until the output is
+    /// complete.
     fn set_aside(&mut self, index: usize, file: ParquetFile) -> Result<(), Error> {
         let (before, path) = (Counted::of(&file), self.staged(index));
         let Some(sink) = self.sinks.get_mut(index) else {
@@ -470,7 +475,7 @@ impl JobOutput {
         self.folder.path_in(bay, &format!("s{index}"))
     }
 
-    /// Writes out row groups of other sinks where the columns of this one need the room.
+    /// Writes out row groups of other sinks when the columns of this one need their memory.
     fn make_room(&mut self, index: usize) -> Result<(), Error> {
         let open = self.sinks.get(index).and_then(|sink| sink.open.as_ref());
         let Some(Writer::Parquet(file)) = open.map(|open| &open.writer) else {
@@ -484,14 +489,15 @@ impl JobOutput {
         self.flush_down_to(max)
     }
 
-    /// Many topics share one bound.
+    /// Keeps memory and output of all topics within the job's bounds.
     fn bound_memory(&mut self) -> Result<(), Error> {
         self.flush_down_to(self.bounds.row_groups())?;
         self.check_footers()?;
         self.check_size()
     }
 
-    /// Writes out the largest row groups until all are within both bounds.
+    /// Writes out the largest row groups until the total memory is at most `max` and the data at most
+    /// `data_max`.
     fn flush_down_to(&mut self, max: usize) -> Result<(), Error> {
         let data_max = self.data_max;
         while self.memory.total() > max || self.memory.data > data_max {
@@ -526,7 +532,7 @@ impl JobOutput {
         self.footers = of(self.footers, before.footer, after.footer);
     }
 
-    /// Refuses what finished row groups keep in memory.
+    /// An error when schemas and footers take more memory than files may keep.
     fn check_footers(&mut self) -> Result<(), Error> {
         let limit = self.bounds.files();
         if self.schemas.saturating_add(self.footers) <= limit {
@@ -554,7 +560,7 @@ impl JobOutput {
         })
     }
 
-    /// Refuses more output than a job may have.
+    /// An error when the job has more output than it may have.
     fn check_size(&mut self) -> Result<(), Error> {
         let limit = self.bounds.output;
         if limit == 0 {
@@ -573,7 +579,7 @@ impl JobOutput {
         }
     }
 
-    /// Writes rows that are in several files of a sink as one.
+    /// Writes the rows of a sink's segments as one file.
     fn join(&mut self, index: usize, goes_on: &dyn Fn() -> bool) -> Result<(), Error> {
         let Some(sink) = self.sinks.get_mut(index) else {
             return Ok(());
@@ -598,13 +604,13 @@ impl JobOutput {
         Ok(())
     }
 
-    /// Finishes and syncs all files. Nothing is visible yet.
+    /// Finishes and syncs all files. They are not visible yet.
     pub fn stage(self) -> Result<Staged, Error> {
         self.stage_while(&|| true)
     }
 
-    /// The same for as long as `goes_on`, which is asked before each slice of rows that are written
-    /// anew because the types of their columns have changed.
+    /// The same while `goes_on` returns true. It is called before each slice of rows that are written
+    /// again because the types of their columns have changed.
     pub fn stage_while(mut self, goes_on: &dyn Fn() -> bool) -> Result<Staged, Error> {
         for sink in &self.sinks {
             if let Some(open) = &sink.open

@@ -1,5 +1,5 @@
-//! What pandas keeps of a data frame in the metadata of a schema: which columns were its index, and its
-//! types of columns and of their names. `pd.read_parquet` fails where it does not fit the file.
+//! pandas' metadata of a data frame, in the metadata of a schema: which columns were its index, and the
+//! types of columns and of their names. `pd.read_parquet` fails if it does not match the file.
 //! Specification: <https://pandas.pydata.org/docs/development/developer.html>.
 
 use std::collections::BTreeSet;
@@ -26,14 +26,14 @@ fn entries(object: &Object) -> &[Value] {
     columns.map_or(&[], Vec::as_slice)
 }
 
-/// The column of an entry. Old versions of pandas name it as the data frame does.
+/// The column of an entry. Old versions of pandas have no `field_name`.
 fn column_of(entry: &Value) -> Option<&str> {
     let name = entry.get("field_name").or_else(|| entry.get("name"));
     name.and_then(Value::as_str)
 }
 
-/// What two batches have in common; none when one is not what pandas writes. Adds columns that differ
-/// to `changed`.
+/// Merges the metadata of two batches. `None` when one of them does not have the form that pandas writes.
+/// Adds columns with different entries to `changed`.
 pub(super) fn merge(first: &str, second: &str, changed: &mut BTreeSet<String>) -> Option<String> {
     let (mut merged, other) = (parse(first)?, parse(second)?);
     for entry in entries(&merged) {
@@ -56,9 +56,9 @@ pub(super) fn merge(first: &str, second: &str, changed: &mut BTreeSet<String>) -
     Some(Value::Object(merged).to_string())
 }
 
-/// That of a file: without the types of columns that are `changed` or were categories, and with the
-/// columns that the engine adds. None when it is not what pandas writes, or names an index that is not
-/// in the file.
+/// The metadata for a file: without the types of columns that are in `changed` or were categories, and
+/// with the ID columns (`own`). `None` when the text does not have the form that pandas writes, or when a
+/// column of the index is not in the file.
 pub(super) fn adapt(
     text: &str,
     columns: &BTreeSet<&str>,
@@ -77,7 +77,8 @@ pub(super) fn adapt(
     let levels = object.get_mut(COLUMN_INDEXES).and_then(Value::as_array_mut);
     let mut level_count = 0;
     for level in levels.into_iter().flatten() {
-        // The names of the engine's columns are texts, whatever those of the plugin were.
+        // The names of the ID columns are text, so the levels of column names become text, whatever type
+        // they had.
         let level = level.as_object_mut()?;
         level_count += 1;
         level.insert("pandas_type".to_owned(), json!("unicode"));
@@ -89,7 +90,8 @@ pub(super) fn adapt(
         let is_category = entry.get("pandas_type").and_then(Value::as_str) == Some("categorical");
         !is_category && column_of(entry).is_none_or(|column| !changed.contains(column))
     };
-    // pandas needs entries for levels of the index, and for all names of several levels.
+    // pandas needs entries for the columns of the index, and for all columns if their names have several
+    // levels.
     let is_needed = |entry: &Value| {
         level_count > 1 || column_of(entry).is_some_and(|column| index.contains(column))
     };

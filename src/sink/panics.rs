@@ -1,4 +1,4 @@
-//! Panics of libraries on the plugin's data, as errors.
+//! Converts panics of libraries that process a plugin's data into errors.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
@@ -9,9 +9,9 @@ thread_local! {
     static MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs a function and gives its panic's message as an error; its source position goes into the log,
-/// for it has a path of the machine that built the program. Such a panic writes nothing else; those
-/// of other threads are reported as before.
+/// Runs a function and returns the message of its panic as an error. The source position of the panic is
+/// only logged, because it contains a path of the machine that built the program. Such a panic prints
+/// nothing to stderr. Panics of other threads are reported as before.
 pub fn quiet_panics<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

@@ -22,36 +22,36 @@ use super::{Error, budget, files, types};
 use crate::job::{Compression, text::hex};
 use crate::limits;
 
-/// A file in staging that grows a row group at a time.
+/// A Parquet file in staging, to which row groups are appended.
 pub(super) struct ParquetFile {
     path: PathBuf,
     writer: ArrowWriter<Hashed>,
-    /// As it is written: structs without fields have one of no name.
+    /// The schema as it is written: structs without fields have a field with an empty name.
     schema: SchemaRef,
     is_padded: bool,
-    /// Of the schema; it is written with the footer.
+    /// Metadata of the schema, which is written with the footer.
     metadata: Metadata,
-    /// Columns of the file; each has an encoder of its own.
+    /// Number of columns of the file. Each has an encoder.
     columns: usize,
-    /// Memory that a column's compressor keeps.
+    /// Bytes of memory that a column's compressor keeps.
     codec_size: usize,
-    /// Bytes, expanded, of the row group that is not written out yet.
+    /// Expanded bytes of the row group that is not written out yet.
     pending: usize,
-    /// Memory of the row group's writer before it had data.
+    /// Bytes of memory of the row group's writer without data.
     empty_size: usize,
-    /// Row groups that are written out.
+    /// Number of row groups that are written out.
     row_groups: usize,
     rows: Rows,
 }
 
-/// Rows of a file, in parts of [`limits::WRITE_SLICE_SIZE`] bytes, expanded.
+/// Counts the rows of a file, in parts of up to [`limits::WRITE_SLICE_SIZE`] expanded bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rows {
     count: usize,
-    /// Of the part that is not complete.
+    /// Rows of the part that is not complete.
     part: usize,
     part_size: usize,
-    /// Of the part with the fewest.
+    /// Rows of the complete part with the fewest rows.
     part_min: Option<usize>,
 }
 
@@ -71,12 +71,12 @@ impl Rows {
     }
 }
 
-/// Memory of a row group that is being written.
+/// Bytes of memory of a row group that is being written.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Memory {
-    /// Of its data.
+    /// Bytes for its data.
     pub(super) data: usize,
-    /// Of the encoders and compressors of its columns.
+    /// Bytes for the encoders and compressors of its columns.
     pub(super) columns: usize,
 }
 
@@ -86,7 +86,7 @@ impl Memory {
     }
 }
 
-/// A file and the hash of all that was written to it. Parquet is written from start to end, so the file
+/// A file and the hash of all bytes that were written to it. Parquet is written sequentially, so the file
 /// can be closed between two writes.
 struct Hashed {
     path: PathBuf,
@@ -115,8 +115,8 @@ impl Write for Hashed {
     }
 }
 
-/// True for fixed-size values that the writer cuts in statistics: readers fail at bounds of another size than
-/// the column's.
+/// True for columns of fixed-size values that the writer would truncate in statistics. Readers fail if
+/// bounds do not have the size of the column's values.
 fn is_cut_in_statistics(column: &ColumnDescriptor) -> bool {
     let size = usize::try_from(column.type_length()).unwrap_or(0);
     column.physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY
@@ -175,7 +175,8 @@ impl ParquetFile {
         })
     }
 
-    /// Writes a slice of a batch that has so many bytes, expanded.
+    /// Writes a slice of a batch. `size` is its expanded bytes. Writes out the row group when its data
+    /// reaches `row_group_max` bytes.
     pub(super) fn write(
         &mut self,
         slice: &RecordBatch,
@@ -197,7 +198,7 @@ impl ParquetFile {
         };
         written.map_err(|error| failure(&self.path, error))?;
         if is_first {
-            // Tables of the encoders, most of which are never touched.
+            // The encoders allocate tables, most of which are never used.
             let data = size.saturating_mul(2);
             self.empty_size = self.writer.memory_size().saturating_sub(data);
         }
@@ -217,18 +218,19 @@ impl ParquetFile {
         batch.map_err(|error| fail(error.to_string()))
     }
 
-    /// Sets the metadata of the schema.
+    /// Sets the metadata of the schema. It must be called before the footer is written.
     pub(super) fn set_metadata(&mut self, metadata: Metadata) {
         self.metadata = metadata;
     }
 
-    /// Bytes of data of a row group: enough for each column to have some.
+    /// Limit of the bytes of data of a row group. It is larger with many columns, so that each column has
+    /// enough data.
     pub(super) fn row_group_max(&self) -> usize {
         let columns = self.columns.saturating_mul(limits::CHUNK_SIZE_MIN);
         limits::ROW_GROUP_SIZE_MAX.max(columns)
     }
 
-    /// Memory of the row group that is not written out yet.
+    /// Bytes of memory of the row group that is not written out yet.
     pub(super) fn memory(&self) -> Memory {
         match self.pending {
             0 => Memory::default(),
@@ -240,39 +242,39 @@ impl ParquetFile {
         }
     }
 
-    /// Memory of the columns of an empty row group.
+    /// Bytes of memory of the columns of an empty row group.
     pub(super) fn memory_of_columns(&self) -> usize {
         self.columns.saturating_mul(limits::COLUMN_MEMORY)
     }
 
-    /// Memory of the footer so far.
+    /// Bytes of memory of the footer so far.
     pub(super) fn memory_of_footer(&self) -> usize {
         let chunks = self.columns.saturating_mul(self.row_groups);
         chunks.saturating_mul(limits::CHUNK_MEMORY)
     }
 
-    /// Columns of the file.
+    /// Number of columns of the file.
     pub(super) fn columns(&self) -> usize {
         self.columns
     }
 
-    /// Row groups that are written out.
+    /// Number of row groups that are written out.
     pub(super) fn row_groups(&self) -> usize {
         self.row_groups
     }
 
-    /// Bytes that are in the file.
+    /// Bytes that were written to the file.
     pub(super) fn size(&self) -> u64 {
         self.writer.bytes_written() as u64
     }
 
-    /// Rows of the file.
+    /// Number of rows of the file.
     pub(super) fn rows(&self) -> usize {
         self.rows.count
     }
 
-    /// Rows that have a few times [`limits::WRITE_SLICE_SIZE`] bytes, expanded, or one, wherever in the
-    /// file they are.
+    /// Number of rows that can be read at once: at any position in the file, so many rows have at most a
+    /// few times [`limits::WRITE_SLICE_SIZE`] expanded bytes. At least 1.
     pub(super) fn rows_at_once(&self) -> usize {
         self.rows.at_once().clamp(1, limits::SINK_ROWS_MAX)
     }
@@ -288,14 +290,15 @@ impl ParquetFile {
         flushed.map_err(|error| failure(&self.path, error))
     }
 
-    /// Closes the file until it is written to again.
+    /// Closes the file. The next write opens it again.
     pub(super) fn close(&mut self) {
         self.writer.inner_mut().file = None;
     }
 
     /// Writes the footer.
     pub(super) fn end(&mut self) -> Result<(), Error> {
-        // Readers of GeoParquet look for it in the footer, pyarrow in the Arrow schema.
+        // Readers of GeoParquet read the metadata from the footer, pyarrow reads it from the Arrow
+        // schema.
         let metadata = std::mem::take(&mut self.metadata);
         let mut pairs: Vec<(String, String)> = metadata.clone().into_iter().collect();
         let schema = Schema::new_with_metadata(self.schema.fields().clone(), metadata);
@@ -312,7 +315,7 @@ impl ParquetFile {
         Ok(())
     }
 
-    /// Writes the footer and syncs. The file's SHA-256 in hex digits.
+    /// Writes the footer and syncs the file. Returns the file's SHA-256 in hex digits.
     pub(super) fn finish(mut self) -> Result<String, Error> {
         self.end()?;
         let written = self.writer.inner_mut();

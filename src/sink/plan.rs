@@ -1,5 +1,5 @@
-//! What a publish will do, and whether it may. Nothing visible changes here but that folders are
-//! created.
+//! The plan of a publish: what it will change, and whether it may. Planning changes no visible output; it
+//! only creates folders.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
@@ -14,18 +14,18 @@ use super::sqlite::{self, Table, Target as Database};
 use super::{Error, Root, moving, old_peers, siblings};
 use crate::job::{Job, Mode, PastEnd, Target};
 
-/// A publish that may be carried out.
+/// The plan of a publish that is permitted.
 pub(super) struct Plan {
-    /// The intent.
+    /// The record to write as the intent.
     pub(super) record: Record,
-    /// Databases to prepare, in an order that two jobs share, so that they never wait for each
-    /// other.
+    /// Databases to prepare, in an order that is the same for all jobs, so that two jobs cannot deadlock.
     pub(super) tables: Vec<Database>,
-    /// The job has a record or earlier output.
+    /// True when the job has a record or earlier output.
     pub(super) has_earlier: bool,
 }
 
-/// Files whose sinks exclude other jobs' publishes, below the root and with no link in their paths.
+/// The files of Parquet sinks that need a claim (modes `replace` and `error`), as quoted paths below the
+/// root with links followed.
 pub(super) fn exclusive(staged: &Staged) -> Vec<String> {
     let anyone = Holder::new(crate::job::Attempt::new(0, 0), None);
     let sinks = staged.sinks.iter().filter(|sink| sink.mode != Mode::Append);
@@ -35,7 +35,7 @@ pub(super) fn exclusive(staged: &Staged) -> Vec<String> {
     });
     let root = staged.root.path();
     let real = |file: PathBuf| location::below(root, &root.join(&file)).map_or(file, PathBuf::from);
-    // One a line, whatever is in a name.
+    // A claim has one path on each line. Quoting escapes line breaks in names.
     files.map(|file| format!("{:?}", real(file))).collect()
 }
 
@@ -63,7 +63,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             recorded: before.attempt,
         });
     }
-    // An attempt of this number was made by another copy of the database.
+    // The recorded attempt was dispatched by another copy of the database.
     if let Some(before) = &before
         && name.is_numbered()
         && job
@@ -90,8 +90,8 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         }
     }
     earlier.files = standing;
-    // An attempt whose failure was reported left nothing without a receipt: what stands by its
-    // number is of another copy of the database.
+    // An attempt that was reported as failed leaves no output without a receipt. So such output under its
+    // number was published by another copy of the database.
     if let Some(before) = &before
         && job.history.end(before.attempt) == PastEnd::Failed
         && !unnamed(root, &named, &earlier).is_empty()
@@ -101,7 +101,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             recorded: before.attempt,
         });
     }
-    // What earlier attempts could not remove.
+    // Output that earlier attempts could not remove.
     let mut removes = Vec::new();
     if let Some(before) = before.as_ref().filter(|before| before.has_leftovers) {
         for file in &before.removes {
@@ -128,7 +128,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             let is_known = known.contains(&file.path);
             match found {
                 Some(identity) if !is_known => {
-                    // An old sentinel's job owns the file that is named after it.
+                    // For an old sentinel, a file with the job's name counts as the job's output.
                     let is_its = !name.is_numbered()
                         || old_peers::is_output(root, job, &holder, (&target, identity))?;
                     if !is_its {
@@ -215,7 +215,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     })
 }
 
-/// True when what is published takes the place of output with a receipt.
+/// True when the publish replaces output with a receipt.
 fn replaces(
     root: &Root,
     named: &HashSet<String>,
@@ -251,9 +251,9 @@ fn named_file(path: String, identity: Identity) -> FileOutput {
     }
 }
 
-/// Adds what the job's receipts name. They are text from a database: only a file below the root
-/// with a name of this job counts, and of this database: a copied one has
-/// the receipts of the original.
+/// Adds the outputs that the job's receipts name. Receipts are text from a database, and a copied
+/// database has the receipts of the original. So a file counts only if it is below the root and its name
+/// is one of this job and database.
 fn add_named(
     root: &Root,
     previous: &[String],
@@ -282,7 +282,7 @@ fn add_named(
             }
         } else if let Some((database, table)) = names::table_of(uri) {
             let (database, below) = location::database(root.path(), database);
-            if !root.may_hold(database.as_ref(), below.as_deref()) {
+            if !root.may_contain(database.as_ref(), below.as_deref()) {
                 continue;
             }
             let is_known = earlier
@@ -299,7 +299,7 @@ fn add_named(
     Ok(())
 }
 
-/// The file that a sink will have.
+/// The file that a sink will publish.
 fn plan_file(
     root: &Root,
     folder: &mut Folder,
@@ -335,8 +335,8 @@ fn plan_file(
     })
 }
 
-/// Other jobs' files that go; an error when there may be none. Only those go that a record of the
-/// same database names.
+/// Files of other jobs that the publish removes. With mode `replace` these are the files that a record of
+/// the same database names. With mode `error` files of other jobs are an error.
 fn others(
     root: &Root,
     sink: &StagedSink,
@@ -374,14 +374,14 @@ fn others(
     Ok(found)
 }
 
-/// A database of the job.
+/// A database of the job's sinks.
 struct Found {
     path: String,
     below: Option<String>,
     tables: Vec<Table>,
 }
 
-/// The databases, in an order that is the same for every worker.
+/// The databases of the sinks, in an order that is the same for every worker.
 fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
     let mut databases: BTreeMap<String, Found> = BTreeMap::new();
     let mut keys: HashMap<FileId, String> = HashMap::new();
@@ -411,8 +411,8 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
     Ok(databases.into_values().collect())
 }
 
-/// The path of a sink's database, and its path below the root if it is there; an error where it may
-/// not be used. Creates its folders below the root.
+/// The path of a sink's database, and its path relative to the root if it is below the root. An error if
+/// the database may not be there. Creates its missing folders below the root.
 pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<String>), Error> {
     let path = root.path().join(database);
     root.anchor().check_mounts(&path)?;
@@ -428,10 +428,10 @@ pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<Str
             files::inside(root.path(), &files::real(&path)?)?;
         }
     }
-    // A link may lead to a path that is not UTF-8; the database's name is that of the link then.
+    // If a link leads to a path that is not UTF-8, the database keeps the name of the link.
     let real = location::real(&path);
     let (path, below) = location::database(root.path(), &path.to_string_lossy());
-    if !root.may_hold(&real, below.as_deref()) {
+    if !root.may_contain(&real, below.as_deref()) {
         let reason = match root.is_closed() {
             true => {
                 "casparian run writes into its output folder alone; use a sentinel and workers for \
@@ -447,7 +447,7 @@ pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<Str
     Ok((path, below))
 }
 
-/// URIs of outputs that no receipt of the job names.
+/// URIs of those outputs that no receipt of the job names.
 fn unnamed(root: &Root, named: &HashSet<String>, outputs: &Outputs) -> Vec<String> {
     let files = outputs.files.iter();
     let files = files.map(|file| names::file_uri(&root.path().join(&file.path)));

@@ -1,11 +1,17 @@
-//! Publishing: from staged files to visible ones.
+//! Publishing: makes staged output visible.
 //!
-//! The order: earlier attempts are barred; the plan is created and checked, SQLite transactions are
-//! prepared; lease and bar are checked; earlier files are kept and the record is written with the
-//! intent; files are renamed and their folders synced, SQLite transactions committed; the record
-//! is written as committed, unless one rename was all; what this attempt replaces is removed.
-//! Until the commit everything can be undone, by this process after a failure and by any other
-//! after its end.
+//! The steps:
+//! 1. Earlier attempts are barred.
+//! 2. The plan is created and checked, and SQLite transactions are prepared.
+//! 3. Lease and bars are checked.
+//! 4. Earlier files are kept, and the record is written with the state `intent`.
+//! 5. Files are renamed, their folders are synced, and SQLite transactions are committed.
+//! 6. The record is written with the state `committed`, unless one rename was all or there are SQLite
+//!    transactions.
+//! 7. Output that this attempt replaces is removed.
+//!
+//! Until the commit everything can be undone: by this process after a failure, by any other process after
+//! the end of this one.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -24,26 +30,27 @@ use crate::limits;
 /// What a job published to one sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Artifact {
-    /// The sink's topic, at most 255 bytes.
+    /// The sink's topic; at most 255 bytes.
     pub topic: String,
     /// `file:///…` or `sqlite:///…/table`.
     pub uri: String,
-    /// Rows.
+    /// Number of rows.
     pub rows: u64,
     /// Bytes of the file; 0 for a table.
     pub size_bytes: u64,
-    /// SHA-256 of the file in hex digits. None for a table, and for a file of an earlier release.
+    /// SHA-256 of the file in hex digits. `None` for a table, and for a file of an earlier release.
     pub sha256: Option<String>,
-    /// Names and types of a table's columns, as JSON. None for a file, and where it is too long.
+    /// Names and types of a table's columns, as JSON. `None` for a file, and where the text would be too
+    /// long.
     pub columns: Option<String>,
 }
 
 /// What publishing changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
-    /// What is visible now.
+    /// The output that is visible now.
     pub artifacts: Vec<Artifact>,
-    /// URIs of removed output: of earlier attempts, and what `replace` replaced.
+    /// URIs of removed output: output of earlier attempts, and output that mode `replace` replaced.
     pub removed: Vec<String>,
 }
 
@@ -62,7 +69,7 @@ pub(super) enum Step {
     Done,
 }
 
-/// Called before each step. An error stops there.
+/// Called before each step. An error stops the publish there.
 pub(super) type Hook<'a> = &'a dyn Fn(Step) -> Result<(), Error>;
 
 /// A sink's output, complete in staging.
@@ -71,16 +78,16 @@ pub(super) struct StagedSink {
     pub(super) target: Target,
     pub(super) mode: Mode,
     pub(super) bay: Option<String>,
-    /// Its file is `s<index>`, its table in the stage too.
+    /// Name of its staged file, or of its table in the stage, is `s<index>`.
     pub(super) index: usize,
     pub(super) rows: u64,
-    /// Hash of the file in hex digits; none for a table.
+    /// SHA-256 of the file in hex digits; `None` for a table.
     pub(super) sha256: Option<String>,
-    /// Columns of a table as receipts have them.
+    /// Names and types of a table's columns, as JSON; see [`Artifact::columns`].
     pub(super) columns: Option<String>,
 }
 
-/// Output that is complete on disk and not visible. Dropping it removes it.
+/// Output that is complete on disk and not visible. Dropping it removes the output.
 pub struct Staged {
     pub(super) root: Arc<Root>,
     pub(super) job: Arc<Job>,
@@ -89,17 +96,17 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Rows over all sinks.
+    /// Number of rows of all sinks.
     pub fn rows(&self) -> u64 {
         self.sinks.iter().map(|sink| sink.rows).sum()
     }
 
-    /// Makes the output visible, all of it or (after a refusal) none of it. `barred_others` are
-    /// attempts of other jobs of the database that may not publish any more; they are barred
-    /// first. `is_granted` is asked after everything that may take time: only while it is true
-    /// something becomes visible.
+    /// Makes the output visible: all of it or (after a refusal) none of it. `barred_others` are attempts
+    /// of other jobs of the database that may not publish any more. They are barred first. `is_granted`
+    /// returns whether the attempt has a lease. It is called after each step that may take time; output
+    /// becomes visible only while it returns true.
     ///
-    /// It waits for nothing but SQLite databases (30 s) and other jobs that publish into the same
+    /// A publish waits only for SQLite databases (30 s), and for other jobs that publish into the same
     /// sink of mode `replace` or `error` (1 s, then it is refused as not granted).
     pub fn publish(
         self,
@@ -125,7 +132,7 @@ impl Staged {
         }
     }
 
-    /// None when it is not granted.
+    /// `None` when the lease ended, or another job publishes into the same exclusive sink.
     fn try_publish(
         &mut self,
         barred_others: &[Attempt],
@@ -138,7 +145,7 @@ impl Staged {
         self.check_folder()?;
         hook(Step::Bar)?;
         self.bar(barred_others)?;
-        // Early, so that it is not taken for an attempt of a copied database.
+        // Checked before the plan, which would report a barred attempt as one of a copied database.
         self.check_bar()?;
         hook(Step::Plan)?;
         let sinks = plan::exclusive(self);
@@ -182,14 +189,14 @@ impl Staged {
         let finished = match recover::finish(&self.root, &self.folder, &mut record) {
             Ok(finished) => finished,
             Err(error) => {
-                // The output stands; the next worker that opens the root goes on.
+                // The output is committed. The next worker that opens the root continues the removal.
                 log::warn!("{}: not finished: {error}", self.folder.name.run());
                 self.folder.leave();
                 recover::Finished::default()
             }
         };
         hook(Step::Done)?;
-        // A successor may have replaced it since: then there is nothing to report.
+        // A successor may have replaced the output since. Then this attempt reports nothing.
         self.check_folder()?;
         Ok(Some(Published {
             artifacts: record.artifacts(&self.root),
@@ -197,9 +204,11 @@ impl Staged {
         }))
     }
 
-    /// Opens the transactions. Of several databases none is committed before all can be, so no
-    /// reader may keep one from its commit then. A large transaction needs the database for itself
-    /// as soon as its rows exceed the cache. None when the lease ended.
+    /// Opens the transactions of all databases. `None` when the lease ended.
+    ///
+    /// A transaction excludes readers in two cases. With several databases none is committed before all
+    /// can be, so a reader must not be able to block a commit. A large transaction needs an exclusive
+    /// lock when its rows exceed the cache.
     fn prepare(
         &self,
         tables: &[sqlite::Target],
@@ -257,7 +266,7 @@ impl Staged {
         }
     }
 
-    /// Keeps the files that will be replaced, until the new ones stand.
+    /// Keeps the files that will be replaced under a second name, until the publish is committed.
     fn keep(&self, record: &Record) -> Result<(), Error> {
         let earlier = earlier(record);
         for file in &record.outputs.files {
@@ -269,7 +278,8 @@ impl Staged {
             files::remove(&kept)?;
             files::keep(&path, &kept).map_err(|error| self.folder.refusal(error))?;
             let found = files::identity(&kept)?;
-            // A copy has another inode, but its size.
+            // On file systems without hard links the kept file is a copy: its inode differs, its size
+            // does not.
             if found.map(|found| found.size) != Some(earlier.identity.size) {
                 return Err(Error::not_ours(path));
             }
@@ -293,7 +303,7 @@ impl Staged {
         committed
     }
 
-    /// From the intent to the commit. False when the lease ended before it.
+    /// The steps from the intent to the commit. False when the lease ended before the commit.
     fn carry_out(
         &mut self,
         record: &mut Record,
@@ -321,16 +331,17 @@ impl Staged {
         }
         hook(Step::Sync)?;
         recover::sync_parents(&self.root, record.outputs.files.iter())?;
-        // The root may have gone between the check and the renames.
+        // The root may have been removed or replaced between the check and the renames.
         self.root.check()?;
         for (at, transaction) in prepared.into_iter().enumerate() {
-            // After the first commit nothing brings the rows back that it has replaced. The lock
-            // on the others keeps successors from them.
+            // Rows that the first commit has replaced cannot be restored, so the others must follow, also
+            // without a lease. Successors cannot write to the other databases while these transactions
+            // are open.
             if !is_granted() && at == 0 {
                 return Ok(false);
             }
             hook(Step::Table(at))?;
-            // Its own check is older than the transaction's wait.
+            // The last check was before the wait for the transactions.
             self.check_bar()?;
             let is_granted = || is_granted() || at > 0;
             if !self.commit(transaction, &is_granted)? {
@@ -349,7 +360,7 @@ impl Staged {
     }
 }
 
-/// The job's files from before, by path.
+/// The job's earlier files, by path.
 fn earlier(record: &Record) -> HashMap<&str, &FileOutput> {
     let previous = record.previous.files.iter();
     previous.map(|file| (file.path.as_str(), file)).collect()

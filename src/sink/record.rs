@@ -1,9 +1,9 @@
-//! Records of what jobs have published: `.casparian/outputs/<database>/<job / 1000>/<job>`, JSON.
+//! Records of what jobs have published: JSON files `.casparian/outputs/<database>/<job / 1000>/<job>`.
 //!
-//! A record is written with the state `intent` before the first change, and names what is
-//! published, what was before, and what goes afterwards. The state `committed` means that the
-//! output stands. Where one operation makes everything visible it is the commit itself: one
-//! rename, or the last SQLite transaction.
+//! A record is written with the state `intent` before the first visible change. It names the output, the
+//! previous output, and what is removed after the commit. The state `committed` means that the output is
+//! published. If one operation makes everything visible, that operation is the commit: the only rename,
+//! or the last SQLite transaction.
 
 use std::collections::HashSet;
 use std::fs;
@@ -35,45 +35,45 @@ pub(super) struct FileOutput {
     pub(super) topic: String,
     /// Path below the root, with the links of its folders followed.
     pub(super) path: String,
-    /// Its path in another layout, while it is moved there or back: until the move has ended it may
-    /// be at either, or at both.
+    /// Its path in another layout, while it is being moved there or back. Until the move has ended, the
+    /// file may be at either path or at both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) also: Option<String>,
     pub(super) identity: Identity,
     pub(super) rows: u64,
-    /// Its content's hash in hex digits. None where it is not known, as in records of earlier
+    /// SHA-256 of its content in hex digits. `None` where it is unknown, as in records of earlier
     /// releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) sha256: Option<String>,
     pub(super) mode: String,
-    /// Number in the names of its files in the attempt's folder.
+    /// Number in the names of its staged and kept files in the attempt's folder; see [`super::recover`].
     #[serde(default)]
     pub(super) index: usize,
-    /// Where the attempt holds its files for this path: a bay, or its folder.
+    /// The bay with the attempt's files for this path. `None` for the attempt's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bay: Option<String>,
 }
 
-/// Rows in a table.
+/// Rows in a table, published or to be removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TableOutput {
     pub(super) topic: String,
-    /// Path of the SQLite database, for the worker that reads or writes the record.
+    /// Absolute path of the SQLite database, for the worker that reads or writes the record.
     pub(super) database: String,
-    /// Its path below the root, which is the same for every worker. None outside the root, and in
+    /// Its path relative to the root, which is the same for every worker. `None` outside the root, and in
     /// records of earlier releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) below: Option<String>,
     pub(super) table: String,
     pub(super) rows: u64,
     pub(super) mode: String,
-    /// As receipts have them.
+    /// Names and types of the columns, as JSON; see [`Artifact::columns`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) columns: Option<String>,
 }
 
 impl TableOutput {
-    /// A table of which no more than the place is known.
+    /// A table of which only database and name are known.
     pub(super) fn named(database: String, below: Option<String>, table: &str) -> Self {
         TableOutput {
             topic: String::new(),
@@ -86,13 +86,13 @@ impl TableOutput {
         }
     }
 
-    /// What distinguishes the table from every other, whatever path leads to its database.
+    /// Identifies the table, independent of the path that leads to its database.
     pub(super) fn identity(&self) -> (FileId, String) {
         let place = FileId::of(Path::new(&self.database));
         (place, self.table.to_ascii_lowercase())
     }
 
-    /// Finds the database of a record that another worker may have written.
+    /// Sets the database's path for this worker. Another worker may have written the record.
     fn locate(&mut self, root: &Root) {
         if let Some(below) = self.below.as_deref().filter(|below| files::is_below(below)) {
             self.database = root.path().join(below).to_string_lossy().into_owned();
@@ -123,50 +123,51 @@ pub(super) struct Record {
     /// The attempt's key ([`History::key`](crate::job::History)).
     #[serde(default)]
     pub(super) key: i64,
-    /// It took the place of output with a receipt, its own job's or another's, which cannot be
-    /// had again: so it stays, though its own receipt may be missing.
+    /// The output replaced output with a receipt, of its own job or of another. The replaced output
+    /// cannot be restored, so this output stays even without a receipt of its own.
     #[serde(default)]
     pub(super) replaces: bool,
     /// The worker process that wrote it.
     #[serde(default)]
     pub(super) worker: String,
-    /// Name of its folder in staging.
+    /// Name of its folder in staging, without a claim.
     pub(super) run: String,
     pub(super) state: State,
     pub(super) outputs: Outputs,
-    /// The attempt that had published before.
+    /// The attempt that published the previous output.
     #[serde(default)]
     pub(super) previous_attempt: i64,
-    /// Its key, and its `replaces`.
+    /// Key of that attempt.
     #[serde(default)]
     pub(super) previous_key: i64,
     #[serde(default)]
     pub(super) previous_replaces: bool,
-    /// What it had published.
+    /// The previous output.
     #[serde(default)]
     pub(super) previous: Outputs,
-    /// Files that go after the commit: earlier ones that this attempt lacks, and replaced ones.
+    /// Files to remove after the commit: earlier files that this attempt lacks, and files that mode
+    /// `replace` replaces.
     #[serde(default)]
     pub(super) removes: Vec<FileOutput>,
-    /// Tables that lose the job's rows after the commit.
+    /// Tables from which the job's rows are deleted after the commit.
     #[serde(default)]
     pub(super) clears: Vec<TableOutput>,
-    /// Some of `removes` and `clears` could not be removed: the next attempt tries again.
+    /// Some of `removes` and `clears` could not be removed. The next attempt tries again.
     #[serde(default)]
     pub(super) has_leftovers: bool,
 }
 
-/// How much of a record's output is there.
+/// How much of a record's output is still as it was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remains {
     Nothing,
-    /// Others have replaced or removed the rest.
+    /// Other jobs or programs have replaced or removed the rest.
     Part,
     All,
 }
 
 impl Record {
-    /// The intent of an attempt.
+    /// A record in state `intent` for an attempt.
     pub(super) fn intent(root: &Root, name: &Name, outputs: Outputs) -> Self {
         Record {
             version: VERSION,
@@ -187,12 +188,13 @@ impl Record {
         }
     }
 
-    /// True when the intent is carried out by one rename, which is the commit then.
+    /// True when one rename carries out the intent. Then this rename is the commit.
     pub(super) fn is_one_rename(&self) -> bool {
         self.outputs.tables.is_empty() && self.outputs.files.len() == 1
     }
 
-    /// An error when what was mounted above an output is not any more: it cannot be checked.
+    /// An error when a file system above an output is no longer mounted, because then the output cannot
+    /// be checked.
     fn check_mounts(&self, root: &Root) -> Result<(), Error> {
         let files = self.outputs.files.iter();
         let files = files.map(|file| root.path().join(&file.path));
@@ -201,7 +203,7 @@ impl Record {
         all.try_for_each(|file| root.anchor().check_mounts(&file))
     }
 
-    /// True when the attempt's output stands.
+    /// True when the attempt's output is committed.
     pub(super) fn is_committed(&self, root: &Root, name: &Name) -> Result<bool, Error> {
         if self.state == State::Committed {
             return Ok(true);
@@ -220,13 +222,14 @@ impl Record {
                 let found = files::identity(&root.path().join(&only.path))?;
                 Ok(found == Some(only.identity))
             }
-            // Without output the record itself is the commit.
+            // Without output, writing the record is the commit.
             [] => Ok(true),
             _ => Ok(false),
         }
     }
 
-    /// How much output of a committed record is still what was published.
+    /// How much of a committed record's output is still as it was published. `Nothing` if it is not
+    /// committed.
     pub(super) fn remains(&self, root: &Root, name: &Name) -> Result<Remains, Error> {
         let mut name = name.clone();
         name.attempt.number = self.attempt;
@@ -249,7 +252,7 @@ impl Record {
         })
     }
 
-    /// True when all output of a committed record is still what was published.
+    /// True when all output of a committed record is still as it was published.
     pub(super) fn stands(&self, root: &Root, name: &Name) -> Result<bool, Error> {
         Ok(self.remains(root, name)? == Remains::All)
     }
@@ -275,7 +278,8 @@ impl Record {
         files.chain(tables).collect()
     }
 
-    /// What stands of the job, or may: in a record without a folder both attempts' files.
+    /// The outputs of the job that exist or may exist. With the state `intent` these include the previous
+    /// output.
     pub(super) fn standing(&self) -> Outputs {
         let mut outputs = self.outputs.clone();
         if self.state == State::Intent {
@@ -292,7 +296,8 @@ impl Record {
         outputs
     }
 
-    /// Tables that lose the job's rows after the commit. Never one that the record publishes.
+    /// Tables from which the job's rows are deleted after the commit. Never a table that the record
+    /// publishes.
     pub(super) fn cleared(&self) -> Vec<&TableOutput> {
         let tables = self.outputs.tables.iter();
         let published: HashSet<_> = tables.map(TableOutput::identity).collect();
@@ -300,8 +305,8 @@ impl Record {
         self.clears.iter().filter(is_other).collect()
     }
 
-    /// Writes and syncs the record of the folder's job. It is renamed from the folder, so a barred
-    /// attempt cannot.
+    /// Writes and syncs the record of the folder's job. It is renamed from the attempt's folder, so a
+    /// barred attempt cannot write it.
     pub(super) fn write(&self, root: &Root, folder: &Folder) -> Result<(), Error> {
         root.check()?;
         let path = path(root, &folder.name);
@@ -318,7 +323,7 @@ impl Record {
     }
 }
 
-/// The record of a job; none when it has published nothing.
+/// The record of a job. `None` when the job has published nothing.
 pub(super) fn read(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
     let mut record = read_files(root, name)?;
     if let Some(record) = &mut record {
@@ -331,15 +336,15 @@ pub(super) fn read(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
             for table in list.iter_mut() {
                 table.locate(root);
             }
-            // The folder may come from elsewhere.
-            list.retain(|table| root.may_hold(table.database.as_ref(), table.below.as_deref()));
+            // The output folder may be a copy from another system, so its paths are not trusted.
+            list.retain(|table| root.may_contain(table.database.as_ref(), table.below.as_deref()));
         }
     }
     Ok(record)
 }
 
-/// The record of a job, of which only the files are used: its databases may be on storage that
-/// does not respond.
+/// The record of a job, for uses of its files only. Paths of its databases are not resolved, because they
+/// may be on storage that does not respond.
 fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
     let path = &path(root, name);
     let fail = |reason: String| Error::Record {
@@ -349,7 +354,7 @@ fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
     let bytes = match files::read(path, limits::RECORD_SIZE_MAX) {
         Ok(Some(bytes)) => bytes,
         Ok(None) => return Ok(None),
-        // Something else is in its place: no fault of the worker's.
+        // It is no regular file, or too large. That is not a fault of the worker.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::InvalidData => {
             return Err(fail(source.to_string()));
         }
@@ -371,7 +376,7 @@ fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
             return Err(fail(format!("{:?}: a name contains a NUL", table.database)));
         }
     }
-    // An output folder may come from elsewhere.
+    // The output folder may be a copy from another system, so its paths are not trusted.
     let lists = [
         &mut record.outputs.files,
         &mut record.previous.files,
@@ -407,7 +412,7 @@ pub(super) fn remove(root: &Root, folder: &Folder) -> Result<(), Error> {
     }
 }
 
-/// Path of a job's record. Jobs of an old sentinel have records of their own.
+/// Path of a job's record. Jobs of an old sentinel have their records below `old`.
 pub(super) fn path(root: &Root, name: &Name) -> PathBuf {
     let job = name.attempt.job_id;
     let file = match name.attempt.incarnation() {
@@ -419,7 +424,7 @@ pub(super) fn path(root: &Root, name: &Name) -> PathBuf {
 }
 
 /// The attempt that published a file at a path below the root, by the record of a job of the same
-/// database. Number 0 of its incarnation where only a receipt knows the attempt.
+/// database. Its number is 0 in its incarnation where the record does not have it.
 pub(super) fn publisher(
     root: &Root,
     name: &Name,
@@ -441,7 +446,7 @@ pub(super) fn publisher(
     Some(Attempt::new(holder.job_id, number))
 }
 
-/// True when a record of a job says that it published this file, in whatever database the job is.
+/// True when the record of a job of any database shows that the job published this file.
 pub(super) fn is_published_by(
     root: &Root,
     holder: &Holder,

@@ -1,9 +1,9 @@
-//! What becomes of an attempt that cannot go on: finished when its output stands, undone
-//! otherwise. Also after a failure, and at the end of a job that failed for good.
+//! Recovery of an attempt that cannot continue: it is finished when its output is committed, and undone
+//! otherwise. Also used after a failure, and at the end of a job that failed finally.
 //!
-//! Everything here may stop at any point and be done again by another worker, from the record
-//! and the attempt's folder. Names in the folder: `s<i>` the staged file of sink *i*, `k<i>` the
-//! file that was at its path, `r<i>` the *i*th file that goes after the commit.
+//! Everything here may stop at any point. Another worker can repeat it from the record and the attempt's
+//! folder. Names in the folder: `s<i>` is the staged file of sink *i*, `k<i>` the file that was at its
+//! path, `r<i>` the *i*th file that is removed after the commit.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::folder::{Folder, Name, WORKER};
 use super::record::{self, FileOutput, Outputs, Record, State};
 use super::{Error, Root, moving, names, sqlite};
 
-/// Claims the folder of an attempt and finishes or undoes what is in it.
+/// Claims the folder of an attempt, and finishes or undoes the attempt.
 pub(super) fn recover(root: &Root, name: &Name) -> Result<(), Error> {
     let Some(folder) = Folder::claim(root, name)? else {
         return Ok(());
@@ -24,13 +24,13 @@ pub(super) fn recover(root: &Root, name: &Name) -> Result<(), Error> {
             folder.settled();
             Ok(())
         }
-        // Another worker has claimed it and goes on.
+        // Another worker has claimed the folder and continues.
         Err(_) if !folder.exists() => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Recovers the folder at a path when its worker has ended.
+/// Recovers the attempt of the folder at a path when its worker has ended.
 pub(super) fn recover_dead(root: &Root, path: &Path, name: &Name) -> Result<(), Error> {
     let worker = files::read_short(&path.join(WORKER))?.unwrap_or_default();
     match root.is_alive(&worker) {
@@ -50,7 +50,7 @@ fn settle(root: &Root, folder: &Folder) -> Result<(), Error> {
         moving::end(root, folder, &mut record)?;
     }
     if record.is_committed(root, &folder.name)? {
-        // The record has what is left.
+        // The record lists what could not be removed.
         finish(root, folder, &mut record).map(drop)
     } else {
         undo(root, folder, &record)
@@ -62,13 +62,13 @@ fn settle(root: &Root, folder: &Folder) -> Result<(), Error> {
 pub(super) struct Finished {
     /// URIs of what was removed.
     pub(super) removed: Vec<String>,
-    /// Why something that goes is still there. The record says so, and the next attempt tries
-    /// again.
+    /// The last failure to remove something. The record has `has_leftovers` then, and the next attempt
+    /// tries again.
     pub(super) left: Option<Error>,
 }
 
-/// After the commit: removes what the record lists. What cannot be removed stays; the
-/// rest is removed nevertheless.
+/// After the commit: removes the files and rows that the record lists. A failure to remove one does not
+/// stop the removal of the others.
 pub(super) fn finish(root: &Root, folder: &Folder, record: &mut Record) -> Result<Finished, Error> {
     let mut finished = Finished::default();
     let mut note = |result: Result<bool, Error>, uri: String| match result {
@@ -100,7 +100,8 @@ pub(super) fn finish(root: &Root, folder: &Folder, record: &mut Record) -> Resul
     Ok(finished)
 }
 
-/// Moves a file that goes into the folder, when it is the one that the record means.
+/// Moves a file into the attempt's folder and removes it there, if it is the file that the record names.
+/// True when it was removed.
 fn take_away(root: &Root, folder: &Folder, index: usize, file: &FileOutput) -> Result<bool, Error> {
     let path = root.path().join(&file.path);
     files::inside(root.path(), &path)?;
@@ -120,7 +121,7 @@ fn take_away(root: &Root, folder: &Folder, index: usize, file: &FileOutput) -> R
         files::remove(&away)?;
         return Ok(true);
     }
-    // Another file took its path between the check and the rename: it goes back.
+    // Another file was created at this path between the check and the rename. It is moved back.
     log::warn!("{} is another file now and stays", path.display());
     if !files::rename_new(&away, &path)? {
         log::warn!("{} was replaced once more", path.display());
@@ -128,8 +129,8 @@ fn take_away(root: &Root, folder: &Folder, index: usize, file: &FileOutput) -> R
     Ok(false)
 }
 
-/// Before the commit: puts back what was there before, and the record of it. Staged files are
-/// in the folder again afterwards.
+/// Before the commit: restores the previous files and record. Afterwards staged files are in the
+/// attempt's folder again.
 pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), Error> {
     root.check()?;
     let mut restored = record.previous.clone();
@@ -140,7 +141,7 @@ pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), 
     for file in record.outputs.files.iter().rev() {
         let kept = undo_file(root, folder, file)?;
         let Some(kept) = kept else { continue };
-        // A copy has another inode.
+        // A kept copy (without hard links) has another inode than the recorded file.
         if let Some(&at) = places.get(file.path.as_str())
             && let Some(earlier) = restored.files.get_mut(at)
         {
@@ -181,14 +182,14 @@ fn undo_file(root: &Root, folder: &Folder, file: &FileOutput) -> Result<Option<I
     } else if before.is_some() && found.is_none() {
         files::rename_new(&kept, &path).map_err(refusal)?;
     } else if before.is_some() {
-        // Not replaced yet; the kept one is a second name of it.
+        // The earlier file was not replaced yet, and the kept file is a second name of it.
         files::remove(&kept)?;
         return Ok(found);
     }
     Ok(before)
 }
 
-/// The attempt whose record is put back; number 0 for none.
+/// The attempt whose record is restored; number 0 for none.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Before {
     pub(super) attempt: i64,
@@ -196,7 +197,7 @@ pub(super) struct Before {
     pub(super) replaces: bool,
 }
 
-/// Writes the record of the attempt before, or removes it when there was none.
+/// Writes the record of the previous attempt. Removes the record when there was no previous attempt.
 pub(super) fn put_back_record(
     root: &Root,
     folder: &Folder,
@@ -215,7 +216,7 @@ pub(super) fn put_back_record(
     before.write(root, folder)
 }
 
-/// Makes the names in the files' folders durable.
+/// Syncs the folders of the files, so that their renames are durable.
 pub(super) fn sync_parents<'a>(
     root: &Root,
     outputs: impl Iterator<Item = &'a FileOutput>,

@@ -1,10 +1,17 @@
-//! The move of published files to the paths of another layout: from `<plugin>_<topic>_<job>.parquet`
-//! into the folders of their topics, or back. For a program that has root and database to itself.
+//! Moves published files to the paths of another layout: from `<plugin>_<topic>_<job>.parquet` into the
+//! folders of their topics, or back. For a program with exclusive use of root and database.
 //!
-//! The order: a journal of the moves is written; the records say both paths; each file gets its new
-//! name beside the old one; the database is changed, and the journal says so; the old names are removed;
-//! the records say the new paths; the journal is removed. What stopped is ended by [`super::moving`].
-//! Where a file system has no hard links, files are renamed instead.
+//! The steps:
+//! 1. A journal of the moves is written.
+//! 2. The records get both paths of each file.
+//! 3. Each file gets its new name, a hard link, in addition to the old one. Where a file system has no
+//!    hard links, the file is renamed.
+//! 4. The database is changed. The journal is renamed before and after it.
+//! 5. The old names are removed.
+//! 6. The records get only the new paths.
+//! 7. The journal is removed.
+//!
+//! A move that stopped is ended by [`super::moving`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,19 +26,19 @@ use super::standing::is_by;
 use super::{Error, Root, datasets};
 use crate::job::{Attempt, Mode, Sink, Target};
 
-/// A job's files that get other paths.
+/// The moves of one job's files.
 pub struct Relocation {
     folder: Folder,
     record: Record,
     moves: Vec<Move>,
 }
 
-/// A job that has published, as its database knows it.
+/// A job that has published, by the rows of its database.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed<'a> {
     /// The attempt.
     pub attempt: Attempt,
-    /// Its key, 0 where it is not known.
+    /// Its key; 0 if unknown.
     pub key: i64,
     /// The job's plugin.
     pub plugin: &'a str,
@@ -42,26 +49,26 @@ pub struct Placed<'a> {
 }
 
 impl Relocation {
-    /// The job.
+    /// The job's ID.
     pub fn job_id(&self) -> i64 {
         self.folder.name.attempt.job_id
     }
 
-    /// How many files.
+    /// Number of files to move.
     pub fn count(&self) -> usize {
         self.moves.len()
     }
 }
 
 impl Root {
-    /// False where no file of these is at a path that another layout may have.
+    /// False if none of these files is at a path of the other layout. True does not mean that one is.
     pub fn may_be_misplaced(&self, uris: &[String]) -> bool {
         let mut paths = uris.iter().filter_map(|uri| names::file_of(uri));
         paths.any(|path| (path.parent() == Some(self.path())) == self.has_datasets())
     }
 
-    /// The files of a job that are at the paths of another layout than the root's; none where there
-    /// are none, or where what is there is not as it was published.
+    /// The files of a job that are at paths of the other layout than the root's. `None` if there are
+    /// none, or if the record is not of this attempt or not complete.
     pub fn misplaced(
         &self,
         database: &str,
@@ -100,7 +107,7 @@ impl Root {
         }))
     }
 
-    /// Where a file is and where it is to be, below the root.
+    /// Present and new path of a file, below the root. `None` if it need not be moved.
     fn misplaced_file(
         &self,
         folder: &Folder,
@@ -148,15 +155,15 @@ impl Root {
         Ok(text(at).zip(text(to)))
     }
 
-    /// Begins moves: lists them.
+    /// Writes the journal of the moves.
     pub fn begin_moves(&self, database: &str, jobs: &[Relocation]) -> Result<(), Error> {
         self.check()?;
         let moves = jobs.iter().flat_map(|job| job.moves.iter().cloned());
         moving::write(self, database, moves.collect())
     }
 
-    /// Gives each file of a job its new name beside the old one. It may be called again after it has
-    /// failed; [`Root::end_moves`] takes back what it has done.
+    /// Adds the new name of each file of a job. It may be called again after a failure.
+    /// [`Root::end_moves`] can undo it.
     pub fn add_names(&self, job: &mut Relocation) -> Result<(), Error> {
         if !moving::is_moving(&job.record) {
             let mut record = job.record.clone();
@@ -169,7 +176,8 @@ impl Root {
             record.state = State::Committed;
             record.run = job.folder.name.run();
             self.check_names(&record)?;
-            // From here on the folder shows others that the job has two names.
+            // From here on the folder must stay: it is how other processes find that files of the job may
+            // have two names.
             job.folder.leave();
             record.write(self, &job.folder)?;
             job.record = record;
@@ -182,32 +190,33 @@ impl Root {
         Ok(())
     }
 
-    /// Makes the names that were added durable.
+    /// Syncs the folders of all names, so that added names are durable.
     pub fn sync_names(&self, jobs: &[Relocation]) -> Result<(), Error> {
         let records = jobs.iter().map(|job| &job.record);
         moving::sync(self, records.flat_map(moving::paths))
     }
 
-    /// URIs of a job's files, each by its old and its new one.
+    /// URIs of a job's files: pairs of old and new URI.
     pub fn renamed(&self, job: &Relocation) -> Vec<(String, String)> {
         let uri = |below: &str| names::file_uri(&self.path().join(below));
         let moves = job.moves.iter();
         moves.map(|step| (uri(&step.from), uri(&step.to))).collect()
     }
 
-    /// The database is about to be changed.
+    /// Must be called before the database is changed.
     pub fn note_deciding(&self, database: &str) -> Result<(), Error> {
         self.check()?;
         moving::note_deciding(self, database)
     }
 
-    /// The database names the new paths now.
+    /// Must be called after the database was changed.
     pub fn note_moved(&self, database: &str) -> Result<(), Error> {
         self.check()?;
         moving::note_moved(self, database)
     }
 
-    /// Removes the old names of files, or the new ones. It may be called again after it has failed.
+    /// Removes the old names of files if `is_moved`, else the new ones. It may be called again after a
+    /// failure.
     pub fn end_moves(&self, jobs: &mut [Relocation], is_moved: bool) -> Result<(), Error> {
         let mut ended = Vec::with_capacity(jobs.len());
         for job in &*jobs {
@@ -224,14 +233,14 @@ impl Root {
         Ok(())
     }
 
-    /// All moves have ended.
+    /// Removes the journal when all moves have ended.
     pub fn forget_moves(&self, database: &str) -> Result<(), Error> {
         self.check()?;
         moving::remove(self, database)
     }
 
-    /// Finishes moves that stopped, or takes them back: as the database has it, of which `named` gives the
-    /// URIs of a job. True when there were some.
+    /// Finishes or undoes moves that stopped, so that files have the names that the database has. `named`
+    /// returns the URIs of a job in the database. True when there were such moves.
     pub fn finish_moves<E: From<Error>>(
         &self,
         database: &str,
@@ -253,7 +262,8 @@ impl Root {
         Ok(true)
     }
 
-    /// The same for one job. Later attempts have replaced or removed both names.
+    /// The same for one job. Does nothing if the record is of a later attempt, which has replaced or
+    /// removed both names.
     fn finish_move(
         &self,
         database: &str,
@@ -266,7 +276,7 @@ impl Root {
         if !record::read(self, &name)?.is_some_and(|record| is_its(&record)) {
             return Ok(());
         }
-        // What a dead program has left is finished or undone first.
+        // Creating the folder first finishes or undoes what a dead program left.
         let folder = Folder::create(self, name.clone())?;
         let Some(mut record) = record::read(self, &name)?.filter(is_its) else {
             return Ok(());
@@ -287,7 +297,7 @@ impl Root {
         ended.write(self, &folder)
     }
 
-    /// An error where a file is not as it was published, or something is where it is to be.
+    /// An error if a file is not as it was published, or another file is at its new path.
     fn check_names(&self, record: &Record) -> Result<(), Error> {
         for file in &record.outputs.files {
             let Some(also) = &file.also else { continue };
@@ -306,7 +316,7 @@ impl Root {
 
     fn add_name(&self, from: &str, to: &str, identity: Identity) -> Result<(), Error> {
         let (from, to) = (self.path().join(from), self.path().join(to));
-        // Nothing is created in another folder.
+        // Nothing may be created in another folder at the root's path.
         self.check()?;
         files::inside(self.path(), &to)?;
         if let Some(folder) = to.parent() {
@@ -323,7 +333,7 @@ impl Root {
         match fs::hard_link(&from, &to) {
             Ok(()) => Ok(()),
             Err(error) if is_of_the_place(&error) => Err(Error::io(&to, error)),
-            // The file system has none.
+            // The file system has no hard links.
             Err(_) => match files::rename_new(&from, &to)? {
                 true => Ok(()),
                 false => Err(Error::not_ours(to)),
@@ -332,7 +342,7 @@ impl Root {
     }
 }
 
-/// True for an error of a link that a rename would meet as well.
+/// True for an error of a hard link that a rename would have, too.
 fn is_of_the_place(error: &io::Error) -> bool {
     use io::ErrorKind::{CrossesDevices, QuotaExceeded, StorageFull};
     matches!(error.kind(), CrossesDevices | StorageFull | QuotaExceeded)
@@ -344,7 +354,7 @@ fn sink_of<'a>(sinks: &'a [Sink], file: &FileOutput) -> Option<&'a Sink> {
     sinks.find(|sink| names::topic(&sink.topic) == file.topic)
 }
 
-/// True for a file of a topic without a sink of its own.
+/// True for a file of a topic without a configured sink.
 fn is_default(sinks: &[Sink], file: &FileOutput) -> bool {
     let sink = sink_of(sinks, file);
     file.mode == Mode::Append.as_str() && sink.is_none_or(|sink| sink.is_default)

@@ -22,7 +22,7 @@ pub struct RootOptions {
     /// Databases other than the root's owner may publish here (`--share-output`). The names of their
     /// files end with 8 digits of the database's UUID.
     pub share: bool,
-    /// SQLite sinks stay below the root.
+    /// SQLite sinks must be below the root.
     pub is_closed: bool,
     /// SQLite sinks must be below the root or below one of these folders (`--sink-root`). `None`: they
     /// may be anywhere.
@@ -223,14 +223,14 @@ impl Root {
         &self.path
     }
 
-    /// SQLite sinks stay below the root.
+    /// True when SQLite sinks must be below the root.
     pub(super) fn is_closed(&self) -> bool {
         self.options.is_closed
     }
 
     /// True if the database of a SQLite sink may have this path. `path` has its links followed. `below`
     /// is the path relative to the root, if it is below the root.
-    pub(super) fn may_hold(&self, path: &Path, below: Option<&str>) -> bool {
+    pub(super) fn may_contain(&self, path: &Path, below: Option<&str>) -> bool {
         let mut folders = self.options.sink_roots.iter().flatten();
         below.is_some()
             || (!self.options.is_closed

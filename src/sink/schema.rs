@@ -1,6 +1,7 @@
-//! The columns of published output with the types of their values, as the schemas of a run's files are
-//! compared by them. Types that no reader distinguishes, such as dictionaries and large strings, are the same
-//! here. Those of a Parquet file are in its footer; those of rows in a table are in the job's receipt.
+//! Names and types of the columns of published output. `casparian run` compares the schemas of its
+//! outputs by them. Types that readers do not distinguish, such as dictionaries and large strings, are
+//! equal here. The columns of a Parquet file are read from its footer, those of rows in a table from the
+//! job's receipt.
 
 use std::path::Path;
 
@@ -13,13 +14,14 @@ use super::types::{EXTENSION, EXTENSION_METADATA};
 use super::{geo, quiet_panics};
 use crate::job::text::prefix;
 
-/// Names and types of a file's columns; none when it is no Parquet file that can be read.
+/// Names and types of a file's columns; `None` when it cannot be read as Parquet.
 pub fn columns_of_file(path: &Path) -> Option<Vec<(String, String)>> {
     let size = path.metadata().ok()?.len();
     let footer = footer_of(path, size).ok()?;
     let columns = quiet_panics(|| {
         let file = footer.file_metadata();
-        // With the Arrow schema that the file was written from: Parquet has no durations, and no sizes of lists.
+        // Uses the Arrow schema in the footer if possible, because Parquet has neither durations nor
+        // sizes of lists.
         let declared = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata());
         let schema = declared.or_else(|_| parquet_to_arrow_schema(file.schema_descr(), None));
         let schema = schema.ok()?;
@@ -35,7 +37,8 @@ pub fn columns_of_file(path: &Path) -> Option<Vec<(String, String)>> {
     columns.ok().flatten()
 }
 
-/// Names and types of a table's columns as JSON text for a receipt; none where it is longer than `size_max`.
+/// Names and types of a table's columns as JSON text for a receipt; `None` when it has more than
+/// `size_max` bytes.
 pub(super) fn columns_of_table(schema: &Schema, size_max: usize) -> Option<String> {
     let fields = schema.fields().iter();
     let columns = fields.map(|field| (field.name(), kept(field.data_type())));
@@ -44,7 +47,8 @@ pub(super) fn columns_of_table(schema: &Schema, size_max: usize) -> Option<Strin
     (text.len() <= size_max).then_some(text)
 }
 
-/// Those of the rows that a receipt says to be in a table.
+/// Names and types of the columns of a table, by the artifact with this URI in a receipt. `None` when the
+/// receipt does not have them.
 pub fn columns_of_receipt(receipt: &str, uri: &str) -> Option<Vec<(String, String)>> {
     let receipt: Value = serde_json::from_str(receipt).ok()?;
     let mut artifacts = receipt.get("artifacts")?.as_array()?.iter();
@@ -52,7 +56,8 @@ pub fn columns_of_receipt(receipt: &str, uri: &str) -> Option<Vec<(String, Strin
     serde_json::from_str(artifact.get("columns")?.as_str()?).ok()
 }
 
-/// What a table keeps of a type: it has numbers of one size, and dates and times as texts, those with a zone in UTC.
+/// The type that is left of a type in a SQLite table: numbers have one size, dates and times are text,
+/// timestamps with a zone are UTC.
 fn kept(kind: &DataType) -> String {
     use DataType as T;
     match kind {
@@ -68,12 +73,12 @@ fn kept(kind: &DataType) -> String {
     }
 }
 
-/// The coordinate system of a column of GeoParquet.
+/// The coordinate reference system of a column, by GeoParquet's metadata.
 fn crs(schema: &Schema, column: &str) -> Option<String> {
     geo::crs_of(schema.metadata().get("geo")?, column)
 }
 
-/// The type of a field with the extension type that its values have.
+/// The type of a field, with its extension type.
 fn shown_field(field: &Field) -> String {
     let kind = shown(field.data_type());
     let Some(name) = field.metadata().get(EXTENSION) else {
@@ -86,7 +91,8 @@ fn shown_field(field: &Field) -> String {
     }
 }
 
-/// A type as SQL and Arrow users write it, without the names of list items and without nullability.
+/// A type in the notation of SQL and Arrow users, without the names of list items and without
+/// nullability.
 fn shown(kind: &DataType) -> String {
     let fields = |fields: &[std::sync::Arc<Field>]| {
         let fields = fields.iter();

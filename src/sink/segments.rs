@@ -1,5 +1,6 @@
-//! Rows of a Parquet sink whose schema has changed since: complete files in staging, one for each
-//! schema. When the output is staged they are read back and written as one file.
+//! Segments: complete Parquet files in staging with the rows of a sink that were written before its
+//! schema changed, one for each earlier schema. When the output is staged, they are read back and written
+//! as one file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use super::parquet::{ParquetFile, failure};
 use super::{Error, files};
 
-/// A file of rows of one schema.
+/// A file with rows of one schema.
 pub(super) struct Segment {
     path: PathBuf,
     size: u64,
@@ -18,7 +19,7 @@ pub(super) struct Segment {
     rows_at_once: usize,
 }
 
-/// The files of a sink.
+/// The segments of a sink.
 #[derive(Default)]
 pub(super) struct Segments(Vec<Segment>);
 
@@ -32,8 +33,8 @@ impl Segments {
         self.0.iter().map(|segment| segment.size).sum()
     }
 
-    /// Completes the file of a sink, so that another can be created at its path. A file without rows
-    /// goes.
+    /// Completes the file of a sink and renames it, so that another file can be created at its path. A
+    /// file without rows is removed.
     pub(super) fn add(&mut self, mut file: ParquetFile, path: &Path) -> Result<(), Error> {
         if file.rows() == 0 {
             return std::fs::remove_file(path).map_err(|error| Error::io(path, error));
@@ -57,7 +58,7 @@ impl Segments {
 }
 
 impl Segment {
-    /// Gives all rows, without the two columns of the engine, and removes the file.
+    /// Passes all rows to `take`, without the two ID columns, and removes the file.
     pub(super) fn read(
         self,
         mut take: impl FnMut(RecordBatch) -> Result<(), Error>,

@@ -1,4 +1,4 @@
-//! The end of a job that failed: its output is brought in line with its receipts.
+//! Settlement: brings the output of an ended job in line with its receipts.
 
 use std::path::Path;
 
@@ -9,11 +9,10 @@ use super::{Artifact, Error, Root, location, moving, names, recover};
 use crate::job::{History, Job, PastEnd, Settlement};
 
 impl Root {
-    /// The end of an attempt that failed or was aborted, after its [`JobOutput`] or [`Staged`] was
-    /// dropped; `job` is that attempt. Earlier attempts are barred, what they left unfinished is
-    /// undone, and what was published without a receipt (`job.previous` does not name it) is
-    /// removed. Gives the URIs of what was removed. It is right after every failure: only the
-    /// sentinel decides whether another attempt follows.
+    /// Settles an attempt that failed or was aborted, after its [`JobOutput`] or [`Staged`] was dropped.
+    /// `job` is that attempt. Earlier attempts are barred, and what they left unfinished is undone.
+    /// Output without a receipt (`job.previous` does not name it) is removed. Returns the URIs of what
+    /// was removed. It may be called after every failure, whether or not another attempt follows.
     ///
     /// [`JobOutput`]: super::JobOutput
     /// [`Staged`]: super::Staged
@@ -23,7 +22,7 @@ impl Root {
             return Ok(Vec::new());
         }
         self.check()?;
-        // What the attempt itself could not undo.
+        // The attempt may have failed to undo its own changes.
         recover::recover(self, &name)?;
         if name.attempt.ordinal() > 1 {
             let mut before = name.attempt;
@@ -36,20 +35,23 @@ impl Root {
         let mut folder = Folder::create(self, name)?;
         let settled = self.settle_in(&job.previous, &job.history, &mut folder);
         if settled.is_err() {
-            // Its intent is finished by the next worker that opens the root.
+            // The next worker that opens the root finishes this settlement.
             folder.leave();
         }
         settled
     }
 
-    /// Brings the output of a job that has ended in line with its row: attempts before the
-    /// settlement's are barred, what they left unfinished is finished or undone, and what was
-    /// published without a receipt stays (`keep`) or goes. Gives the attempt whose output stands
-    /// without a receipt, and that output; none when there is no such output (any more).
+    /// Brings the output of an ended job in line with its row. Attempts before the settlement's number
+    /// are barred, and what they left unfinished is finished or undone. Output without a receipt stays if
+    /// `keep` is set, and is removed otherwise.
     ///
-    /// It stands as well, whatever `keep` says, where it took the place of output with a receipt:
-    /// what was there before cannot be had again; of such output a part may be left. Output of another copy of the database is left
-    /// as it is. A settlement that is barred changes nothing: a later one is needed.
+    /// Two kinds of output stay even without `keep`: output that replaced output with a receipt, because
+    /// the replaced output cannot be restored (a part of it may be missing), and output that another copy
+    /// of the database published.
+    ///
+    /// Returns the attempt whose output stays without a receipt, and that output; `None` when there is no
+    /// such output. A settlement that is barred itself is an error and changes nothing: a later
+    /// settlement is needed.
     pub fn settle(&self, settlement: &Settlement) -> Result<Option<(i64, Vec<Artifact>)>, Error> {
         let name = Name::numbered(&settlement.database, settlement.attempt)?;
         self.ensure()?;
@@ -78,8 +80,7 @@ impl Root {
         let Some(record) = record::read(self, &name)? else {
             return self.check().map(|()| None);
         };
-        // Output that took the place of other output is not removed. Others may have replaced a part of it
-        // since, as they may after any job.
+        // Output with `replaces` is not removed, even if other jobs have replaced a part of it since.
         let stands = is_silent(&record)
             && match record.remains(self, &name)? {
                 Remains::All => true,
@@ -96,15 +97,16 @@ impl Root {
         Ok(record::read(self, &name)?.is_some())
     }
 
-    /// Removes output of an attempt before the one that the job's receipt is of, whose output is in
-    /// another root: what the record names, and stands as it was published. After
-    /// [`Root::settle`]. Gives the URIs of what was removed.
+    /// Removes a job's output here when the attempt with the job's receipt published into another root.
+    /// Removed is what the record names and is still as it was published. Must be called after
+    /// [`Root::settle`]. Returns the URIs of what was removed.
     pub fn settle_duplicate(&self, settlement: &Settlement) -> Result<Vec<String>, Error> {
         let name = Name::numbered(&settlement.database, settlement.attempt)?;
         let Some(record) = record::read(self, &name)? else {
             return Ok(Vec::new());
         };
-        // The root may have had another path, which the receipt names: no other root has the file.
+        // The receipt may name the file by an earlier path of this root. Then the file here is the one
+        // with the receipt, and no duplicate.
         let named = settlement.previous.iter();
         let mut named = named.filter_map(|uri| names::file_of(uri));
         let is_recorded = |path: &Path| {
@@ -114,7 +116,7 @@ impl Root {
         if named.any(|path| is_recorded(path) && !path.exists()) {
             return Ok(Vec::new());
         }
-        // None of the attempts has a receipt for what is here.
+        // No attempt has a receipt for the output in this root.
         let mut own = settlement.history.clone();
         for past in &mut own.past {
             if past.end == PastEnd::Completed {
@@ -139,13 +141,14 @@ impl Root {
         let Some(mut record) = record::read(self, &name)? else {
             return Ok(Vec::new());
         };
-        // An attempt later than this one is in charge.
+        // A later attempt is responsible for the output.
         let is_barred = self.barred_by(&name.database, name.attempt)?.is_some();
         if is_barred || record.attempt > name.attempt.number {
             return Ok(Vec::new());
         }
         moving::end(self, folder, &mut record)?;
-        // Of another copy of the database, of an attempt with a receipt, or without a way back.
+        // Output stays if another copy of the database published it, if its attempt has a receipt, or if
+        // it replaced output that cannot be restored.
         let is_own = record.attempt == name.attempt.number && record.worker == self.worker();
         let is_foreign = history.is_foreign(record.attempt, record.key, name.attempt)
             || (record.attempt == name.attempt.number && !is_own)

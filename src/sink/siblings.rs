@@ -9,7 +9,7 @@ use super::{Error, Root, files, location, record};
 use crate::job::Attempt;
 
 /// How often a file is checked again that other processes replace meanwhile.
-const LOOKS_MAX: u32 = 10;
+const CHECKS_MAX: u32 = 10;
 
 /// An error when the sink at a path below the root has output of a job other than `own`.
 pub(super) fn refuse(root: &Root, name: &Name, sink: &Path, own: &Holder) -> Result<(), Error> {
@@ -31,7 +31,7 @@ fn whose(
     (holder, own): (&Holder, &Holder),
 ) -> Result<Option<Option<Attempt>>, Error> {
     let below = location::below(root.path(), path);
-    for _ in 0..LOOKS_MAX {
+    for _ in 0..CHECKS_MAX {
         let Some(identity) = files::identity(path)? else {
             return Ok(None);
         };

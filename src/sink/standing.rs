@@ -1,4 +1,4 @@
-//! Whether published output is still what a receipt says.
+//! Checks whether published output is still as a receipt describes it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,41 +14,42 @@ use crate::job::{Attempt, Mode, Sink, Target};
 /// An output as a receipt names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipted {
-    /// Where it is.
+    /// Its URI.
     pub uri: String,
-    /// Its rows.
+    /// Its number of rows.
     pub rows: u64,
-    /// Bytes of a file; none where the receipt does not say it.
+    /// Bytes of a file; `None` where the receipt does not have the size.
     pub size_bytes: Option<u64>,
 }
 
-/// Gives the attempt that has published a job's output, and its key, where that output may stand for
-/// that of other jobs. Without one, that of each job may.
+/// Returns the attempt that published a job's output, and its key, if this output counts as a replacement
+/// of other jobs' output. Where no such function is given, the output of every job counts.
 pub type Publisher<'p> = dyn FnMut(i64) -> Option<(Attempt, i64)> + 'p;
 
-/// Jobs and their incarnations.
+/// Jobs, each as job ID and incarnation.
 type Jobs = Rc<[(i64, i64)]>;
 
-/// Jobs and their incarnations, each with seconds and nanoseconds.
+/// Jobs, each as job ID and incarnation, with the modification time of the file (seconds and
+/// nanoseconds).
 type FileJobs = Rc<[((i64, i64), (i64, i64))]>;
 
-/// Looks at the output of many jobs. Tables are read once: what changes meanwhile is not seen.
+/// Checks the output of many jobs. Tables are read once, so later changes are not found.
 pub struct Standing<'a> {
     pub(super) root: &'a Root,
     pub(super) database: &'a str,
-    /// None for what is no database of ours, or cannot be read.
+    /// Opened databases by path. `None` for a file that is no database of a sink, or that cannot be read.
     tables: HashMap<PathBuf, Option<Tables>>,
     locked: Option<Error>,
-    /// Tables by place: jobs whose rows stand there, published by mode `replace`.
+    /// Jobs that published with mode `replace` and whose rows are unchanged, by table.
     holders: HashMap<PathBuf, Jobs>,
-    /// The same for files by the path of their sink, with the times of their content.
+    /// The same for files, by the path of their sink, with the times of the files.
     file_holders: HashMap<PathBuf, FileJobs>,
-    /// Databases of sinks are opened wherever they are.
+    /// Databases of sinks outside the root are opened, too.
     anywhere: bool,
 }
 
 impl<'a> Standing<'a> {
-    /// Of jobs of that database.
+    /// A check of the jobs of a database (UUID).
     pub fn new(root: &'a Root, database: &'a str) -> Self {
         Standing {
             root,
@@ -67,7 +68,7 @@ impl<'a> Standing<'a> {
         self
     }
 
-    /// Reads tables anew, and closes their databases.
+    /// Closes the databases, so that tables are read again.
     pub(super) fn forget(&mut self) {
         self.tables.clear();
         self.holders.clear();
@@ -75,7 +76,7 @@ impl<'a> Standing<'a> {
         self.locked = None;
     }
 
-    /// Why it is not known what stands in a table: another program locks its database.
+    /// The error when a table could not be read because another program had locked its database.
     pub fn locked(&self) -> Option<&Error> {
         self.locked.as_ref()
     }
@@ -105,10 +106,10 @@ impl<'a> Standing<'a> {
         Ok(())
     }
 
-    /// True when all of this stands as the attempt with this key published it. Files are compared by
-    /// size and time of modification, tables by the number of the job's rows. What cannot be read
-    /// does not stand. What another job of the database has replaced by mode `replace` counts as
-    /// standing, while that job's output stands and `others` knows its publisher.
+    /// True when all these outputs are as the attempt with this key published them. Files are compared by
+    /// size and modification time, tables by the number of the job's rows. Output that cannot be read
+    /// counts as changed. Output that another job of the database has replaced with mode `replace` counts
+    /// as unchanged, while that job's output is unchanged and `others` returns its publisher.
     pub fn has(
         &mut self,
         publisher: Attempt,
@@ -126,13 +127,13 @@ impl<'a> Standing<'a> {
         if !outputs.is_empty() && !record.as_ref().is_none_or(is_ours) {
             return false;
         }
-        // A receipt may have no room for all files.
+        // The size of a receipt is bounded, so it may not list all files.
         for file in record.iter().flat_map(|record| &record.outputs.files) {
             if !self.stands(file) && !self.is_file_replaced(&name, file, Some(others)) {
                 return false;
             }
         }
-        // Several topics may go into one table, whatever its URI.
+        // Several topics may write to one table. Their rows are added.
         let table = |output: &Receipted| {
             let (database, table) = names::table_of(&output.uri)?;
             let (database, _) = location::database(self.root.path(), database);
@@ -159,7 +160,7 @@ impl<'a> Standing<'a> {
         })
     }
 
-    /// True when a file is there as a record knows it.
+    /// True when a file exists with the recorded size and modification time.
     fn stands(&self, file: &FileOutput) -> bool {
         let found = files::identity(&self.root.path().join(&file.path));
         let known = file.identity;
@@ -167,9 +168,10 @@ impl<'a> Standing<'a> {
             == (found.size, found.modified_s, found.modified_ns))
     }
 
-    /// True when a file has gone, and in its sink stands one that another job published by mode
-    /// `replace`, which removes those of all jobs of the database. One of another mode may have been
-    /// added beside an older one: then the times of the files' content decide.
+    /// True when a file does not exist, and its sink has an unchanged file of another job that was
+    /// published with mode `replace`. Such a publish removes the files of all jobs of the database. If
+    /// the missing file was published with another mode, it may have been added after that publish. Then
+    /// it counts as replaced only if it is older than the other job's file.
     pub(super) fn is_file_replaced(
         &mut self,
         name: &Name,
@@ -214,8 +216,8 @@ impl<'a> Standing<'a> {
         found.any(|(job, time)| *job != own && is_older(*time))
     }
 
-    /// True when the database itself says that a later publish removed the rows that the job's record
-    /// names, and rows stand there that another job published by mode `replace`.
+    /// True when a table's database records that a later publish removed the rows that the job's record
+    /// names, and the table has unchanged rows that another job published with mode `replace`.
     fn is_table_replaced(
         &mut self,
         name: &Name,
@@ -246,7 +248,7 @@ impl<'a> Standing<'a> {
         is_by_other(&found, name)
     }
 
-    /// Jobs whose rows stand in a table, published by mode `replace`.
+    /// Jobs that published into a table with mode `replace` and whose rows are unchanged.
     fn holders_of(&mut self, output: &TableOutput, mut others: Option<&mut Publisher<'_>>) -> Jobs {
         let (database, table) = (&output.database, &output.table);
         let id = self.database;
@@ -274,8 +276,8 @@ impl<'a> Standing<'a> {
         jobs.filter(stands).collect()
     }
 
-    /// Output of other jobs in a sink, which one of that attempt's job would replace: its path, or its
-    /// table's.
+    /// Output of another job in a sink, which output of this attempt's job would replace: the path of a
+    /// file or of a table. `None` if there is no such output.
     pub fn of_others(&mut self, sink: &Sink, job: Attempt) -> Result<Option<PathBuf>, Error> {
         let name = Name::numbered(self.database, job)?;
         match &sink.target {
@@ -310,8 +312,8 @@ impl<'a> Standing<'a> {
         }
     }
 
-    /// The places that a job's record names output in, there or not, each with whether it was
-    /// published by mode `replace`: the path of a sink, or of a table.
+    /// The sinks and tables in which a job's record names output, as paths, each with whether it was
+    /// published with mode `replace`. The output need not exist.
     pub fn places(&self, job: Attempt) -> Vec<(PathBuf, bool)> {
         let Some(record) = self.record_of(job.job_id, job.incarnation(), None) else {
             return Vec::new();
@@ -332,8 +334,8 @@ impl<'a> Standing<'a> {
         files.chain(tables).collect()
     }
 
-    /// The place of a sink, as [`Standing::places`] gives it.
-    pub fn place_of(&self, sink: &Sink) -> PathBuf {
+    /// The path of a sink or table, in the form of [`Standing::places`].
+    pub fn location_of(&self, sink: &Sink) -> PathBuf {
         let root = self.root.path();
         match &sink.target {
             Target::Parquet { path, .. } => root.join(path),
@@ -345,7 +347,7 @@ impl<'a> Standing<'a> {
         }
     }
 
-    /// The record of a job, where `others` knows its publisher.
+    /// The record of a job, if `others` returns its publisher as the job's publisher.
     fn record_of(
         &self,
         job_id: i64,
@@ -410,8 +412,8 @@ impl<'a> Standing<'a> {
         opened.as_mut()
     }
 
-    /// Those of these outputs of an attempt's job that are there, as it published them or not. What
-    /// cannot be read counts as being there.
+    /// Those of these outputs of an attempt's job that exist, unchanged or not. Output that cannot be
+    /// read counts as existing.
     pub fn present<'u>(
         &mut self,
         publisher: Attempt,
@@ -440,13 +442,14 @@ fn time_of(file: &FileOutput) -> (i64, i64) {
     (file.identity.modified_s, file.identity.modified_ns)
 }
 
-/// True when one of these jobs is another than that of the name.
+/// True when one of these jobs is not the job of the name.
 fn is_by_other(found: &[(i64, i64)], name: &Name) -> bool {
     let own = (name.attempt.job_id, name.attempt.incarnation());
     found.iter().any(|job| *job != own)
 }
 
-/// True for the record of that attempt. Without a key the attempt may be a later one.
+/// True when a record is of this attempt. With key 0 (unknown) a record of an earlier attempt is
+/// accepted, too.
 pub(super) fn is_by(record: &Record, publisher: Attempt, key: i64) -> bool {
     match key {
         0 => record.attempt <= publisher.number,

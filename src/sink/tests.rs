@@ -1,7 +1,10 @@
-//! Tests of the storage side: what is written (`writing`, `columns`, `tables`), whose it is (`identity`), what
-//! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), what stands (`standing`), roots (`roots`),
-//! paths that lead to one file (`locations`), what the old system left (`old_peers`), tables of others (`strangers`), and databases that are
-//! moved (`moved`).
+//! Tests of the sinks:
+//! - writing: `writing`, `columns`, `types`, `tables`;
+//! - identity of outputs: `identity`, `locations` (several paths of one file), `old_peers` (output of the
+//!   reference system);
+//! - publishing: `modes`, `fence`, `steps` (failures at each step), `settle`, `standing`;
+//! - roots: `roots`, `away` (roots that are removed or replaced);
+//! - databases of other programs: `strangers` (their tables), `moved` (databases that are moved).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -42,7 +45,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        // Thousands of syncs: in memory where that is possible.
+        // The tests sync thousands of times, so the root is in memory where that is possible.
         let memory = Path::new("/dev/shm");
         let dir = match memory.is_dir() {
             true => tempfile::tempdir_in(memory),
@@ -57,13 +60,13 @@ impl Fixture {
         self.dir.path().canonicalize().unwrap().join(name)
     }
 
-    /// The output of a job of an old sentinel.
+    /// The output of a job that an old sentinel sent.
     fn output(&self, job_id: i64, sinks: &[(&str, &str, &str)]) -> Result<JobOutput, Error> {
         let job = job(None, Attempt::new(job_id, 0), sinks);
         JobOutput::new(self.root.clone(), Arc::new(job))
     }
 
-    /// Writes one batch of a job of an old sentinel to one sink and publishes it.
+    /// Writes one batch of a job that an old sentinel sent to one sink, and publishes it.
     fn publish(&self, job_id: i64, uri: &str, mode: &str) -> Result<Vec<Artifact>, Error> {
         let sink = Sink::parse("output", uri, mode)?;
         let mut output = self.output(job_id, &[(&sink.topic, uri, mode)])?;
@@ -71,7 +74,7 @@ impl Fixture {
         finish(output)
     }
 
-    /// Visible files, relative.
+    /// Paths of the visible files, relative to the root.
     fn files(&self) -> Vec<String> {
         visible(&self.path(""))
     }
@@ -138,7 +141,7 @@ fn job(database: Option<&str>, attempt: Attempt, sinks: &[(&str, &str, &str)]) -
     }
 }
 
-/// Output with the values in all sinks of a job, staged.
+/// Staged output of a job, with these values in all its sinks.
 fn stage(root: &Arc<Root>, job: &Job, values: &[i64]) -> Result<Staged, Error> {
     let mut output = JobOutput::new(root.clone(), Arc::new(job.clone()))?;
     output.write(None, &numbers(values))?;

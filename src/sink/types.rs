@@ -1,9 +1,9 @@
-//! What sinks store of an Arrow type, and which types a Parquet file cannot have. These are refused
-//! before a file is created: the writer panics for some, and finds others at the first row only.
+//! How sinks store Arrow types, and which types a Parquet file cannot have. The latter are refused before
+//! a file is created: the writer panics for some, and fails for others at the first row only.
 //!
 //! Dictionaries are stored as their values. The Parquet writer orders a dictionary page by first
-//! appearance, and readers take the order of categories from it: pandas would sort and compare by an
-//! order that the plugin has not declared.
+//! appearance, and readers use this order as the order of categories. So pandas would sort and compare by
+//! an order that the plugin has not declared.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use super::Error;
 use crate::job::text::prefix;
 use crate::limits;
 
-/// A type in a message: unions and structs name all their fields.
+/// A type as messages show it. The text is cut, because unions and structs name all their fields.
 pub(super) fn shown(data_type: &DataType) -> String {
     let text = data_type.to_string();
     match prefix(&text, 200) {
@@ -27,7 +27,7 @@ pub(super) fn shown(data_type: &DataType) -> String {
     }
 }
 
-/// The type of a field in a message, with its extension type.
+/// The type of a field as messages show it, with its extension type.
 pub(super) fn shown_field(field: &Field) -> String {
     let data_type = shown(field.data_type());
     let Some(name) = field.metadata().get(EXTENSION) else {
@@ -41,9 +41,9 @@ pub(super) fn shown_field(field: &Field) -> String {
     }
 }
 
-/// The type that sinks store of a type. It has a meaning of its own in Parquet: a column of one
-/// without (a date in milliseconds, a time in seconds) would be one of integers for most readers.
-/// Views, runs, dictionaries and list views become what every reader takes.
+/// The type as which sinks store values of a type. Types that have no equivalent in Parquet (a date in
+/// milliseconds, a time in seconds) are replaced, because most readers would read them as integers.
+/// Views, runs, dictionaries and list views are replaced by types that every reader supports.
 pub(super) fn stored(data_type: &DataType) -> DataType {
     use DataType as T;
     match data_type {
@@ -73,7 +73,7 @@ pub(super) fn stored(data_type: &DataType) -> DataType {
 pub(super) const EXTENSION: &str = "ARROW:extension:name";
 pub(super) const EXTENSION_METADATA: &str = "ARROW:extension:metadata";
 
-/// Keys of metadata by which Polars takes a dictionary for one of its own types.
+/// Prefix of metadata keys with which Polars marks a dictionary as one of its own types.
 const POLARS_KEYS: &str = "_PL_";
 
 /// A field as sinks store it.
@@ -91,7 +91,7 @@ pub(super) fn stored_field(field: &FieldRef) -> FieldRef {
     {
         return field.clone();
     }
-    // An extension type of runs is one of their values.
+    // The extension type of run-end encoded values is in the metadata of their values field.
     let mut metadata = runs.map_or_else(Metadata::new, |values| values.metadata().clone());
     metadata.extend(field.metadata().clone());
     metadata.retain(|key, _| !is_foreign(key));
@@ -99,8 +99,8 @@ pub(super) fn stored_field(field: &FieldRef) -> FieldRef {
     Arc::new(field.with_metadata(metadata))
 }
 
-/// The decimal that holds the values of another exactly, with a scale that Parquet has: 0 to the
-/// precision. Readers take those of 128 bits; of others some read wrong values.
+/// The decimal type that stores the values of another exactly and whose scale Parquet supports: 0 to the
+/// precision. It has 128 bits if possible, because some readers read wrong values of other types.
 fn decimal(precision: u8, scale: i8) -> Option<DataType> {
     match u8::try_from(scale) {
         Ok(digits) => wide_decimal(precision.max(digits), scale),
@@ -108,7 +108,7 @@ fn decimal(precision: u8, scale: i8) -> Option<DataType> {
     }
 }
 
-/// A decimal with that many digits; none when there are too many.
+/// A decimal type with this number of digits; `None` when there are too many.
 pub(super) fn wide_decimal(precision: u8, scale: i8) -> Option<DataType> {
     if precision <= DECIMAL128_MAX_PRECISION {
         return Some(DataType::Decimal128(precision, scale));
@@ -116,7 +116,7 @@ pub(super) fn wide_decimal(precision: u8, scale: i8) -> Option<DataType> {
     (precision <= DECIMAL256_MAX_PRECISION).then_some(DataType::Decimal256(precision, scale))
 }
 
-/// What a plugin may publish instead of a type that Parquet has not.
+/// Advice for messages: what to publish instead of a type that Parquet does not have.
 fn parquet_advice(data_type: &DataType) -> &'static str {
     match data_type {
         DataType::Union(..) => "publish a column for each of its types, or text",
@@ -147,7 +147,7 @@ pub(super) fn check_parquet(schema: &SchemaRef) -> Result<(), Error> {
     }
 }
 
-/// Refuses an extension type on values that it cannot have: pyarrow does not open such a file.
+/// Refuses an extension type whose storage type is wrong: pyarrow does not open such a file.
 fn check_extensions(column: &str, field: &Field) -> Result<(), Error> {
     use DataType as T;
     let name = field.metadata().get(EXTENSION).map_or("", String::as_str);
@@ -184,8 +184,8 @@ fn check_extensions(column: &str, field: &Field) -> Result<(), Error> {
     }
 }
 
-/// Refuses what readers do not open: structs with two fields of one name, and types that are too deep.
-/// `levels` and `lists` are above.
+/// Refuses types that readers do not open: structs with duplicate field names, and types that are nested
+/// too deeply. `levels` and `lists` are the numbers of levels and of lists above this type.
 fn check_shape(path: &str, data_type: &DataType, levels: usize, lists: usize) -> Result<(), Error> {
     use DataType as T;
     let refusal = |path: &str, reason: String| {
@@ -299,8 +299,8 @@ fn unsupported(path: &str, data_type: &DataType) -> Option<(String, DataType)> {
     (!is_stored).then(|| (path.to_owned(), data_type.clone()))
 }
 
-/// A schema in which structs without fields have one of no name, which has nulls alone. A later batch
-/// may bring their fields; until then their rows are kept so.
+/// A schema in which structs without fields get a field with an empty name and only nulls. Their rows are
+/// stored in this form until a later batch has fields for them.
 pub(super) fn padded_schema(schema: &SchemaRef) -> SchemaRef {
     let is_complete = |field: &FieldRef| without_fields("", field).is_none();
     if schema.fields().iter().all(is_complete) {
@@ -343,7 +343,7 @@ fn without_fields(above: &str, field: &Field) -> Option<String> {
     }
 }
 
-/// Refuses structs that no batch has given a field.
+/// Refuses structs that have no field in any batch.
 pub(super) fn check_complete(schema: &SchemaRef) -> Result<(), Error> {
     let mut fields = schema.fields().iter();
     match fields.find_map(|field| without_fields("", field)) {

@@ -1,6 +1,7 @@
-//! The removal of a job's output, for a program that has root and database to itself: of files that are
-//! as its record has them, and of rows. The record says that they go before the first one does, and is gone
-//! when they are durably gone. The database forgets them after that.
+//! Withdrawal: the removal of a job's output, for a program with exclusive use of root and database. It
+//! removes rows, and files that are as the record has them. The order: the record is written with the
+//! files to remove; the files are removed and their folders synced; the record is removed; the caller
+//! changes the database.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,23 +12,23 @@ use super::standing::is_by;
 use super::{Error, Standing, files, location, moving, names, recover, sqlite};
 use crate::job::Attempt;
 
-/// What became of a job's output.
+/// The result of a withdrawal.
 #[derive(Debug, Default)]
 pub struct Withdrawn {
     /// URIs of what was removed.
     pub removed: Vec<String>,
-    /// Why something stays.
+    /// Why some of the output was not removed.
     pub left: Vec<Error>,
-    /// No output of the job is there any more: the database is to forget it.
+    /// No output of the job is left, so the database must be changed.
     pub is_gone: bool,
-    /// Some of what stays may be a copy of the output: it has its size.
+    /// A file that was not removed may be a copy of the output, because it has the recorded size.
     may_be_copy: bool,
 }
 
 impl Standing<'_> {
-    /// Removes what the attempt with this key has published: the files that the job's record names, where
-    /// they are the ones that it means, and the rows in the tables below the root that `uris` name. Nothing
-    /// where the record is another attempt's.
+    /// Removes what the attempt with this key has published: the files that the job's record names, if
+    /// they are as recorded, and the rows in tables below the root that `uris` name. Removes nothing when
+    /// the record is of another attempt.
     pub fn withdraw(
         &self,
         publisher: Attempt,
@@ -52,7 +53,7 @@ impl Standing<'_> {
             }
         }
         let stays = !withdrawn.left.is_empty();
-        // A program was stopped before the database forgot the output.
+        // A program may have removed the output and ended before it changed the database.
         let was_gone = record.as_ref().is_none_or(is_empty);
         let mut paths = BTreeSet::new();
         if let Some(record) = record {
@@ -66,34 +67,34 @@ impl Standing<'_> {
                 withdrawn.removed.push(uri.clone());
             } else {
                 let path = self.root.path().join(below);
-                let is_told = |error: &Error| matches!(error, Error::NotOurs { path: told, .. } if *told == path);
+                let is_reported = |error: &Error| matches!(error, Error::NotOurs { path: known, .. } if *known == path);
                 let is_there = files::identity(&path)?.is_some();
-                if is_there && !withdrawn.left.iter().any(is_told) {
+                if is_there && !withdrawn.left.iter().any(is_reported) {
                     withdrawn.left.push(Error::not_ours(path));
                 }
             }
         }
-        // A receipt may have no room for all files.
+        // The size of a receipt is bounded, so it may not list all files.
         let more = paths.iter().map(|below| self.root.path().join(below));
         withdrawn
             .removed
             .extend(more.map(|path| names::file_uri(&path)));
-        // Storage that is not mounted has none of the files: then nothing is known.
+        // When no file was found, their storage may not be mounted. So this does not count as removed.
         let is_known = was_gone || !withdrawn.removed.is_empty() || !withdrawn.left.is_empty();
         withdrawn.is_gone =
             is_known && !withdrawn.may_be_copy && withdrawn.left.iter().all(Error::is_not_ours);
         Ok(withdrawn)
     }
 
-    /// True where a job has no output by its record.
+    /// True when a job has no record, or a record without output.
     pub fn is_withdrawn(&self, job: Attempt) -> Result<bool, Error> {
         let name = Name::numbered(self.database, job)?;
         let record = record::read(self.root, &name)?;
         Ok(record.as_ref().is_none_or(is_empty))
     }
 
-    /// Removes the files that a record names, and the record, unless something of the job stays. Gives the
-    /// paths of the files that were removed.
+    /// Removes the files that a record names. Also removes the record, unless `stays` is set or some
+    /// output was not removed. Returns the paths of the removed files.
     fn withdraw_files(
         &self,
         mut name: Name,
@@ -141,7 +142,7 @@ impl Standing<'_> {
         withdrawn.may_be_copy = !copies.is_empty();
         end.outputs.files = copies;
         end.removes = known;
-        // Another worker goes on where this one stops.
+        // If this process ends here, another worker continues.
         folder.leave();
         end.write(root, &folder)?;
         let before = withdrawn.left.len();

@@ -1,4 +1,4 @@
-//! ROUTER and DEALER with a reactor of their own.
+//! Blocking ROUTER and DEALER sockets, each with its own reactor.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mio::Waker;
 
 use super::{Counters, DisconnectReason, Event, Options, PeerId, SendError, Socket};
-use crate::limits::{MESSAGES_PER_TURN, after};
+use crate::limits::{MESSAGES_PER_ITERATION, after};
 use crate::reactor::{Endpoint, Reactor, token};
 use crate::zmtp::{Message, SocketType};
 
@@ -17,27 +17,28 @@ use crate::zmtp::{Message, SocketType};
 struct Driven {
     reactor: Reactor,
     socket: Socket,
-    /// Taken anew after every wait, not for every message.
+    /// The time, read after every wait, not for every message.
     now: Instant,
-    /// Messages given out since the clock was read.
+    /// Number of messages returned since the clock was last checked.
     given: u32,
-    /// Messages after which the clock is read again: few for an owner that takes its time.
+    /// Number of messages after which the clock is checked again. It is small while the owner is
+    /// slow.
     clock_every: u32,
-    /// Messages that may be sent before the clock is read again.
+    /// Number of messages that may be sent before the clock is checked again.
     until_poll: u32,
-    /// Another loop waits for the descriptor.
+    /// Another event loop may be waiting for the descriptor.
     is_watched: Cell<bool>,
     waker: Option<Waker>,
 }
 
-/// Whose sources are whose in the reactor.
+/// Owner numbers of tokens in the reactor.
 const SOCKET: u8 = 0;
 const WAKER: u8 = 1;
 
-/// While messages are at hand the clock is read once for so many of them at most.
+/// While messages are available, the clock is checked at least once per this number of messages.
 const MESSAGES_PER_CLOCK: u32 = 32;
-/// While messages are at hand readiness, timers and the queues get a turn this often.
-const TURN_INTERVAL: Duration = Duration::from_millis(1);
+/// While messages are available, readiness, timers and queues are processed at this interval.
+const ITERATION_INTERVAL: Duration = Duration::from_millis(1);
 
 fn parse(endpoint: &str) -> io::Result<Endpoint> {
     endpoint
@@ -71,7 +72,7 @@ impl Driven {
         Ok(self.socket.connect(&endpoint, self.now))
     }
 
-    fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+    fn iterate(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let deadline = if self.socket.has_ready() {
             Some(self.now)
         } else {
@@ -84,7 +85,7 @@ impl Driven {
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        // The owner may have been away since the clock was read.
+        // `self.now` may be long ago.
         self.reactor.wait(deadline, Instant::now())?;
         self.now = Instant::now();
         self.until_poll = 0;
@@ -97,10 +98,10 @@ impl Driven {
         Ok(())
     }
 
-    /// Before an owner that was away writes: takes notice of what has come meanwhile, ends of
-    /// connections above all. What is written to a connection that has ended is lost.
+    /// Called before a write: if the socket was not called for a millisecond, polls and processes
+    /// events, because messages that are written to a closed connection are lost.
     fn poll_readiness(&mut self) -> io::Result<()> {
-        if self.now.elapsed() < TURN_INTERVAL {
+        if self.now.elapsed() < ITERATION_INTERVAL {
             return Ok(());
         }
         self.wait(Some(self.now))?;
@@ -108,13 +109,13 @@ impl Driven {
         Ok(())
     }
 
-    /// [`Driven::poll_readiness`] before the first of some messages that may be written at once.
+    /// Calls [`Driven::poll_readiness`] once for a number of sends.
     #[inline]
     fn poll_before_sending(&mut self) {
         match self.until_poll.checked_sub(1) {
             Some(left) => self.until_poll = left,
             None => {
-                // A later call returns an error of the reactor.
+                // If the reactor has failed, a later call returns the error.
                 if let Err(error) = self.poll_readiness() {
                     log::debug!("before a send: {error}");
                 }
@@ -123,7 +124,7 @@ impl Driven {
         }
     }
 
-    /// Makes the descriptor readable when there is work that no readiness reports.
+    /// Makes the descriptor readable if there is work for which no readiness event comes.
     fn wake_watcher(&mut self) -> io::Result<()> {
         if !self.is_watched.get() || !self.socket.has_ready() {
             return Ok(());
@@ -139,7 +140,7 @@ impl Driven {
 
     fn flush(&mut self) -> io::Result<()> {
         self.now = Instant::now();
-        self.turn(Some(self.now))?;
+        self.iterate(Some(self.now))?;
         self.drive();
         self.wake_watcher()
     }
@@ -147,10 +148,10 @@ impl Driven {
     fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<PeerId>> {
         let mut deadline = None;
         let mut has_polled = false;
-        // A peer that floods leaves its turn to the others, to timers and to answers.
+        // If messages are always available, readiness, timers and queues must still be processed.
         if self.given >= self.clock_every {
             self.given = 0;
-            if self.now.elapsed() >= TURN_INTERVAL {
+            if self.now.elapsed() >= ITERATION_INTERVAL {
                 self.clock_every = 1;
                 self.socket.flush();
                 self.wait(Some(self.now))?;
@@ -165,7 +166,7 @@ impl Driven {
             }
             if !has_polled {
                 has_polled = true;
-                if self.now.elapsed() >= TURN_INTERVAL {
+                if self.now.elapsed() >= ITERATION_INTERVAL {
                     self.wait(Some(self.now))?;
                     continue;
                 }
@@ -178,7 +179,7 @@ impl Driven {
                     return Ok(None);
                 }
             }
-            self.turn(deadline)?;
+            self.iterate(deadline)?;
         }
     }
 
@@ -187,10 +188,11 @@ impl Driven {
         self.socket.flush();
     }
 
-    /// After [`Driven::drive`] has changed nothing: waits until something may have changed for
-    /// sending, not for messages.
+    /// Waits until an event may allow sending. To be called after [`Driven::drive`]. Messages that
+    /// wait for the owner do not end the wait.
     fn wait_to_send(&mut self, deadline: Instant) -> io::Result<()> {
-        // Readiness is reported once: do not wait for what has been reported.
+        // Readiness is reported only once, so there is no wait while reported readiness is
+        // unprocessed.
         let wait = match self.socket.has_ready_to_drive() {
             true => Some(self.now),
             false => [Some(deadline), self.socket.poll_timeout()]
@@ -217,7 +219,7 @@ impl Driven {
         }
     }
 
-    /// Repeats a send until it has an answer other than to try again later.
+    /// Repeats a send until it succeeds, fails for good, or `timeout` is over.
     fn send(
         &mut self,
         timeout: Option<Duration>,
@@ -240,8 +242,8 @@ impl Driven {
         }
     }
 
-    /// Says that nothing more comes, and reads until the peers have said so as well; false when
-    /// a connection on which something was sent ended otherwise.
+    /// Shuts down sending on all connections, and reads until the peers have closed them. Returns
+    /// false if a connection on which messages were sent ended in another way, or `linger` is over.
     fn finish(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = after(Instant::now(), linger);
         let was_sent_to: HashSet<PeerId> = self.socket.peers_sent_to().collect();
@@ -249,7 +251,7 @@ impl Driven {
         let mut is_whole = true;
         self.socket.shut_down(self.now);
         loop {
-            for _ in 0..MESSAGES_PER_TURN {
+            for _ in 0..MESSAGES_PER_ITERATION {
                 if self.socket.receive(self.now).is_none() {
                     break;
                 }
@@ -265,7 +267,7 @@ impl Driven {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            self.turn(Some(deadline))?;
+            self.iterate(Some(deadline))?;
         }
     }
 
@@ -285,68 +287,70 @@ impl Driven {
     }
 }
 
-/// What ROUTER and DEALER have in common.
+/// The methods that [`Router`] and [`Dealer`] have in common.
 macro_rules! common_methods {
     ($name:ident, $socket_type:expr) => {
         impl $name {
-            /// A socket without peers. Fails when the options contradict the protocol, or the
-            /// system has no more descriptors.
+            /// Creates a socket without peers. Fails if the options are invalid or the system has
+            /// no more descriptors.
             pub fn new(options: Options) -> io::Result<Self> {
                 Ok($name {
                     inner: Driven::new($socket_type, options)?,
                 })
             }
 
-            /// Listens; gives the endpoint with the port (or file) the system chose.
+            /// Binds a listener. Returns its endpoint, with the port or file that the system chose.
             pub fn bind(&mut self, endpoint: &str) -> io::Result<Endpoint> {
                 self.inner.socket.bind(&parse(endpoint)?)
             }
 
-            /// Stops listening on an endpoint that `bind` gave; accepted peers stay. False when
-            /// there is no such listener.
+            /// Closes the listener of an endpoint that `bind` returned. Accepted peers stay
+            /// connected. Returns false if there is no such listener.
             pub fn unbind(&mut self, endpoint: &str) -> io::Result<bool> {
                 Ok(self.inner.socket.unbind(&parse(endpoint)?))
             }
 
-            /// Connects in the background and goes on trying; see [`Socket::connect`]. Fails when
-            /// the endpoint is of no one place (port `*` or 0, `ipc://*`).
+            /// Connects in the background, and retries after failures; see [`Socket::connect`].
+            /// Fails if the endpoint is a wildcard (port `*` or 0, `ipc://*`).
             pub fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
                 self.inner.connect(endpoint)
             }
 
-            /// Ends the connections to an endpoint that `connect` was given; what is queued for
-            /// them is dropped. False when there is none.
+            /// Closes the connections to an endpoint that was passed to `connect`, and drops the
+            /// messages queued for them. Returns false if there is none.
             pub fn disconnect(&mut self, endpoint: &str) -> io::Result<bool> {
                 let endpoint = parse(endpoint)?;
                 let now = Instant::now();
                 Ok(self.inner.socket.disconnect_endpoint(&endpoint, now))
             }
 
-            /// Writes what is queued as far as the system takes it, brings handshakes forward,
-            /// answers PINGs and notices ends; never blocks. What comes meanwhile is held for
-            /// `receive`.
+            /// Writes queued messages as far as the kernel accepts them, continues handshakes,
+            /// answers PINGs and detects closed connections; never blocks. Received messages are
+            /// kept for `receive`.
             pub fn flush(&mut self) -> io::Result<()> {
                 self.inner.flush()
             }
 
-            /// After [`SendError::Full`]: writes, and waits until some bytes have left (true; at
-            /// once when none are queued) or `timeout` is over (false).
+            /// For use after [`SendError::Full`]: writes, and waits until the number of queued
+            /// bytes has decreased (returns true; at once if none are queued) or `timeout` is over
+            /// (returns false).
             pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
                 self.inner.wait_writable(timeout)
             }
 
-            /// Waits until everything queued has left, for `linger` at most. True when all has
-            /// left; dropping the socket drops the rest. See also `close`.
+            /// Waits until all queued messages are written, for `linger` at most. Returns true if
+            /// all are written. If the socket is dropped then, the others are lost. See also
+            /// `close`.
             pub fn drain(&mut self, linger: Duration) -> io::Result<bool> {
                 self.inner.drain(linger)
             }
 
-            /// Drains the socket and ends it (`ZMQ_LINGER`). Then waits until the peers have
-            /// read what was sent and closed their ends as well, for `linger` in all: a
-            /// connection that is dropped with bytes unread takes with it what the system has
-            /// not delivered yet. True when everything has left and every connection ended so;
-            /// false when one was reset, or when a peer is not at home to close its end: one of
-            /// these blocking sockets is only within its calls.
+            /// Drains the socket and closes it (`ZMQ_LINGER`). Then waits until the peers have read
+            /// the messages and closed their ends, for `linger` in total. (The system may discard
+            /// undelivered bytes when a connection with unread input is closed.) Returns true if
+            /// all messages were written and every connection ended in this way. Returns false if a
+            /// connection was reset or a peer did not close in time; a peer with a blocking socket
+            /// of this module closes only during its calls.
             pub fn close(mut self, linger: Duration) -> io::Result<bool> {
                 let began = Instant::now();
                 let has_left = self.inner.drain(linger)?;
@@ -359,21 +363,21 @@ macro_rules! common_methods {
                 self.inner.socket.poll_event()
             }
 
-            /// Counts of what has happened so far.
+            /// The counters of the socket.
             pub fn counters(&self) -> Counters {
                 self.inner.socket.counters()
             }
 
-            /// The socket inside, for what has no method here.
+            /// The inner socket, for operations that have no method here.
             pub fn socket(&mut self) -> &mut Socket {
                 &mut self.inner.socket
             }
         }
 
-        /// Readable when the socket may have something to do: then call `receive` with a
-        /// timeout of zero until it gives nothing. For other event loops. The socket's own
-        /// timers (heartbeats, reconnects) run only in its calls: make one by
-        /// [`Socket::poll_timeout`] as well.
+        /// For use in another event loop. The descriptor is readable if the socket may have work:
+        /// then call `receive` with a timeout of zero until it returns `None`. Timers (heartbeats,
+        /// reconnects) are processed only in calls, so also make a call when
+        /// [`Socket::poll_timeout`] is due.
         impl AsRawFd for $name {
             fn as_raw_fd(&self) -> RawFd {
                 self.inner.is_watched.set(true);
@@ -383,7 +387,7 @@ macro_rules! common_methods {
     };
 }
 
-/// A ROUTER socket with a reactor of its own.
+/// A blocking ROUTER socket with its own reactor.
 ///
 /// ```
 /// use std::time::Duration;
@@ -414,8 +418,8 @@ impl Router {
             .connect_as(&endpoint, routing_id, self.inner.now)
     }
 
-    /// The next message and the routing ID it came from, or none when `timeout` (none = wait
-    /// for ever) is over. What is queued for sending leaves meanwhile.
+    /// Receives the next message, with the routing ID of its peer. Returns `None` if `timeout` is
+    /// over (`None` = no limit). Queued messages are written during the wait.
     pub fn receive(
         &mut self,
         timeout: Option<Duration>,
@@ -427,16 +431,16 @@ impl Router {
         Ok(socket.identity(id).zip(socket.message(id)))
     }
 
-    /// Queues a message for the peer with a routing ID; never blocks. It leaves on the next
-    /// `flush` or `receive` that has to wait, or when much has gathered.
+    /// Queues a message for the peer with a routing ID; never blocks. It is written by the next
+    /// `flush` or by a `receive` that has to wait, or at once when 64 KiB are queued.
     #[inline]
     pub fn send(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
         self.inner.poll_before_sending();
         self.inner.socket.send_routed(routing_id, parts)
     }
 
-    /// [`Router::send`] that waits while the peer's queue is full, for `timeout` at most (none =
-    /// for ever; `ZMQ_SNDTIMEO`). What comes meanwhile is held for `receive`.
+    /// Like [`Router::send`], but waits while the peer's queue is full, for `timeout` at most
+    /// (`None` = no limit; `ZMQ_SNDTIMEO`). Received messages are kept for `receive`.
     pub fn send_timeout(
         &mut self,
         routing_id: &[u8],
@@ -448,7 +452,7 @@ impl Router {
     }
 }
 
-/// A DEALER socket with a reactor of its own.
+/// A blocking DEALER socket with its own reactor.
 ///
 /// ```
 /// use casparian::socket::{Dealer, Options, SendError};
@@ -468,8 +472,8 @@ pub struct Dealer {
 common_methods!(Dealer, SocketType::Dealer);
 
 impl Dealer {
-    /// The next message, or none when `timeout` (none = wait for ever) is over. What is queued
-    /// for sending leaves meanwhile.
+    /// Receives the next message. Returns `None` if `timeout` is over (`None` = no limit). Queued
+    /// messages are written during the wait.
     pub fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<Message<'_>>> {
         match self.inner.receive(timeout)? {
             Some(id) => Ok(self.inner.socket.message(id)),
@@ -477,16 +481,17 @@ impl Dealer {
         }
     }
 
-    /// Queues a message for the next peer in turn that is not full; never blocks. It leaves on
-    /// the next `flush` or `receive` that has to wait, or when much has gathered.
+    /// Queues a message for the next peer, in round-robin order, whose queue is not full; never
+    /// blocks. It is written by the next `flush` or by a `receive` that has to wait, or at once
+    /// when 64 KiB are queued.
     #[inline]
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
         self.inner.poll_before_sending();
         self.inner.socket.send(parts)
     }
 
-    /// [`Dealer::send`] that waits for a peer that is not full, for `timeout` at most (none =
-    /// for ever; `ZMQ_SNDTIMEO`). What comes meanwhile is held for `receive`.
+    /// Like [`Dealer::send`], but waits for a peer whose queue is not full, for `timeout` at most
+    /// (`None` = no limit; `ZMQ_SNDTIMEO`). Received messages are kept for `receive`.
     pub fn send_timeout(
         &mut self,
         parts: &[&[u8]],

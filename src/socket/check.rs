@@ -1,4 +1,4 @@
-//! The accounts of a socket against its peers, for tests.
+//! Consistency checks of a socket's counters and lists against its peers, for tests and fuzzing.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use super::peers::{Link, Peer};
 use super::time::OVERDUE_STEP_HELD;
 
 impl Socket {
-    /// Whether the accounts agree with the peers; panics where they do not.
+    /// Panics if the socket's counters, lists or timers do not match its peers.
     pub(crate) fn check(&self) {
         let ids = (0..self.peers.slot_count()).filter_map(|index| self.peers.at(index));
         let peers: Vec<_> = ids
@@ -19,7 +19,8 @@ impl Socket {
                 Link::Up(_, connection) => connection.receive_capacity(),
                 _ => 0,
             };
-            // The frames of the message that is with the owner are counted after it.
+            // The frame table of a message that the owner is reading is counted only after the next
+            // poll.
             assert!(holds <= peer.counted + (128 << 10), "uncounted memory");
             assert!(peer.counted <= holds + (128 << 10), "memory counted twice");
         }

@@ -1,4 +1,4 @@
-//! The socket that a loop drives.
+//! The socket that is driven by an event loop.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -16,14 +16,15 @@ use crate::limits;
 use crate::reactor::{Endpoint, Listener, token};
 use crate::zmtp::{Config, PeerInfo, Security, SocketType};
 
-/// A ROUTER or DEALER without a loop of its own.
+/// A ROUTER or DEALER without an event loop of its own.
 ///
-/// A turn of the owner's loop: hand readiness to [`Socket::handle_ready`] and time to
-/// [`Socket::handle_timeout`]; take messages with [`Socket::receive`] until it gives none (or a
-/// budget of the owner's is used up); send; [`Socket::flush`]; then wait until
-/// [`Socket::poll_timeout`], or not at all while [`Socket::has_ready`].
+/// In each iteration of its event loop, the owner passes readiness events to
+/// [`Socket::handle_ready`] and the time to [`Socket::handle_timeout`]. It takes messages with
+/// [`Socket::receive`] until that returns `None` or the owner's budget is used up. It sends, and
+/// calls [`Socket::flush`]. Then it waits until [`Socket::poll_timeout`]; while
+/// [`Socket::has_ready`] is true, it does not wait.
 ///
-/// A loop that has more than one socket, or other sources, distinguishes them by the owner of
+/// An event loop with several sockets or other sources distinguishes them by the owner number in
 /// their tokens:
 ///
 /// ```
@@ -77,58 +78,61 @@ pub struct Socket {
     pub(super) owner: u8,
     pub(super) peers: Peers,
     pub(super) listeners: Vec<Option<Bound>>,
-    /// Routing ids of established peers (ROUTER only).
+    /// The peer of each routing ID: of established peers, and of connecting peers that keep theirs
+    /// (ROUTER only).
     pub(super) routes: HashMap<Vec<u8>, PeerId>,
-    /// Peers that may have input, in turn (fair queuing).
+    /// Ring of peers that may have input, for fair queuing.
     pub(super) ready: VecDeque<PeerId>,
-    /// Peers with unsent bytes that are not known to be blocked.
+    /// Peers to which the next flush tries to write.
     pub(super) dirty: Vec<PeerId>,
-    /// DEALER: peers that may be sent to, and whose turn it is.
+    /// DEALER: the peers to which messages may be sent, in round-robin order. `next_peer` is the
+    /// index of the next one.
     pub(super) round_robin: Vec<PeerId>,
     pub(super) next_peer: usize,
     pub(super) events: VecDeque<Event>,
     pub(super) counters: Counters,
     pub(super) log_limit: LogLimit,
-    /// Accepted peers whose handshake is not done, oldest first; those that are done or gone
-    /// are taken out when they come to the front.
+    /// Accepted peers whose handshake is not done, oldest first. Peers that are established or
+    /// removed may still be listed; they are dropped when they reach the front.
     pub(super) pending: VecDeque<PeerId>,
-    /// How many of `pending` are really pending.
+    /// The number of accepted peers whose handshake is not done.
     pub(super) handshakes: usize,
-    /// Bytes queued for all peers.
+    /// Number of unsent bytes in the queues of all peers.
     pub(super) queued_bytes: u64,
-    /// Bytes of receive buffers of all peers.
+    /// Memory of the receive buffers of all peers, in bytes.
     pub(super) received_bytes: u64,
-    /// The latest instant that the owner passed.
+    /// The time that the owner passed last.
     pub(super) now: Instant,
-    /// When each peer is due, as in its `timer`.
+    /// The time of each peer's next timeout, as in `Peer::timer`.
     pub(super) timers: BTreeSet<(Instant, PeerId)>,
-    /// Timers that have come; empty between calls.
+    /// Timers that are due; empty between calls.
     pub(super) due: Vec<(Instant, PeerId)>,
     pub(super) random: RandomState,
     pub(super) random_count: u64,
     pub(super) identity_next: u32,
-    /// Accepted peers whose user is not known yet; empty between calls.
+    /// Peers whose user is to be determined; empty between calls.
     #[cfg(feature = "process")]
     pub(super) unasked: Vec<PeerId>,
 }
 
 pub(super) struct Bound {
     pub(super) listener: Listener,
-    /// What the owner asked for.
+    /// The endpoint that the owner passed to `bind`.
     pub(super) asked: Endpoint,
     pub(super) endpoint: Endpoint,
     pub(super) acceptable: bool,
-    /// After an error such as EMFILE no accept is tried before this instant.
+    /// After an error such as EMFILE, no connection is accepted before this time.
     pub(super) rest_until: Option<Instant>,
 }
 
-/// Sources of a listener stand behind those of peers.
+/// Token indexes of listeners begin here; smaller ones are peers.
 const LISTENER_INDEX_BASE: usize = 1 << 27;
 
 impl Socket {
-    /// A socket whose sources are registered with `registry` (of a [`crate::reactor::Reactor`],
-    /// or of any `mio::Poll` of mio 1) under tokens of `owner`, 0 to 15: other sources of that
-    /// registry need tokens of other owners ([`token::new`]).
+    /// Creates a socket. Its sources are registered in `registry` (of a
+    /// [`crate::reactor::Reactor`], or of any `mio::Poll` of mio 1) with tokens of the owner number
+    /// `owner`, 0 to 15. Other sources in that registry need tokens of other owner numbers
+    /// ([`token::new`]).
     pub fn new(
         socket_type: SocketType,
         options: Options,
@@ -187,7 +191,7 @@ impl Socket {
         self.config.socket_type == SocketType::Router
     }
 
-    /// Listens; gives the endpoint with the port the system chose.
+    /// Binds a listener. Returns its endpoint, with the port that the system chose.
     pub fn bind(&mut self, endpoint: &Endpoint) -> io::Result<Endpoint> {
         #[cfg(feature = "process")]
         let is_private = {
@@ -227,8 +231,8 @@ impl Socket {
         Ok(bound)
     }
 
-    /// Stops listening on an endpoint that [`Socket::bind`] gave, or was given; accepted peers
-    /// stay. False when there is no such listener.
+    /// Closes the listener of an endpoint, which is one that [`Socket::bind`] returned or was
+    /// called with. Accepted peers stay connected. Returns false if there is no such listener.
     pub fn unbind(&mut self, endpoint: &Endpoint) -> bool {
         let found = self.listeners.iter_mut().find(|bound| {
             bound
@@ -244,11 +248,11 @@ impl Socket {
         true
     }
 
-    /// Connects in the background and goes on trying; a DEALER may queue messages at once
-    /// (unless its options say otherwise), a ROUTER from when it knows the routing ID.
+    /// Connects in the background, and retries after failures. A DEALER can queue messages at once
+    /// (unless [`Options::immediate`] is set), a ROUTER only after the handshake.
     ///
-    /// A DEALER has one connection to an endpoint: a second call gives the peer of the first, as
-    /// libzmq does.
+    /// A DEALER has one connection to an endpoint: a second call returns the peer of the first, as
+    /// in libzmq.
     pub fn connect(&mut self, endpoint: &Endpoint, now: Instant) -> PeerId {
         if !self.is_router() {
             let at_endpoint = |id: &PeerId| {
@@ -274,11 +278,11 @@ impl Socket {
         id
     }
 
-    /// ROUTER: connects to a peer that is addressed by `routing_id` from now on, whatever
-    /// identity it gives itself; messages may be queued at once. (`ZMQ_CONNECT_ROUTING_ID`)
+    /// ROUTER: connects to a peer that is addressed by `routing_id` from now on, whatever its own
+    /// routing ID is. Messages can be queued at once. (`ZMQ_CONNECT_ROUTING_ID`)
     ///
-    /// Fails when the id is empty, over 255 bytes or begins with a zero byte, or belongs to
-    /// another peer.
+    /// Fails if the routing ID is empty, longer than 255 bytes, begins with a zero byte, or belongs
+    /// to another peer.
     pub fn connect_as(
         &mut self,
         endpoint: &Endpoint,
@@ -311,8 +315,9 @@ impl Socket {
         Ok(id)
     }
 
-    /// Ends a peer; a connecting one is not connected again. Messages that are queued for it
-    /// are dropped ([`Event::Unsent`]). False when it is gone already.
+    /// Closes the connection of a peer and removes the peer; a connecting one is not connected
+    /// again. Messages that are queued for it are dropped ([`Event::Unsent`]). Returns false if the
+    /// peer does not exist any more.
     pub fn disconnect(&mut self, id: PeerId, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(id) else {
             return false;
@@ -322,9 +327,10 @@ impl Socket {
         true
     }
 
-    /// Ends a peer that sent what the owner cannot take, like one that breaks the protocol: a
-    /// line in the log (a bounded number of them), a count, and no immediate reconnect. False
-    /// when it is gone already.
+    /// Closes the connection of a peer that sent an invalid message, as after a violation of the
+    /// protocol: it is logged (a limited number of lines) and counted, and a connecting peer is
+    /// connected again only after the longest pause. Returns false if the peer does not exist any
+    /// more.
     pub fn reject(&mut self, id: PeerId, why: &str, now: Instant) -> bool {
         if self.peers.get(id).is_none() {
             return false;
@@ -333,8 +339,9 @@ impl Socket {
         true
     }
 
-    /// Ends all listeners, all attempts to connect, and our side of every connection. Peers go
-    /// as they end theirs: drive the socket until there is none.
+    /// Closes all listeners, stops all attempts to connect, and shuts down the sending direction of
+    /// every connection. Each peer is removed when it closes its end; drive the socket until no
+    /// peer is left.
     pub(super) fn shut_down(&mut self, now: Instant) {
         for bound in self.listeners.iter_mut() {
             *bound = None;
@@ -357,7 +364,7 @@ impl Socket {
         }
     }
 
-    /// Established peers to whom something was written.
+    /// Established peers to which messages were written.
     pub(super) fn peers_sent_to(&self) -> impl Iterator<Item = PeerId> {
         let slots = 0..self.peers.slot_count();
         let ids = slots.filter_map(|index| self.peers.at(index));
@@ -367,7 +374,7 @@ impl Socket {
         })
     }
 
-    /// [`Socket::disconnect`] for all peers that were connected to an endpoint. False when
+    /// [`Socket::disconnect`] for all peers that were connected to an endpoint. Returns false if
     /// there is none.
     pub fn disconnect_endpoint(&mut self, endpoint: &Endpoint, now: Instant) -> bool {
         let mut found = false;
@@ -384,9 +391,10 @@ impl Socket {
         found
     }
 
-    /// Changes the credentials for connections from now on. Handshakes under way start over,
-    /// and established peers that could not come by the new ones as they did by the old are
-    /// closed. Fails, and changes nothing, where [`Socket::new`] would.
+    /// Changes the credentials for all connections. Connections in their handshake are closed, and
+    /// connecting peers connect again. Established peers stay connected only if the new credentials
+    /// would admit them with the same key or password. Fails, without a change, if [`Socket::new`]
+    /// would fail with these credentials.
     pub fn set_security(&mut self, security: Security, now: Instant) -> io::Result<()> {
         check_security(&security)?;
         let old = std::mem::replace(&mut self.options.security, security);
@@ -412,13 +420,13 @@ impl Socket {
         Ok(())
     }
 
-    /// Changes how many messages may be queued per peer; what is queued beyond stays.
-    /// (`ZMQ_SNDHWM`)
+    /// Changes the maximum number of queued messages for each peer. Messages that are already
+    /// queued stay, even above it. (`ZMQ_SNDHWM`)
     pub fn set_sndhwm(&mut self, messages: usize) {
         self.options.sndhwm = messages;
     }
 
-    /// What the handshake reported of an established peer.
+    /// The properties of an established peer from its handshake.
     pub fn peer_info(&self, id: PeerId) -> Option<&PeerInfo> {
         match &self.peers.get(id)?.link {
             Link::Up(_, connection) if connection.is_open() => Some(connection.peer()),
@@ -426,8 +434,8 @@ impl Socket {
         }
     }
 
-    /// Who an established peer has proved to be: a CURVE key and its name as a line of the list
-    /// of keys, or the user of PLAIN. None where anybody may come.
+    /// The authenticated user of an established peer: the user name of PLAIN, or the CURVE key and
+    /// its name as in a line of the list of keys. `None` if users are not authenticated.
     pub fn user(&self, id: PeerId) -> Option<String> {
         if !self.options.security.proves_users() {
             return None;
@@ -440,7 +448,7 @@ impl Socket {
         info.user_id.clone()
     }
 
-    /// The address of a peer, for people.
+    /// The address of a peer, for messages to people.
     pub fn address(&self, id: PeerId) -> Option<&str> {
         self.peers.get(id).map(|peer| peer.address.as_str())
     }
@@ -450,12 +458,12 @@ impl Socket {
         self.events.pop_front()
     }
 
-    /// Counts of what has happened so far.
+    /// The counters of the socket.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Peers there are: established, under way, and waiting to be connected again.
+    /// The number of peers: established, in their handshake, connecting, and waiting to reconnect.
     pub fn peer_count(&self) -> usize {
         self.peers.len()
     }
@@ -469,7 +477,7 @@ impl Socket {
         self.events.push_back(event);
     }
 
-    /// A line about a bad connection, unless there were too many.
+    /// Logs a line about a bad connection, within the limit of lines per second.
     pub(super) fn warn(&mut self, text: std::fmt::Arguments<'_>, now: Instant) {
         match self.log_limit.allow(now) {
             Some(0) => log::warn!("{text}"),
@@ -480,12 +488,14 @@ impl Socket {
 
     // ---- readiness and time ----
 
-    /// True while input or connections are waiting that need no further readiness.
+    /// True while peers may have input, or listeners connections, for which no further readiness
+    /// event comes.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty() || self.may_accept()
     }
 
-    /// The same for [`Socket::drive`], which leaves held messages where they are.
+    /// Like [`Socket::has_ready`], for [`Socket::drive`], which does not take messages that wait
+    /// for the owner.
     pub(super) fn has_ready_to_drive(&self) -> bool {
         let is_held = |id: &PeerId| self.peers.get(*id).is_some_and(|peer| peer.held);
         self.may_accept() || !self.ready.iter().all(is_held)
@@ -498,7 +508,7 @@ impl Socket {
             .any(|bound| bound.acceptable && bound.rest_until.is_none())
     }
 
-    /// A source of ours is ready.
+    /// Processes a readiness event of one of the socket's sources.
     pub fn handle_ready(&mut self, event: &mio::event::Event, now: Instant) {
         self.now = now;
         let index = token::index(event.token());
@@ -518,7 +528,8 @@ impl Socket {
             let Some(found) = lookup.poll() else {
                 return;
             };
-            // The lookup closes here, and so leaves the reactor.
+            // Replacing the link closes the lookup's source, which also removes it from the
+            // reactor.
             peer.link = Link::Waiting(now);
             return match found {
                 Ok(addresses) => self.connect_to(id, addresses, now),
@@ -553,7 +564,7 @@ impl Socket {
     }
 }
 
-/// Why a transport did not come up.
+/// The reason of a failed attempt to connect a transport.
 pub(super) fn connect_error(error: &io::Error) -> DisconnectReason {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {

@@ -7,9 +7,9 @@
 //!
 //! | subject | libzmq | here | why |
 //! |---|---|---|---|
-//! | Received messages | Queued per peer, at most `ZMQ_RCVHWM` messages of any size. | Not queued. A peer is read from only while no complete message of it waits. [`Options::rcvhwm_bytes`] bounds the bytes buffered for a peer. | A number of messages is no bound on memory. |
-//! | All peers together | No bound. | [`Options::rcvhwm_total_bytes`]. At the limit the peer that uses most memory is disconnected. | Peers that use little memory go on. |
-//! | Before the handshake is done | No bound of its own. | 16 KiB for each connection. | Anybody can connect. |
+//! | Received messages | Queued per peer, at most `ZMQ_RCVHWM` messages of any size. | Not queued. A peer is read from only while no complete message of it waits. [`Options::rcvhwm_bytes`] bounds the bytes buffered for a peer. | A limit on messages does not limit memory. |
+//! | All peers together | No bound. | [`Options::rcvhwm_total_bytes`]. At the limit the peer that uses most memory is disconnected. | Peers that use little memory stay connected. |
+//! | Before the handshake is done | No bound of its own. | 16 KiB for each connection. | Any process that can reach the endpoint can connect. |
 //! | Large messages | The declared size is allocated when the frame's header arrives. | Buffers grow with bytes received. | A header of 9 bytes must not allocate a large message. |
 //! | Commands between the frames of a message | No bound. | 1 MiB. | They stay buffered until the message is complete. |
 //! | Messages to send | At most `ZMQ_SNDHWM` messages of any size for each peer. | Bounded in messages and bytes for each peer, and by [`Options::sndhwm_total_bytes`] for all. Each peer may queue 64 KiB beyond the total. | Peers that do not read cannot starve others. |
@@ -20,9 +20,9 @@
 //! |---|---|---|---|
 //! | ROUTER: no peer with that routing ID | The message is dropped without a report, unless `ZMQ_ROUTER_MANDATORY`. | [`SendError::Unroutable`], unless [`Options::router_mandatory`] is off. | A dropped message is reported. |
 //! | Messages that will not be sent any more | Dropped. | Reported by [`Event::Unsent`]. | As above. |
-//! | A message during which ten connections have ended | No such limit. | Dropped, and reported by [`Event::Unsent`]. | The messages behind it would never leave. |
-//! | A routing ID that another peer has | The new connection stays open and is not read, unless `ZMQ_ROUTER_HANDOVER`. | It is refused with ERROR, unless [`Options::router_handover`]. | The refused peer learns why. |
-//! | Handover | Any peer takes any routing ID. | The same user alone, where PLAIN or a list of CURVE keys proves who that is. Routing IDs of connecting peers that are reconnecting, and those given by `connect_as`, are kept. | No peer can take the messages of another. |
+//! | A message during which ten connections have ended | No such limit. | Dropped, and reported by [`Event::Unsent`]. | The messages behind it could never be sent. |
+//! | A routing ID that another peer has | The new connection stays open and is not read, unless `ZMQ_ROUTER_HANDOVER`. | It is refused with ERROR, unless [`Options::router_handover`]. | The refused peer gets the reason. |
+//! | Handover | Any peer takes any routing ID. | If PLAIN or a list of CURVE keys authenticates users, only the same user. Routing IDs of peers that are reconnecting, and those assigned by `connect_as`, are kept. | No peer can take the messages of another. |
 //! | A write to an accepted peer has failed | Later messages are queued until the connection is closed. | The peer is unroutable. What it sent before is still received. | These messages would be lost. |
 //!
 //! # Connections
@@ -31,16 +31,16 @@
 //! |---|---|---|---|
 //! | No connection or descriptor left | Accepting fails. | The connection that has been in its handshake for longest without progress is closed. Without one the listener pauses for 200 ms. | Idle connections cannot keep others out. |
 //! | Deadline of a handshake | `ZMQ_HANDSHAKE_IVL` | The same, with one last read at the deadline. A CURVE server's is at most 60 s, the lifetime of its cookie. | A busy owner must not time out peers whose bytes have arrived. |
-//! | Deadline of a PONG | Counts from when PING is encoded. | Counts from when PING was written. A peer that is blocked is written to first, and no peer times out while bytes of it are unread. | A slow owner or a full connection is no silent peer. |
-//! | A silent peer | Disconnected. | An accepted one is disconnected once its last message was received, or a peer with its routing ID connects. A connecting one is connected again ([`Counters::unreceived`]). | What it had sent is not lost. |
+//! | Deadline of a PONG | Counts from when PING is encoded. | Counts from when PING was written. A peer that is blocked is written to first, and no peer times out while bytes of it are unread. | A slow owner or a full send buffer must not time out a peer. |
+//! | A silent peer | Disconnected. | An accepted one is disconnected once its last message was received, or a peer with its routing ID connects. A connecting one is connected again ([`Counters::unreceived`]). | Messages that it had sent are not lost. |
 //! | Bytes in the kernel's send buffer | As many as it takes. | At most 512 KiB unsent for a TCP connection (`TCP_NOTSENT_LOWAT`, Linux). | A PING behind them is late (libzmq issue 2709). Set [`Options::sndbuf`] for slow links. |
-//! | I/O | In threads of the context. | In the caller's thread. A blocking socket polls before it writes, where its owner has been away for a millisecond. | No threads, no locks. Nothing is written to a connection that has ended. |
+//! | I/O | In threads of the context. | In the caller's thread. A blocking socket polls before it writes, if its owner has made no call for a millisecond. | No threads, no locks. Nothing is written to a connection that has ended. |
 //!
 //! # Security
 //!
 //! | subject | libzmq | here | why |
 //! |---|---|---|---|
-//! | Users of the same host | Any may connect. | `LocalUsers`: those whose socket belongs to an allowed user. | Without CURVE this is the only check of who connects. |
+//! | Users of the same host | Any may connect. | `LocalUsers`: only those on the list. | Without CURVE this is the only check of who connects. |
 //! | Refused credentials | ERROR with the status code of a ZAP handler. | ERROR "400". The client waits for its longest reconnect interval. | The same, without a handler. |
 //! | A CURVE client refuses its server | Closes. | Closes without ERROR. | Plaintext is no longer allowed. |
 //! | Invalid input | The connection is closed. | The same, with a log line (at most ten a second for a socket) and a count in [`Counters`]. | Operators see it. |

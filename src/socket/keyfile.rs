@@ -1,8 +1,8 @@
-//! Files of CURVE keys: secret keys, public keys, and the list of those who may connect.
+//! Files of CURVE keys: secret keys, public keys, and the list of authorized keys.
 //!
-//! A secret file holds one secret key as Z85 text (RFC 32), a public file one public key and a
-//! name: a line that can stand in a list of authorized keys as it is. Lines that begin with
-//! `# ` are comments in all of them.
+//! A secret file contains one secret key as Z85 text (RFC 32). A public file contains one public
+//! key and a name, in a line that can be copied into a list of authorized keys. In all of them,
+//! lines that begin with `# ` are comments.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::limits;
 
 pub use super::secured::{KeyFileError, public_path};
 
-/// Reads a secret key. A file that others than its owner can read, write or run is refused, and
-/// one that belongs to another user.
+/// Reads a secret key. A file that belongs to another user, or that other users can read, write or
+/// execute, is refused.
 pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
-    // Shown in no error: it may be the secret itself.
+    // The path is not shown in the error, because it may be the secret key itself.
     if path.to_str().is_some_and(is_key) && path.symlink_metadata().is_err() {
         return Err(KeyFileError {
             path: PathBuf::from("(a key)"),
@@ -43,13 +43,13 @@ pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
             .parse()
             .map_err(|error: KeyError| fail(error.to_string())),
         (None, _) => Err(fail("no key in it".to_owned())),
-        // A public file or a list, most likely.
+        // Probably a public file or a list.
         _ => Err(fail("more than one key in it".to_owned())),
     }
 }
 
-/// A public key as its Z85 text, or the path of a file that begins with one. A file that others
-/// can change is refused, as it says which server is trusted.
+/// Reads a public key. `text` is its Z85 text, or the path of a file that begins with it. A file
+/// that other users can change is refused, because it determines which server is trusted.
 pub fn read_public_key(text: impl AsRef<OsStr>) -> Result<PublicKey, KeyFileError> {
     let path = Path::new(&text);
     let fail = fail(path);
@@ -73,11 +73,11 @@ fn is_key(text: &str) -> bool {
     text.parse::<SecretKey>().is_ok()
 }
 
-/// The comment that begins a secret file.
+/// The comment at the start of a secret file.
 const SECRET_MARK: &str = limits::SECRET_KEY_MARKS[0];
 
-/// Writes a secret key (readable by its owner alone) and its public file. Files that are there
-/// already are replaced only when `replace` says so. Gives the public file's line.
+/// Writes a secret key file (mode 0600) and its public key file. Existing files are replaced only
+/// if `replace` is set. Returns the line of the public file.
 pub fn write_key_pair(
     path: &Path,
     secret: &SecretKey,
@@ -99,8 +99,8 @@ pub fn write_key_pair(
     Ok(line)
 }
 
-/// `KEY NAME`, as it stands in a public file and in a list of authorized keys. An error for a
-/// name that the list would not read as a name: one with limits in it, or of several lines.
+/// The line `KEY NAME` of a public file and of a list of authorized keys. Fails if the list would
+/// not read the name as a name, because it contains limits or a line break.
 pub fn public_line(secret: &SecretKey, name: &str) -> Result<String, KeyError> {
     let key = secret.public();
     let (line, read_as) = match name.trim() {
@@ -118,7 +118,7 @@ pub fn public_line(secret: &SecretKey, name: &str) -> Result<String, KeyError> {
     }
 }
 
-/// The list of those who may connect.
+/// The file with the list of authorized keys.
 pub type AuthorizedKeysFile = KeyListFile<AuthorizedKeys>;
 
 impl KeyList for AuthorizedKeys {
@@ -264,7 +264,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(file.poll(false).is_err());
         assert_eq!(file.keys().len(), 2);
-        // Half-written, then complete: no key was revoked.
+        // The file is partly written, then complete: no key was revoked.
         fs::write(&path, format!("{one} w-1\n")).unwrap();
         assert!(file.poll(false).unwrap().is_none());
         fs::write(&path, format!("{one} w-1\n{two} w-2\n")).unwrap();
@@ -280,10 +280,10 @@ mod tests {
             file.poll(false).unwrap().unwrap().name(&two),
             Some(&*two.to_string())
         );
-        // Asked for, it counts at once.
+        // With `force`, keys are revoked at once.
         fs::write(&path, "").unwrap();
         assert!(file.poll(true).unwrap().unwrap().is_empty());
-        // A change of the mode alone is noticed, once the list has settled.
+        // A change of only the mode is detected, also when the file was not modified recently.
         let old = SystemTime::now() - Duration::from_secs(60);
         fs::write(&path, format!("{two}\n")).unwrap();
         fs::File::options()
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(read_public_key(public_path(&odd)).unwrap(), secret.public());
         let error = AuthorizedKeysFile::open(&path).unwrap_err();
         assert!(error.to_string().contains("secret key"), "{error}");
-        // A path of 40 characters may look like a key.
+        // A path of 40 characters may be valid Z85 text of a key.
         let named = format!("{:a<40}", path.with_file_name("k").display());
         let named = Path::new(named.get(..40).unwrap_or(&named));
         write_key_pair(named, &secret, "", false).unwrap();
@@ -331,7 +331,7 @@ mod tests {
         );
     }
 
-    /// Only root can make the files of this test.
+    /// Only root can create the files of this test.
     #[test]
     fn files_of_another_user_are_refused() {
         if !rustix::process::geteuid().is_root() {
@@ -349,7 +349,7 @@ mod tests {
         assert!(AuthorizedKeysFile::open(&public).is_err());
         let error = read_public_key(public.to_str().unwrap()).unwrap_err();
         assert!(error.to_string().contains("chown 0"), "{error}");
-        // A stranger's link to a file of ours.
+        // A link that belongs to another user, to a file of ours.
         for path in [&path, &public] {
             std::os::unix::fs::chown(path, Some(0), None).unwrap();
         }

@@ -1,4 +1,4 @@
-//! Connections come and go: connect, accept, handshake, loss, reconnect.
+//! Lifecycle of connections: connect, accept, handshake, loss, reconnect.
 
 use std::hash::BuildHasher;
 use std::io;
@@ -13,7 +13,7 @@ use crate::reactor::{Lookup, Stream, token};
 use crate::zmtp::{Connection, PeerInfo, SocketType};
 
 impl Socket {
-    /// Looks the host up, unless it is an address, and connects.
+    /// Connects to a peer's endpoint. A host name is resolved first.
     pub(super) fn start_connect(&mut self, id: PeerId, now: Instant) {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
@@ -28,7 +28,7 @@ impl Socket {
             Some(lookup) => Ok(lookup),
             None => Lookup::start(endpoint),
         };
-        // It takes its turn when others have ended.
+        // Too many lookups are running: try again later.
         if matches!(&lookup, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             let at = now + limits::LOOKUP_PAUSE;
             peer.link = Link::Waiting(at);
@@ -49,8 +49,8 @@ impl Socket {
         }
     }
 
-    /// Connects to one of the addresses of a peer's endpoint. Some of them may lead nowhere, so
-    /// each failure lets another one be the first.
+    /// Connects to one of the addresses of a peer's endpoint. After each failed attempt another
+    /// address is tried first, because some may be unreachable.
     pub(super) fn connect_to(&mut self, id: PeerId, mut addresses: Vec<SocketAddr>, now: Instant) {
         let deadline = limits::after(now, self.options.connect_timeout);
         let Some(peer) = self.peers.get_mut(id) else {
@@ -119,7 +119,7 @@ impl Socket {
 
     fn accept_all(&mut self, now: Instant) {
         for index in 0..self.listeners.len() {
-            for _ in 0..limits::ACCEPTS_PER_TURN {
+            for _ in 0..limits::ACCEPTS_PER_ITERATION {
                 let Some(Some(bound)) = self.listeners.get_mut(index) else {
                     break;
                 };
@@ -154,14 +154,15 @@ impl Socket {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         bound.acceptable = false;
                     }
-                    // The connection was gone before it was taken.
+                    // The connection was closed before it was accepted.
                     Err(error)
                         if matches!(
                             error.kind(),
                             io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                         ) => {}
-                    // EMFILE and the like. A connection that has not even shaken hands gives
-                    // its descriptor up for the one that waits; without one the listener rests.
+                    // An error such as EMFILE. A connection whose handshake is not done is closed,
+                    // so that its descriptor is free for the waiting one. If there is none, the
+                    // listener pauses.
                     Err(error) => {
                         let endpoint = bound.endpoint.clone();
                         let reason = error.to_string();
@@ -190,7 +191,8 @@ impl Socket {
         let address = stream.peer();
         let connection = Box::new(Connection::new(self.config.clone(), now));
         let timeout = connection.poll_timeout();
-        // The token needs the slot, so the slot is taken before the stream is registered.
+        // The token contains the slot's index, so the slot is allocated before the stream is
+        // registered.
         let id = self
             .peers
             .insert(Peer::new(Link::Waiting(now), None, address.clone()));
@@ -227,8 +229,9 @@ impl Socket {
         self.report(Event::Accepted { peer: id, address });
     }
 
-    /// The accepted connection that has been shaking hands for longest and is waited for: a
-    /// real peer is done within milliseconds, and what has come of it is read first.
+    /// Finds an accepted connection that can be closed to make room: the one that has been in its
+    /// handshake for longest and has no unread input. (A correct peer completes its handshake
+    /// within milliseconds, and its received bytes are processed first.)
     fn find_room(&mut self) -> Room {
         let mut room = Room::None;
         for _ in 0..self.pending.len() {
@@ -251,9 +254,10 @@ impl Socket {
         room
     }
 
-    /// The handshake of `id` is done. False when the peer was refused.
+    /// Processes the end of a peer's handshake. Returns false if the peer was refused.
     pub(super) fn establish(&mut self, id: PeerId, now: Instant) -> bool {
-        // Who listens is asked when it has answered: before, no process may have accepted us.
+        // The listener's user is determined only after it has answered: before that, no process may
+        // have accepted the connection.
         #[cfg(feature = "process")]
         if self.options.local_users.is_some() && self.connects(id) {
             self.unasked.push(id);
@@ -275,7 +279,8 @@ impl Socket {
         if peer.identity_is_assigned {
             identity.clone_from(&peer.identity);
         } else if identity.is_empty() {
-            // A connecting peer that has no name keeps the one that was made up for it.
+            // A connecting peer without a routing ID keeps the one that was generated for it
+            // earlier.
             if peer.identity.first() == Some(&0) {
                 identity.clone_from(&peer.identity);
             } else {
@@ -295,8 +300,8 @@ impl Socket {
                 }
                 self.routes.remove(&identity);
                 self.lose(old, DisconnectReason::Handover, now);
-                // A connecting peer stays to be connected again, without the identity and what
-                // was queued for it.
+                // A connecting peer is not removed, because it will reconnect. It loses the routing
+                // ID and its queued messages.
                 self.forget_identity(old);
             }
             self.rename(id, &identity, now);
@@ -333,7 +338,8 @@ impl Socket {
         peer.is_some_and(|peer| peer.connect_to.is_some())
     }
 
-    /// Ends a peer whose handshake is done, with the reason.
+    /// Refuses a peer after its handshake: sends ERROR with the reason, if still allowed, and
+    /// closes the connection.
     fn refuse(&mut self, id: PeerId, reason: DisconnectReason, now: Instant) {
         if let Some(Link::Up(_, connection)) = self.peers.get_mut(id).map(|peer| &mut peer.link) {
             connection.refuse(&reason.to_string());
@@ -342,29 +348,29 @@ impl Socket {
         self.lose(id, reason, now);
     }
 
-    /// Whether a new peer may take the routing ID of another: by option, and only as the same user,
-    /// where the mechanism authenticates users.
+    /// Whether a new peer may take the routing ID of another: if the option allows it, or if the
+    /// other has timed out. If users are authenticated, both must be the same user.
     fn may_take_over(&self, old: PeerId, newcomer: &PeerInfo) -> bool {
         let security = &self.options.security;
         let peer = self.peers.get(old);
-        // One that is silent stays only for what it has sent, and that waits for the owner.
+        // A peer that has timed out is kept only until the owner has taken its message.
         let is_silent = peer.is_some_and(|peer| peer.is_silent);
         (self.options.router_handover || is_silent)
             && match peer {
-                // The owner gave it to a peer of its choice.
+                // The owner assigned this routing ID by `connect_as`.
                 Some(peer) if peer.identity_is_assigned => false,
                 Some(peer) => match &peer.link {
                     Link::Up(_, connection) if connection.is_open() => {
                         security.is_same_user(connection.peer(), newcomer)
                     }
-                    // A connecting peer that is away comes back by itself.
+                    // This peer is reconnecting, so its user cannot be compared.
                     _ => !security.proves_users(),
                 },
                 None => true,
             }
     }
 
-    /// Takes a peer's routing ID and drops what is queued for it; gives how many messages.
+    /// Removes a peer's routing ID and drops the messages queued for it; returns their number.
     fn forget_identity(&mut self, id: PeerId) -> usize {
         let Some(peer) = self.peers.get_mut(id) else {
             return 0;
@@ -387,8 +393,8 @@ impl Socket {
         messages
     }
 
-    /// A connecting peer that answers by another identity than before is another peer: what
-    /// was queued for the old one is not for it.
+    /// If a reconnected peer has another routing ID than before, it is a different peer, so the
+    /// messages queued for the earlier one are dropped.
     fn rename(&mut self, id: PeerId, identity: &[u8], now: Instant) {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
@@ -406,7 +412,8 @@ impl Socket {
         }
     }
 
-    /// The connection of `id` has ended; a connecting peer waits for its next attempt.
+    /// Processes the end of a connection or attempt. A connecting peer then waits for its next
+    /// attempt, unless the options stop it; other peers are removed.
     pub(super) fn lose(&mut self, id: PeerId, reason: DisconnectReason, now: Instant) {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
@@ -428,8 +435,8 @@ impl Socket {
             }
             Link::Connecting(stream, _) => (Some(stream), false),
             Link::Resolving(mut lookup, _) => {
-                // A resolver that takes longer than a connection may is not asked again before
-                // it has answered.
+                // The lookup is kept: the host is not looked up again before the running lookup
+                // ends.
                 match lookup.deregister(&self.registry) {
                     Ok(()) => peer.lookup = Some(lookup),
                     Err(error) => log::debug!("{address}: {error}"),
@@ -445,7 +452,8 @@ impl Socket {
         }
         let quiet = match &reason {
             DisconnectReason::Owner => true,
-            // The ends of connections that never were are a sign of trouble on our side too.
+            // If connections that we open end before they are established, the cause may be our
+            // configuration, so it is a warning.
             DisconnectReason::Closed | DisconnectReason::Io(_) => {
                 was_established || !was_up || !connects
             }
@@ -491,7 +499,7 @@ impl Socket {
         self.remove(id, identity);
     }
 
-    /// Takes a peer out of everything.
+    /// Removes a peer from all tables.
     fn remove(&mut self, id: PeerId, identity: Vec<u8>) {
         let Some(peer) = self.peers.remove(id) else {
             return;
@@ -514,7 +522,7 @@ impl Socket {
         }
     }
 
-    /// Whether the options end the attempts of a connecting peer here.
+    /// Whether the options forbid another attempt to connect.
     fn stops(&self, reason: &DisconnectReason, was_established: bool) -> bool {
         let stop = self.options.reconnect_stop;
         self.options.reconnect_ivl.is_none()
@@ -545,7 +553,8 @@ impl Socket {
             self.ready.retain(|other| *other != id);
         }
         if is_cut {
-            // The peer does not take it, and what is queued behind it would never leave.
+            // The peer does not accept this message, and the messages behind it could never be
+            // sent.
             let cuts = limits::MESSAGE_CUTS_MAX;
             self.warn(
                 format_args!("{address}: {cuts} connections ended within a message; it is dropped"),
@@ -581,7 +590,7 @@ impl Socket {
         self.note_timeout(id, Some(at));
     }
 
-    /// Pause before attempt `failures + 1`: doubling, capped.
+    /// Pause before the next attempt: it doubles with each failure, up to the maximum.
     pub(super) fn backoff(&self, failures: u32) -> Duration {
         let first = self.options.reconnect_ivl.unwrap_or_default();
         first
@@ -589,7 +598,8 @@ impl Socket {
             .min(self.options.reconnect_ivl_max.max(first))
     }
 
-    /// ±25 %, so that a fleet that lost its server does not come back in one instant.
+    /// Varies a pause by ±25 %, so that many clients that lost their server do not reconnect at the
+    /// same time.
     pub(super) fn jitter(&mut self, pause: Duration) -> Duration {
         self.random_count += 1;
         let percent = 75 + self.random.hash_one(self.random_count) % 51;
@@ -597,15 +607,15 @@ impl Socket {
     }
 }
 
-/// Whether one more connection can be taken.
+/// Whether one more connection can be accepted.
 enum Room {
-    /// Yes.
+    /// Yes, it is below the limits.
     Free,
-    /// When this one makes way.
+    /// Yes, if this connection is closed.
     Instead(PeerId),
-    /// Not before what has come of those that shake hands is read.
+    /// Not yet: received bytes of connections in their handshake must be processed first.
     Soon,
-    /// No: all others are established.
+    /// No: all other connections are established.
     None,
 }
 

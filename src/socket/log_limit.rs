@@ -1,10 +1,10 @@
-//! Bounds how many log lines bad connections cost.
+//! Limits the log lines about bad connections.
 
 use std::time::{Duration, Instant};
 
 use crate::limits;
 
-/// Lets a number of lines through per second and counts the others.
+/// Allows a number of lines per second and counts those left out.
 #[derive(Debug, Default)]
 pub(crate) struct LogLimit {
     window: Option<Instant>,
@@ -13,7 +13,7 @@ pub(crate) struct LogLimit {
 }
 
 impl LogLimit {
-    /// Whether a line may be written now, and how many were left out before it.
+    /// If a line may be written now, returns the number of lines left out before it; else `None`.
     pub(crate) fn allow(&mut self, now: Instant) -> Option<u64> {
         let fresh = self
             .window

@@ -1,28 +1,29 @@
-//! ROUTER and DEALER over [`crate::zmtp`] and [`crate::reactor`]: peers, routing, high-water
+//! ROUTER and DEALER sockets on [`crate::zmtp`] and [`crate::reactor`]: peers, routing, high-water
 //! marks, reconnecting, heartbeats (RFC 28/REQREP for the patterns).
 //!
-//! Two ways to use it:
-//! - [`Router`] and [`Dealer`] own a reactor and block with a timeout (`receive`,
-//!   `send_timeout`, `drain`, `close`); enough for a program that does nothing else on that
-//!   thread. Nothing happens between calls: while the owner is busy no PING is answered, so
-//!   heartbeat timeouts of its peers must be longer than that, and events wait
-//!   ([`Router::poll_event`]). End them by `close`, or what they have sent may go with them.
-//! - [`Socket`] is driven by a loop of the caller's that has other sources too, as the sentinel
-//!   and the worker do.
+//! There are two ways to use them:
+//! - [`Router`] and [`Dealer`] own a reactor and block with a timeout (`receive`, `send_timeout`,
+//!   `drain`, `close`). They are for programs that do nothing else on that thread. Between calls
+//!   nothing is processed: no PING is answered, so the heartbeat timeouts of peers must be longer
+//!   than the longest time between calls. Events stay queued ([`Router::poll_event`]). End these
+//!   sockets by `close`; otherwise messages that were sent may be lost.
+//! - [`Socket`] is driven by an event loop of the caller, which may have other sources too. The
+//!   sentinel and the worker use it.
 //!
-//! No thread is started except to resolve a host name, and nothing is locked. Messages are borrowed
-//! from the receive buffer of the peer they came from and are valid until the next receive; sends
-//! are encoded at once into the peer's queue and leave on [`Socket::flush`] (or when much has
-//! gathered).
+//! In this documentation the *owner* of a socket is the code that calls it. No thread is started
+//! except to resolve a host name, and there are no locks. A received message is borrowed from its
+//! peer's receive buffer and valid until the next receive. A sent message is encoded into the
+//! peer's queue at once, and written by [`Socket::flush`], or earlier when 64 KiB are queued.
 //!
-//! [`differences`] lists where they differ from libzmq's sockets.
+//! [`differences`] lists the differences from libzmq's sockets.
 //!
 //! Invariants:
-//! - A peer is invisible to routing until its handshake is done.
-//! - A message is delivered at most once and never in part; what the system had not taken whole
-//!   when a connection was lost stays queued for a connecting peer, and dies with an accepted
-//!   one. What it had taken may be lost with the connection: acknowledge what matters.
-//! - Queues are bounded in messages and bytes; at the bound a send is refused, never dropped
+//! - A peer can be routed to only after its handshake.
+//! - A message is delivered at most once and never partially. When a connection is lost, a message
+//!   that the kernel has not accepted completely stays queued for a connecting peer, and is dropped
+//!   for an accepted one. A message that the kernel has accepted may be lost with the connection,
+//!   so applications must acknowledge important messages.
+//! - Queues are bounded in messages and bytes. At the limit a send fails; no message is dropped
 //!   silently. Messages that will not be sent are reported ([`Event::Unsent`]).
 //!
 //! ```
@@ -92,17 +93,17 @@ pub use crate::zmtp::{Message, PeerInfo, PlainClient, PlainServer, Security, Soc
 
 use std::fmt;
 
-/// Why a message was not queued. Nothing of it was.
+/// Why a message was not queued. No part of it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
     /// No peer has that routing ID.
     Unroutable,
-    /// The peer's queue is at its high-water mark (DEALER: every peer's).
+    /// The peer's queue is at its high-water mark (DEALER: the queues of all peers are).
     Full,
-    /// There is no peer at all to send to.
+    /// There is no peer to send to.
     NoPeer,
-    /// The message has no frame or is larger than the limits of [`Options`].
+    /// The message has no frames or exceeds the limits of [`Options`].
     Invalid,
 }
 

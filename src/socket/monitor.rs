@@ -1,4 +1,4 @@
-//! What a socket reports about connections: events and counters.
+//! Events and counters of a socket's connections.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,93 +7,94 @@ use super::PeerId;
 use crate::reactor::Endpoint;
 use crate::zmtp;
 
-/// A change in the life of a connection, in order per peer.
+/// A change of a connection's state. The events of one peer are in order.
 ///
-/// Unread events are bounded: the oldest go first, and [`Counters::events_dropped`] says how
-/// many did.
+/// The number of unread events is limited: the oldest ones are dropped and counted in
+/// [`Counters::events_dropped`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// A listener is bound.
     Listening {
-        /// Where, with the port the system chose.
+        /// Its endpoint, with the port that the system chose.
         endpoint: Endpoint,
     },
     /// A listener is closed.
     Closed {
-        /// Where.
+        /// Its endpoint.
         endpoint: Endpoint,
     },
-    /// A connection could not be taken; the listener rests a little.
+    /// Accepting a connection failed; the listener pauses for 200 ms.
     AcceptFailed {
-        /// Where.
+        /// The listener's endpoint.
         endpoint: Endpoint,
         /// The system's reason.
         reason: String,
     },
-    /// A listener took a connection; it has no routing ID yet.
+    /// A listener accepted a connection; its handshake is not done yet.
     Accepted {
         /// The peer.
         peer: PeerId,
-        /// Its address, for people.
+        /// Its address, for messages to people.
         address: String,
     },
-    /// A connecting socket's transport is up.
+    /// The transport of a connecting peer is connected.
     Connected {
         /// The peer.
         peer: PeerId,
-        /// Where to.
+        /// The endpoint it is connected to.
         endpoint: Endpoint,
     },
-    /// A connecting socket's transport did not come up.
+    /// The transport of a connecting peer could not be connected.
     ConnectFailed {
         /// The peer.
         peer: PeerId,
-        /// Why.
+        /// The reason.
         reason: DisconnectReason,
     },
-    /// The handshake is done: the peer can be sent to.
+    /// The handshake is done: messages can be sent to the peer.
     Established {
         /// The peer.
         peer: PeerId,
-        /// Its routing ID, given or made up.
+        /// Its routing ID: chosen by the peer or the owner, or generated.
         identity: Vec<u8>,
     },
     /// The connection ended before its handshake was done.
     HandshakeFailed {
         /// The peer.
         peer: PeerId,
-        /// Its address, for people.
+        /// Its address, for messages to people.
         address: String,
-        /// Why.
+        /// The reason.
         reason: DisconnectReason,
     },
-    /// An established connection is gone.
+    /// An established connection has ended.
     Disconnected {
-        /// The peer; its id is dead now unless a retry follows.
+        /// The peer. Its ID is invalid from now on, unless a retry follows.
         peer: PeerId,
         /// Its routing ID.
         identity: Vec<u8>,
-        /// Why.
+        /// The reason.
         reason: DisconnectReason,
     },
-    /// Messages that were queued will not be sent: the peer they were for is gone.
+    /// Queued messages will not be sent: their peer was removed or its routing ID changed, or too
+    /// many connections ended while one of them was partly written.
     Unsent {
         /// The peer.
         peer: PeerId,
-        /// The routing ID they were for.
+        /// The routing ID of the messages' peer.
         identity: Vec<u8>,
-        /// How many.
+        /// The number of messages.
         messages: usize,
     },
-    /// A connecting socket will try again.
+    /// The socket will connect to the peer again.
     RetryIn {
         /// The peer.
         peer: PeerId,
-        /// The pause.
+        /// The pause before the attempt.
         pause: Duration,
     },
-    /// A connecting socket will not try again, as its options say.
+    /// The socket will not connect to the peer again, by its options.
     Stopped {
         /// The peer.
         peer: PeerId,
@@ -106,33 +107,34 @@ pub enum Event {
 pub enum DisconnectReason {
     /// The peer closed it.
     Closed,
-    /// The peer closed it after HELLO of CURVE, without a word: most likely the server has
-    /// another key than the one configured here.
+    /// The server closed it after HELLO of CURVE, without ERROR. The most likely cause is that the
+    /// server's key is not the one configured here.
     Unanswered,
     /// The transport failed.
     Io(String),
     /// Connection refused.
     ConnRefused(String),
-    /// The peer broke the protocol, refused us, or went silent.
+    /// The peer violated the protocol, refused the connection, or sent nothing for too long.
     Protocol(zmtp::Error),
-    /// A newcomer with the same identity took its place.
+    /// A new connection with the same routing ID replaced it.
     Handover,
-    /// The identity belongs to a living peer, and handover is off.
+    /// Another peer has the same routing ID, and may not be replaced.
     IdentityInUse,
-    /// It is of a user of this host who is not admitted ([`Options::local_users`](super::Options::local_users)).
+    /// It belongs to a user of this host who is not admitted
+    /// ([`Options::local_users`](super::Options::local_users)).
     #[cfg(feature = "process")]
     NotAdmitted(super::NotAdmitted),
-    /// A bound on connections or pending handshakes was reached.
+    /// A limit on connections, pending handshakes or file descriptors was reached.
     TooMany,
-    /// Its message needs more memory than is left for all peers' together.
+    /// The limit on receive memory of all peers was reached, and this peer used most of it.
     OutOfMemory,
-    /// Its key is no longer among the authorized ones.
+    /// Its credentials are no longer accepted: the key or user was removed or changed.
     Revoked,
     /// The credentials were changed during the handshake.
     CredentialsChanged,
     /// The owner closed it.
     Owner,
-    /// The owner could not take what it sent.
+    /// The owner rejected its message ([`Socket::reject`](super::Socket::reject)).
     Rejected(String),
 }
 
@@ -164,43 +166,46 @@ impl fmt::Display for DisconnectReason {
     }
 }
 
-/// Counts since the socket was made; each only grows.
+/// Counters since the socket was created. None decreases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Connections taken by listeners.
+    /// Connections accepted by listeners.
     pub accepted: u64,
-    /// Transports opened by connecting.
+    /// Transports connected to peers.
     pub connected: u64,
-    /// Attempts to connect that came to nothing.
+    /// Failed attempts to connect a transport.
     pub connect_failed: u64,
-    /// Handshakes done.
+    /// Completed handshakes.
     pub established: u64,
-    /// Handshakes not done, for whatever reason.
+    /// Connections that ended before their handshake was done, for any reason.
     pub handshake_failed: u64,
-    /// Of those, and of established connections: ended because the peer broke the protocol.
+    /// Connections, established or not, that ended because the peer violated the protocol or the
+    /// owner rejected its message.
     pub protocol_errors: u64,
-    /// Handshakes that ran out of time.
+    /// Handshakes that timed out.
     pub handshake_timeouts: u64,
-    /// Established connections that fell silent.
+    /// Established connections that ended by a heartbeat timeout.
     pub heartbeat_timeouts: u64,
-    /// Peers that authenticated as a user that may not connect.
+    /// Connections that ended because the peer may not connect: unauthorized or revoked
+    /// credentials, or a local user who is not admitted.
     pub unauthorized: u64,
-    /// Connections closed for a bound on connections, handshakes or memory.
+    /// Connections closed because of a limit on connections, handshakes, file descriptors or
+    /// memory.
     pub too_many: u64,
     /// Established connections that ended.
     pub disconnected: u64,
-    /// Messages that were queued and will not be sent.
+    /// Queued messages that will not be sent.
     pub unsent: u64,
-    /// Messages that had come and went with their connection before the owner received them.
+    /// Received messages that were lost with their connection before the owner took them.
     pub unreceived: u64,
-    /// Pauses after which a connection is tried again.
+    /// Pauses before another attempt to connect.
     pub retries: u64,
-    /// Failures of the system to take a connection.
+    /// Failed calls of accept.
     pub accept_failed: u64,
-    /// Events that were not read.
+    /// Events dropped because too many were unread.
     pub events_dropped: u64,
-    /// Log lines left out because there were too many.
+    /// Log lines omitted because there were too many.
     pub log_lines_dropped: u64,
 }
 

@@ -10,10 +10,10 @@ use crate::zmtp::{Heartbeat, Limits, PlainClient, PlainServer, Security};
 #[cfg(feature = "curve")]
 use crate::zmtp::curve::{Clients, CurveClient, CurveServer, PublicKey, SecretKey};
 
-/// When a connecting socket gives up instead of trying again (`ZMQ_RECONNECT_STOP`).
+/// The events after which a connecting socket does not reconnect (`ZMQ_RECONNECT_STOP`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReconnectStop {
-    /// Connection refused.
+    /// The connection was refused.
     pub conn_refused: bool,
     /// The handshake failed.
     pub handshake_failed: bool,
@@ -21,11 +21,11 @@ pub struct ReconnectStop {
     pub after_disconnect: bool,
 }
 
-/// Options of a socket, each set by a method named like libzmq's option.
+/// Options of a socket. The methods are named after libzmq's options.
 ///
-/// The defaults fit a control plane on a local network. They are libzmq's where not noted
-/// otherwise. Linger is an argument of [`close`](super::Router::close): a socket that is dropped
-/// drops what is queued.
+/// The defaults are for a control plane on a local network. They are libzmq's unless noted
+/// otherwise. Linger is an argument of [`close`](super::Router::close). A socket that is dropped
+/// without it drops its queued messages.
 ///
 /// ```
 /// use std::time::Duration;
@@ -109,50 +109,49 @@ impl Options {
         Self::default()
     }
 
-    /// Our routing ID, at most 255 bytes, the first not zero; a socket refuses others. Empty
-    /// (the default) lets each peer make one up. `ZMQ_ROUTING_ID`.
+    /// Our routing ID: at most 255 bytes, the first not zero; creating a socket with another one
+    /// fails. If it is empty (the default), each peer generates one. `ZMQ_ROUTING_ID`.
     #[must_use]
     pub fn routing_id(mut self, id: impl Into<Vec<u8>>) -> Self {
         self.routing_id = id.into();
         self
     }
 
-    /// Messages queued per peer at most (default 1000); 0 = no bound. `ZMQ_SNDHWM`.
+    /// Maximum number of queued messages for each peer (default 1000); 0 = no limit. `ZMQ_SNDHWM`.
     #[must_use]
     pub fn sndhwm(mut self, messages: usize) -> Self {
         self.sndhwm = messages;
         self
     }
 
-    /// Bytes queued per peer at most (default 64 MiB); 0 = no bound. A message that is larger
-    /// than all of it is taken when the queue is empty. libzmq has no such bound.
+    /// Maximum number of queued bytes for each peer (default 64 MiB); 0 = no limit. A message that
+    /// is larger than the limit is accepted if the queue is empty. libzmq has no such limit.
     #[must_use]
     pub fn sndhwm_bytes(mut self, bytes: u64) -> Self {
         self.sndhwm_bytes = bytes;
         self
     }
 
-    /// Bytes queued for all peers together at most (default 1 GiB); 0 = no bound. Peers for
-    /// whom no more than 64 KiB are queued go on beyond it, so that those who take nothing do not
-    /// silence the others.
+    /// Maximum number of queued bytes for all peers together (default 1 GiB); 0 = no limit. Each
+    /// peer may queue 64 KiB beyond the limit, so that stalled peers cannot starve others.
     #[must_use]
     pub fn sndhwm_total_bytes(mut self, bytes: u64) -> Self {
         self.sndhwm_total_bytes = bytes;
         self
     }
 
-    /// Whole messages read ahead of what the owner has received, per peer; 0 (the default,
-    /// where libzmq's is 1000) = as many as there are in the bytes read ahead. A small mark
-    /// leaves messages with their sender, for other peers of its to take, and costs reads: with
-    /// 1 there are two or three a frame. `ZMQ_RCVHWM`.
+    /// Maximum number of complete messages that are read ahead of the owner, for each peer. 0 =
+    /// limited by [`Options::rcvhwm_bytes`] only (the default; libzmq's is 1000). With a low limit,
+    /// more messages stay with their sender, which can send them to other peers. It also costs more
+    /// reads: with 1, two or three for each frame. `ZMQ_RCVHWM`.
     #[must_use]
     pub fn rcvhwm(mut self, messages: usize) -> Self {
         self.rcvhwm = messages;
         self
     }
 
-    /// Bytes read ahead of what the owner has received, per peer (default 256 KiB, at least
-    /// 512); 0 = no bound but the one of all peers. libzmq has no such bound.
+    /// Maximum number of bytes that are read ahead of the owner, for each peer (default 256 KiB, at
+    /// least 512); 0 = limited by [`Options::rcvhwm_total_bytes`] only. libzmq has no such limit.
     #[must_use]
     pub fn rcvhwm_bytes(mut self, bytes: usize) -> Self {
         self.rcvhwm_bytes = match bytes {
@@ -162,33 +161,34 @@ impl Options {
         self
     }
 
-    /// Memory for what all peers send, unfinished messages included (default 1 GiB); 0 = no
-    /// bound. At the bound a peer whose message needs more is closed.
+    /// Maximum receive memory of all peers together in bytes, incomplete messages included (default
+    /// 1 GiB); 0 = no limit. When a message needs more memory at the limit, the peer that uses most
+    /// memory is disconnected.
     #[must_use]
     pub fn rcvhwm_total_bytes(mut self, bytes: u64) -> Self {
         self.rcvhwm_total_bytes = bytes;
         self
     }
 
-    /// Bytes of the kernel's send buffer of a connection (default: the system's choice, which
-    /// grows as it needs). `ZMQ_SNDBUF`.
+    /// Size of a connection's send buffer in the kernel, in bytes (default: chosen and adapted by
+    /// the system). `ZMQ_SNDBUF`.
     #[must_use]
     pub fn sndbuf(mut self, bytes: usize) -> Self {
         self.buffers.send = Some(bytes);
         self
     }
 
-    /// Bytes of the kernel's receive buffer of a connection (default: the system's choice,
-    /// which grows as it needs). `ZMQ_RCVBUF`.
+    /// Size of a connection's receive buffer in the kernel, in bytes (default: chosen and adapted
+    /// by the system). `ZMQ_RCVBUF`.
     #[must_use]
     pub fn rcvbuf(mut self, bytes: usize) -> Self {
         self.buffers.receive = Some(bytes);
         self
     }
 
-    /// Bytes of a message, either way (default 64 MiB). Who gets a larger one closes the
-    /// connection; what was queued behind it may go with it. `ZMQ_MAXMSGSIZE`, which has no bound
-    /// by default and counts frames.
+    /// Maximum size of a message in bytes, sent or received (default 64 MiB). Sending a larger one
+    /// fails. Receiving a larger one closes the connection, and the messages behind it may be lost.
+    /// `ZMQ_MAXMSGSIZE`, which is unlimited by default and applies to frames.
     #[must_use]
     pub fn maxmsgsize(mut self, bytes: u64) -> Self {
         self.limits.message_size_max = bytes;
@@ -196,23 +196,23 @@ impl Options {
         self
     }
 
-    /// Frames of a received message, empty ones included (default 4096).
+    /// Maximum number of frames of a message, sent or received, empty ones included (default 4096).
     #[must_use]
     pub fn max_frames(mut self, frames: usize) -> Self {
         self.limits.frames_max = frames;
         self
     }
 
-    /// Time from an open transport to the end of the handshake (default 30 s); zero = no bound.
-    /// `ZMQ_HANDSHAKE_IVL`.
+    /// Time limit of the handshake, from when the transport is connected (default 30 s); zero = no
+    /// limit. `ZMQ_HANDSHAKE_IVL`.
     #[must_use]
     pub fn handshake_ivl(mut self, time: Duration) -> Self {
         self.handshake_ivl = unbounded_if_zero(time);
         self
     }
 
-    /// Time for the transport to open, and before that for the lookup of a host name (default
-    /// 30 s each, libzmq has no bound); zero = as long as the system tries.
+    /// Time limit for connecting the transport, and separately for the lookup of a host name before
+    /// it (default 30 s each; libzmq has no limit); zero = the system's limit.
     /// `ZMQ_CONNECT_TIMEOUT`.
     #[must_use]
     pub fn connect_timeout(mut self, time: Duration) -> Self {
@@ -227,70 +227,72 @@ impl Options {
         self
     }
 
-    /// Silence after a PING that ends the connection (default, and with zero: the interval).
-    /// `ZMQ_HEARTBEAT_TIMEOUT`.
+    /// The connection is closed if no byte arrives within this time after a PING (by default, and
+    /// with zero: the interval). `ZMQ_HEARTBEAT_TIMEOUT`.
     #[must_use]
     pub fn heartbeat_timeout(mut self, time: Duration) -> Self {
         self.heartbeat_timeout = Some(time);
         self
     }
 
-    /// What we ask the peer to wait for us at most, to 6553.5 s; zero (the default) asks for
-    /// nothing. `ZMQ_HEARTBEAT_TTL`.
+    /// TTL in our PINGs: the peer closes the connection if it receives nothing from us for this
+    /// long. At most 6553.5 s; zero (the default) = none. `ZMQ_HEARTBEAT_TTL`.
     #[must_use]
     pub fn heartbeat_ttl(mut self, time: Duration) -> Self {
         self.heartbeat_ttl = time;
         self
     }
 
-    /// First pause before a connection is made again (default 100 ms, at least 1 ms); it doubles with every
-    /// failure, ±25 % so that a fleet does not come back in one instant. `ZMQ_RECONNECT_IVL`.
+    /// First pause before reconnecting (default 100 ms, at least 1 ms). It doubles with every
+    /// failure and is varied by ±25 %, so that many clients do not reconnect at the same time.
+    /// `ZMQ_RECONNECT_IVL`.
     #[must_use]
     pub fn reconnect_ivl(mut self, time: Duration) -> Self {
         self.reconnect_ivl = Some(time);
         self
     }
 
-    /// Never connects again: `ZMQ_RECONNECT_IVL` of -1.
+    /// Never reconnects: `ZMQ_RECONNECT_IVL` of -1.
     #[must_use]
     pub fn no_reconnect(mut self) -> Self {
         self.reconnect_ivl = None;
         self
     }
 
-    /// Longest pause, and the one after a refusal (default 5 s, libzmq's is zero); zero = pauses do not grow, and
-    /// a refusal has the default. `ZMQ_RECONNECT_IVL_MAX`.
+    /// Longest pause before reconnecting, and the pause after a refusal (default 5 s; libzmq's is
+    /// zero). Zero = the pause does not grow, and after a refusal it is 5 s.
+    /// `ZMQ_RECONNECT_IVL_MAX`.
     #[must_use]
     pub fn reconnect_ivl_max(mut self, time: Duration) -> Self {
         self.reconnect_ivl_max = time;
         self
     }
 
-    /// What ends the attempts (default: nothing). `ZMQ_RECONNECT_STOP`.
+    /// Events after which the socket does not reconnect (default: none). `ZMQ_RECONNECT_STOP`.
     #[must_use]
     pub fn reconnect_stop(mut self, stop: ReconnectStop) -> Self {
         self.reconnect_stop = stop;
         self
     }
 
-    /// ROUTER: a newcomer with the routing ID of a living peer takes its place (true), or is
-    /// refused with ERROR (false, the default). Where PLAIN or a list of CURVE keys proves who
-    /// peers are, no user takes the routing ID of another. `ZMQ_ROUTER_HANDOVER`.
+    /// ROUTER: a new peer with the routing ID of an existing peer replaces it (true), or is refused
+    /// with ERROR (false, the default). If PLAIN or a list of CURVE keys authenticates users, no
+    /// user can take the routing ID of another. `ZMQ_ROUTER_HANDOVER`.
     #[must_use]
     pub fn router_handover(mut self, on: bool) -> Self {
         self.router_handover = on;
         self
     }
 
-    /// ROUTER: a send to an unknown routing ID is an error (true, the default, unlike
-    /// libzmq's) or dropped (false). `ZMQ_ROUTER_MANDATORY`.
+    /// ROUTER: a send to an unknown routing ID fails (true, the default, unlike libzmq), or the
+    /// message is dropped (false). `ZMQ_ROUTER_MANDATORY`.
     #[must_use]
     pub fn router_mandatory(mut self, on: bool) -> Self {
         self.router_mandatory = on;
         self
     }
 
-    /// Sends an empty message to every new peer, by which a ROUTER learns of us.
+    /// Sends an empty message to every new peer, so that a ROUTER's owner receives our routing ID.
     /// `ZMQ_PROBE_ROUTER`.
     #[must_use]
     pub fn probe_router(mut self, on: bool) -> Self {
@@ -298,31 +300,33 @@ impl Options {
         self
     }
 
-    /// DEALER: only established connections are sent to (true), or those under way as well
-    /// (false, the default). `ZMQ_IMMEDIATE`.
+    /// DEALER: messages are queued for established connections only (true), or also for peers that
+    /// are not connected yet (false, the default). `ZMQ_IMMEDIATE`.
     #[must_use]
     pub fn immediate(mut self, on: bool) -> Self {
         self.immediate = on;
         self
     }
 
-    /// Peers at a time (default 65536); further connections are closed at once.
+    /// Maximum number of peers (default 65536). At the limit a new connection replaces the one that
+    /// has been in its handshake for longest; if there is none, the new connection is closed.
     #[must_use]
     pub fn max_connections(mut self, peers: usize) -> Self {
         self.connections_max = peers;
         self
     }
 
-    /// Accepted connections at a time whose handshake is not done (default 16384). The oldest
-    /// goes when one more comes, so that silent ones cannot keep others out.
+    /// Maximum number of accepted connections whose handshake is not done (default 16384). At the
+    /// limit a new connection replaces the oldest of them, so that idle connections cannot keep
+    /// others out.
     #[must_use]
     pub fn max_handshakes(mut self, peers: usize) -> Self {
         self.handshakes_max = peers.max(1);
         self
     }
 
-    /// Adds a property that peers learn in the handshake; its name must begin with `X-`, a
-    /// socket refuses others. `ZMQ_METADATA`.
+    /// Adds a property that is sent to peers in the handshake. Its name must begin with `X-`;
+    /// creating a socket with another one fails. `ZMQ_METADATA`.
     #[must_use]
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.metadata.push((name.into(), value.into()));
@@ -336,8 +340,9 @@ impl Options {
         self
     }
 
-    /// Lets only these users of this host connect to our listeners, and connects to none of others;
-    /// peers of other hosts are not asked. For mechanisms that do not authenticate, on Linux. (libzmq has `ZMQ_IPC_FILTER_UID`.)
+    /// Of this host, only these users may connect to our listeners, and we connect only to their
+    /// listeners. Peers on other hosts are not checked. For mechanisms that do not authenticate, on
+    /// Linux. (libzmq has `ZMQ_IPC_FILTER_UID`.)
     #[cfg(feature = "process")]
     #[must_use]
     pub fn local_users(mut self, users: super::LocalUsers) -> Self {
@@ -345,19 +350,19 @@ impl Options {
         self
     }
 
-    /// PLAIN, showing these credentials. `ZMQ_PLAIN_USERNAME`, `ZMQ_PLAIN_PASSWORD`.
+    /// PLAIN client with these credentials. `ZMQ_PLAIN_USERNAME`, `ZMQ_PLAIN_PASSWORD`.
     #[must_use]
     pub fn plain_client(self, client: PlainClient) -> Self {
         self.security(Security::PlainClient(client))
     }
 
-    /// PLAIN, letting these users in. `ZMQ_PLAIN_SERVER`.
+    /// PLAIN server for these users. `ZMQ_PLAIN_SERVER`.
     #[must_use]
     pub fn plain_server(self, server: PlainServer) -> Self {
         self.security(Security::PlainServer(server))
     }
 
-    /// CURVE with our secret key and the server's public one. `ZMQ_CURVE_SECRETKEY`,
+    /// CURVE client with our secret key and the server's public key. `ZMQ_CURVE_SECRETKEY`,
     /// `ZMQ_CURVE_SERVERKEY`.
     #[cfg(feature = "curve")]
     #[must_use]
@@ -365,7 +370,7 @@ impl Options {
         self.security(Security::CurveClient(CurveClient { secret, server }))
     }
 
-    /// CURVE with our secret key, deciding who may connect. `ZMQ_CURVE_SERVER`,
+    /// CURVE server with our secret key and the clients that may connect. `ZMQ_CURVE_SERVER`,
     /// `ZMQ_CURVE_SECRETKEY`.
     #[cfg(feature = "curve")]
     #[must_use]

@@ -1,8 +1,8 @@
-//! Which user of this host is at the other end of a connection: by `SO_PEERCRED` for ipc, by the
-//! owner of the peer's socket in `/proc/net/tcp` and `tcp6` for tcp.
+//! Determines which user of this host owns the other end of a connection. For ipc by `SO_PEERCRED`,
+//! for tcp by the owner of the peer's socket in `/proc/net/tcp` and `tcp6`.
 //!
-//! A socket that its process has closed has no owner there any more (inode 0, user 0), so its user
-//! counts as unknown and not as root.
+//! In these tables a socket that its process has closed has inode 0 and user 0. Its user counts as
+//! unknown, not as root.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -17,15 +17,15 @@ use super::{PeerId, Socket};
 use crate::limits;
 use crate::reactor::{Endpoint, Stream};
 
-/// The users of this host whose peers are admitted where the mechanism does not authenticate: peers that
-/// connect to us, and peers that we connect to.
+/// The users of this host whose peers are admitted when the mechanism does not authenticate. This
+/// applies to peers that connect to us and to peers that we connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalUsers {
     uids: BTreeSet<u32>,
 }
 
 impl LocalUsers {
-    /// Our own user, root, and others.
+    /// Our own user, root, and the users `others`.
     pub fn and(others: &[u32]) -> Self {
         let own = rustix::process::geteuid().as_raw();
         LocalUsers {
@@ -33,9 +33,9 @@ impl LocalUsers {
         }
     }
 
-    /// [`LocalUsers::and`] for the peers of an endpoint. Where the system does not show whose a
-    /// connection is, every user may: that is logged with `what` they can do then, and is an error if
-    /// others are listed.
+    /// [`LocalUsers::and`] for the peers of an endpoint. `None` if the system does not show the
+    /// owners of tcp connections: then every user is admitted. In that case a warning is logged,
+    /// which begins with `what`; it is an error if `others` is not empty.
     pub fn of_endpoint(
         endpoint: &Endpoint,
         others: &[u32],
@@ -61,13 +61,14 @@ impl LocalUsers {
         }
     }
 
-    /// True when they are our own user and root alone.
+    /// True if they are only our own user and root.
     pub(super) fn are_own(&self) -> bool {
         *self == LocalUsers::and(&[])
     }
 
-    /// Lets other users connect to a socket's file, whatever the umask is, where some are admitted and
-    /// the system shows who they are: then that decides, and not the mode of the file.
+    /// Sets the mode of a socket's file so that all users can connect to it, whatever the umask is,
+    /// if other users are admitted. Then not the mode but the user of each connection decides. Does
+    /// nothing on systems that do not show that user.
     pub(super) fn let_in(&self, socket: &Path) -> io::Result<()> {
         if self.are_own() {
             return Ok(());
@@ -96,7 +97,7 @@ impl LocalUsers {
         Ok(())
     }
 
-    /// Whether the system shows whose tcp sockets are: it fails where it does not.
+    /// Fails if the system does not show the owners of tcp sockets.
     fn check() -> io::Result<()> {
         let mut table = BufReader::new(File::open(TABLES[0])?);
         let mut line = String::new();
@@ -109,23 +110,23 @@ impl LocalUsers {
     }
 }
 
-/// Whose the other end of a connection is.
+/// The user that owns the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// Not asked for: the peer is on another host, or every peer may connect.
+    /// Not determined: the peer is on another host, or every peer may connect.
     NotAsked,
-    /// This user's.
+    /// The user with this user ID.
     User(u32),
-    /// It is on this host, and the system does not show whose it is.
+    /// The peer is on this host, but the system does not show its user.
     Unknown,
 }
 
-/// Why a connection with a peer of this host is refused.
+/// Why a connection with a peer on this host is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAdmitted {
-    /// The peer's user, where it is known.
+    /// The peer's user ID, if known.
     pub uid: Option<u32>,
-    /// The peer listens, and we have connected to it.
+    /// The peer is a listener to which we have connected.
     pub listens: bool,
 }
 
@@ -155,14 +156,15 @@ impl fmt::Display for NotAdmitted {
 }
 
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
-/// Bytes of a line of these tables; they have some 150.
+/// Maximum size of a line of these tables, in bytes. Real lines have about 150.
 const LINE_SIZE_MAX: u64 = 4 << 10;
 
-/// Both ends of a tcp connection as its peer sees them: its own address, and ours.
+/// The addresses of a tcp connection: the peer's, then ours.
 type Ends = (SocketAddr, SocketAddr);
 
 impl Socket {
-    /// Looks up whose the connections of `unasked` are, by one read of the tables for all of them.
+    /// Determines the owners of the connections in `unasked`, by one read of the tables for all of
+    /// them.
     pub(super) fn find_owners(&mut self) {
         let mut wanted: HashMap<Ends, PeerId> = HashMap::new();
         for id in std::mem::take(&mut self.unasked) {
@@ -182,12 +184,12 @@ impl Socket {
                         wanted.insert((canonical(theirs), canonical(ours)), id);
                     }
                     (Ok(_), Ok(_)) => peer.owner = Owner::NotAsked,
-                    // It has been closed.
+                    // It has been closed; its owner stays unknown.
                     _ => {}
                 },
             }
         }
-        // A table may miss a line that moves while it is read.
+        // A read can miss a line that moves in the table at the same time.
         for _ in 0..limits::OWNER_READS_MAX {
             if wanted.is_empty() {
                 return;
@@ -204,7 +206,7 @@ impl Socket {
                             }
                         }
                     }
-                    // Without IPv6 the second table is absent.
+                    // On a system without IPv6 the second table does not exist.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => {
                         self.warn(format_args!("{table}: {error}"), self.now);
@@ -214,7 +216,7 @@ impl Socket {
         }
     }
 
-    /// Why a peer may not connect, if it may not.
+    /// Why a peer is not admitted; `None` if it is admitted.
     pub(super) fn not_admitted(&self, id: PeerId) -> Option<NotAdmitted> {
         let users = self.options.local_users.as_ref()?;
         let peer = self.peers.get(id)?;
@@ -228,14 +230,15 @@ impl Socket {
     }
 }
 
-/// Where the system does not show the owner of a connection, the mode of the umask decides.
+/// Does nothing: this system does not show the owner of a connection, so the mode of the file
+/// decides.
 #[cfg(not(target_os = "linux"))]
 fn open_to_all(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a socket's file mode 0666. Another user may put something else at the path meanwhile, so the
-/// file is opened first and changed through its descriptor.
+/// Sets the mode of a socket's file to 0666. Another user may replace the file at the path, so it
+/// is opened, checked, and changed through its descriptor.
 #[cfg(target_os = "linux")]
 fn open_to_all(path: &Path) -> io::Result<()> {
     use std::fs;
@@ -262,25 +265,25 @@ fn owner_of(stream: &mio::net::UnixStream) -> Owner {
     }
 }
 
-/// Elsewhere the permissions of the socket's file decide.
+/// On other systems the mode of the socket's file decides.
 #[cfg(not(target_os = "linux"))]
 fn owner_of(_: &mio::net::UnixStream) -> Owner {
     Owner::NotAsked
 }
 
-/// True when both ends of a connection are on this host: one is a loopback address, or the peer's
-/// is an address of this host, whichever interface it belongs to.
+/// True if both ends of a connection are on this host: one is a loopback address, or the peer's
+/// address belongs to any interface of this host.
 fn is_on_this_host(theirs: SocketAddr, ours: SocketAddr) -> bool {
     let (theirs_ip, ours) = (theirs.ip().to_canonical(), ours.ip().to_canonical());
     let is_shown = theirs_ip.is_loopback() || ours.is_loopback() || theirs_ip == ours;
     is_shown || is_own(theirs)
 }
 
-/// Whether an address belongs to this host: the kernel then chooses it as the source address for itself
-/// as destination. True where the kernel gives none.
+/// Whether an address belongs to this host: then the kernel chooses it as the source address for a
+/// connection to itself. Also true if the kernel returns no source address.
 fn is_own(address: SocketAddr) -> bool {
     let ip = address.ip().to_canonical();
-    // A link-local address needs its scope.
+    // A link-local address keeps its scope.
     let (any, address): (IpAddr, _) = match ip {
         IpAddr::V4(_) => (
             Ipv4Addr::UNSPECIFIED.into(),
@@ -288,7 +291,7 @@ fn is_own(address: SocketAddr) -> bool {
         ),
         IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), address),
     };
-    // Sends nothing: it only chooses the source address.
+    // Connecting a UDP socket sends nothing; it only chooses the source address.
     let source = UdpSocket::bind((any, 0)).and_then(|socket| {
         socket.connect(address)?;
         socket.local_addr()
@@ -300,7 +303,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// The owners of those sockets of a table that are wanted.
+/// The owners of those connections in a table that are keys of `wanted`.
 fn owners_in(
     mut table: impl BufRead,
     wanted: &HashMap<Ends, PeerId>,
@@ -320,7 +323,7 @@ fn owners_in(
     }
 }
 
-/// A row: `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`
+/// Parses a row: `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`
 fn row(line: &str) -> Option<(Ends, Owner)> {
     let mut columns = line.split_ascii_whitespace().skip(1);
     let ends = (address(columns.next()?)?, address(columns.next()?)?);
@@ -333,14 +336,14 @@ fn row(line: &str) -> Option<(Ends, Owner)> {
     Some((ends, owner))
 }
 
-/// An address of a table: 32-bit words in the order of this machine's bytes, and a port.
+/// Parses an address of a table: 32-bit words in native byte order, and a port, in hexadecimal.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let mut bytes = Vec::with_capacity(16);
     for at in (0..ip.len()).step_by(8) {
         let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
-        // The kernel prints the words of an address as numbers of this machine.
+        // The kernel prints the words of an address as native integers.
         #[allow(clippy::host_endian_bytes)]
         bytes.extend_from_slice(&word.to_ne_bytes());
     }
@@ -395,7 +398,7 @@ mod tests {
             let (theirs, ours) = (theirs.parse().unwrap(), ours.parse().unwrap());
             assert_eq!(is_on_this_host(theirs, ours), want, "{theirs} {ours}");
         }
-        // Addresses of interfaces, as far as this host has any.
+        // Addresses of this host's interfaces, if it has any.
         for far in ["192.0.2.1:1", "[2001:db8::1]:1"] {
             let far: SocketAddr = far.parse().unwrap();
             let any = if far.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };

@@ -1,11 +1,11 @@
-//! The table of peers: dense slots addressed by generation-checked ids.
+//! The table of peers: an array of slots, addressed by index and generation.
 
 use std::time::Instant;
 
 use crate::reactor::{Endpoint, Lookup, Stream};
 use crate::zmtp::{Connection, SendQueue};
 
-/// A peer of one socket. Ids of gone peers are never taken for new ones.
+/// The ID of a peer of one socket. The ID of a removed peer never refers to a later peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerId {
     pub(super) index: u32,
@@ -13,12 +13,12 @@ pub struct PeerId {
 }
 
 impl PeerId {
-    /// The id as a number, unique within its socket.
+    /// The ID as a number, unique within its socket.
     pub fn to_u64(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
 
-    /// The id of such a number; one that was never given out has no peer.
+    /// The ID of a number of [`PeerId::to_u64`]. Other numbers give an ID without a peer.
     pub fn from_u64(number: u64) -> Self {
         PeerId {
             index: number as u32,
@@ -27,39 +27,40 @@ impl PeerId {
     }
 }
 
-/// Where a peer's transport stands.
+/// State of a peer's transport.
 ///
 /// ```text
 ///            ┌───────────────── retry due ─────────────────┐
 ///            ▼                                             │
 ///  (connect) Resolving ──▶ Connecting ──up──▶ Up ──lost──▶ Waiting    (connecting peers)
-///  (accept)                                   Up ──lost──▶ gone       (accepted peers)
+///  (accept)                                   Up ──lost──▶ removed    (accepted peers)
 /// ```
 #[derive(Debug)]
 pub(super) enum Link {
-    /// The next attempt is due at the instant.
+    /// The next attempt to connect is due at this time.
     Waiting(Instant),
-    /// The host of the endpoint is resolved until the deadline; addresses skip this.
+    /// The host name of the endpoint is being resolved, until the deadline. Endpoints with an
+    /// address skip this state.
     Resolving(Lookup, Instant),
-    /// A connect is under way until the deadline.
+    /// The transport is being connected, until the deadline.
     Connecting(Stream, Instant),
-    /// Bytes flow.
+    /// The transport is connected.
     Up(Stream, Box<Connection>),
 }
 
-/// A read that an overdue peer gets before it is ended.
+/// State of the last read from an overdue peer before it is disconnected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Probe {
-    /// Not asked for.
+    /// The peer is not overdue.
     None,
-    /// To be made.
+    /// The read is still to be done.
     Asked,
-    /// Made.
+    /// The read was done.
     Made,
 }
 
 impl Probe {
-    /// A read has been made.
+    /// The state after a read.
     pub(super) fn made(self) -> Self {
         match self {
             Probe::None => Probe::None,
@@ -72,48 +73,54 @@ impl Probe {
 pub(super) struct Peer {
     pub(super) link: Link,
     pub(super) queue: SendQueue,
-    /// May be read from without waiting.
+    /// A read may succeed without waiting.
     pub(super) readable: bool,
-    /// May be written to without waiting.
+    /// A write may succeed without waiting.
     pub(super) writable: bool,
-    /// The peer's end of the stream is closed: a short read is not the last.
+    /// The peer has closed its end, so a further read must follow a short read, to find the end of
+    /// the stream.
     pub(super) read_closed: bool,
-    /// Whether it was overdue and has been read from once more since bytes came last; during
-    /// the handshake: at all, so that trickling bytes do not put its end off.
+    /// Whether the peer is overdue and has been read from once more. Received bytes reset it on an
+    /// established connection, but not during the handshake, so that a peer that sends single bytes
+    /// cannot postpone the deadline.
     pub(super) probe: Probe,
-    /// It was silent for too long, though its connection stays for a message of its that waits.
+    /// The heartbeat timed out, but the connection is kept until the owner has taken a received
+    /// message.
     pub(super) is_silent: bool,
-    /// Bytes of its receive memory that the socket has counted.
+    /// Its part of `Socket::received_bytes`.
     pub(super) counted: usize,
-    /// A write has failed: nothing more can be sent on this connection.
+    /// A write or a heartbeat has failed: nothing more is sent on this connection. Received bytes
+    /// are still read.
     pub(super) is_broken: bool,
-    /// Something of its queue has been written on this connection.
+    /// Bytes of its queue have been written on this connection.
     pub(super) has_sent: bool,
-    /// Its last connection ended within a message to it.
+    /// Its last connection ended while a message to it was partly written.
     pub(super) is_cut: bool,
-    /// It stands in the ready ring.
+    /// It is in `Socket::ready`.
     pub(super) in_ready: bool,
-    /// A message of it has been found and not been given to the owner yet.
+    /// A complete message was parsed by [`Socket::drive`](super::Socket::drive) and waits for the
+    /// owner's next receive.
     pub(super) held: bool,
-    /// It stands in the list of peers to flush.
+    /// It is in `Socket::dirty`.
     pub(super) in_dirty: bool,
     pub(super) established: bool,
-    /// Routing id since the last handshake; a connecting peer keeps it while it is away.
+    /// Its routing ID from the last handshake. A connecting peer keeps it while it is reconnecting.
     pub(super) identity: Vec<u8>,
-    /// The owner chose the routing ID; the peer's own identity does not count.
+    /// The owner chose the routing ID by `connect_as`; the peer's own routing ID is ignored.
     pub(super) identity_is_assigned: bool,
-    /// A listener took it, rather than that we connected.
+    /// The connection was accepted by a listener.
     pub(super) accepted: bool,
-    /// Where to connect again; none for accepted peers.
+    /// The endpoint to connect to; `None` for accepted peers.
     pub(super) connect_to: Option<Endpoint>,
-    /// Its place in the timers of the socket.
+    /// Its time in `Socket::timers`.
     pub(super) timer: Option<Instant>,
-    /// A lookup that took longer than an attempt to connect may, and goes on.
+    /// A lookup that exceeded the connect timeout and is still running; the next attempt continues
+    /// it.
     pub(super) lookup: Option<Lookup>,
     /// Failed attempts since the last established connection.
     pub(super) failures: u32,
     pub(super) address: String,
-    /// Whose its end of the connection is.
+    /// The user that owns the peer's end of the connection.
     #[cfg(feature = "process")]
     pub(super) owner: super::owners::Owner,
 }
@@ -150,7 +157,7 @@ impl Peer {
     }
 }
 
-/// Counts in `total` what the receive memory of a connection has become since `counted`.
+/// Updates `counted` and `total` to the current receive memory of a connection.
 #[inline]
 pub(super) fn count_memory(connection: &Connection, counted: &mut usize, total: &mut u64) {
     let bytes = connection.receive_capacity();
@@ -180,7 +187,7 @@ impl Peers {
                 generation: *generation,
             };
         }
-        // Bounded by `Options::connections_max`, far below u32::MAX.
+        // The number of peers is far below u32::MAX.
         let index = self.slots.len() as u32;
         self.slots.push((0, Some(peer)));
         PeerId {

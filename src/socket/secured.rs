@@ -1,8 +1,8 @@
-//! Files that hold keys, whatever the keys are: how they are checked when they are read, how they
-//! are written, and how a list of keys is followed while a program runs.
+//! Key files of any kind: the checks when they are read, how they are written, and how a list of
+//! keys is reloaded while a program runs.
 //!
-//! A secret file is its owner's alone. A list is changed by its owner alone. Lines that begin with
-//! `# ` are comments.
+//! Only its owner may have access to a secret file. Only its owner may change a list. Lines that
+//! begin with `# ` are comments.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::limits;
 
-/// Why a key file was not taken: one line with the file, what is wrong and what to do.
+/// Why a key file was refused: one line with the file, the problem and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFileError {
     pub(super) path: PathBuf,
@@ -39,15 +39,15 @@ pub(crate) fn fail(path: &Path) -> impl Fn(String) -> KeyFileError {
     }
 }
 
-/// The file of the public key that belongs to a secret one: the same name and `.pub`.
+/// The path of the public key file of a secret key file: the same name with `.pub` appended.
 pub fn public_path(secret: &Path) -> PathBuf {
     let mut name = secret.as_os_str().to_owned();
     name.push(".pub");
     PathBuf::from(name)
 }
 
-/// Through a file of another name, so that a crash leaves the old file or the new one. Without
-/// `replace` a file that came meanwhile is kept as well.
+/// Writes a file under a temporary name and then renames it, so that after a crash either the old
+/// or the new file exists. Without `replace`, the write fails if a file exists at `path`.
 pub(crate) fn write(
     path: &Path,
     bytes: &[u8],
@@ -74,7 +74,7 @@ pub(crate) fn write(
         }
     };
     write().map_err(|error| {
-        // What is left of the attempt may hold a secret.
+        // The temporary file may contain a secret.
         if let Err(error) = fs::remove_file(&staged)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -84,15 +84,15 @@ pub(crate) fn write(
     })
 }
 
-/// Lines that are no comments.
+/// The trimmed lines that are neither empty nor comments.
 pub(crate) fn key_lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && *line != "#" && !line.starts_with("# "))
 }
 
-/// Reads a plain file of at most `size_max` bytes, none of whose permission bits is in
-/// `forbidden`. It must belong to us or to root, and so must a link that leads to it.
+/// Reads a regular file of at most `size_max` bytes. Its mode must not have any bit of `forbidden`.
+/// The file must belong to our own user or root; if `path` is a symbolic link, so must the link.
 pub(crate) fn read(
     path: &Path,
     forbidden: u32,
@@ -109,7 +109,7 @@ pub(crate) fn read(
             link.uid()
         )));
     }
-    // Opening a FIFO would wait for a writer otherwise.
+    // Without this, opening a FIFO would wait for a writer.
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
@@ -140,7 +140,7 @@ pub(crate) fn read(
     if metadata.len() > size_max {
         return Err(fail(format!("larger than {size_max} bytes")));
     }
-    // Read into a buffer that never moves, so that no copy of a secret stays behind.
+    // The buffer is never reallocated, so no copy of a secret stays in freed memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(size_max.min(metadata.len() + 1) as usize));
     (&mut file)
         .take(metadata.len())
@@ -152,7 +152,7 @@ pub(crate) fn read(
     }
 }
 
-/// Identifies a state of a file.
+/// Identifies a version of a file's content and attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -169,12 +169,13 @@ impl Stamp {
             inode: metadata.ino(),
             size: metadata.len(),
             modified: metadata.modified().ok(),
-            // Follows the mode and the owner as well.
+            // Also changes when the mode or the owner changes.
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 
-    /// A later change might have left the same stamp, as file systems count time coarsely.
+    /// True if the file was modified in the last 2 s. Then a further change may leave the same
+    /// stamp, because file systems store time coarsely.
     fn is_fresh(&self, now: SystemTime) -> bool {
         let settled = |at: SystemTime| at.checked_add(Duration::from_secs(2));
         self.modified
@@ -183,7 +184,7 @@ impl Stamp {
     }
 }
 
-/// Refuses a secret file, which begins with `mark`, where public keys are wanted.
+/// Refuses a secret key file, which begins with `mark`, where public keys are expected.
 pub(crate) fn refuse_secret(path: &Path, text: &str, mark: &str) -> Result<(), KeyFileError> {
     match text.starts_with(mark) {
         true => Err(fail(path)(format!(
@@ -194,7 +195,7 @@ pub(crate) fn refuse_secret(path: &Path, text: &str, mark: &str) -> Result<(), K
     }
 }
 
-/// Fails when one of the two files of a key pair is there already.
+/// Fails if one of the two files of a key pair exists.
 pub(crate) fn refuse_existing(secret: &Path, public: &Path) -> Result<(), KeyFileError> {
     match [secret, public]
         .into_iter()
@@ -207,32 +208,32 @@ pub(crate) fn refuse_existing(secret: &Path, public: &Path) -> Result<(), KeyFil
     }
 }
 
-/// A list of keys, as a file holds it.
+/// A list of keys that can be parsed from a file.
 pub trait KeyList: PartialEq + Sized {
     /// The comment that begins a file of secret keys of this kind.
     const SECRET_MARK: &'static str;
 
-    /// Reads a list; the error is one line that names the line of the list.
+    /// Parses a list. The error is one line with the number of the wrong line.
     fn parse(text: &str) -> Result<Self, String>;
 
-    /// Whether every key of another list is here, too.
+    /// Whether this list contains every key of the other list.
     fn has_all_of(&self, other: &Self) -> bool;
 }
 
-/// A list of keys that is read again when its file changes.
+/// A list of keys that is reloaded when its file changes.
 ///
-/// A file that others can change is refused. One that cannot be read or has a wrong line keeps
-/// the list as it was, and keys are revoked only after two consecutive reads omit them: neither a slip of an
-/// editor nor a file caught half-written shuts anybody out.
+/// A file that other users can change is refused. If the file cannot be read or has an invalid
+/// line, the list stays unchanged. A key is revoked only after two consecutive reads omit it, so
+/// that a partly written file revokes no key.
 #[derive(Clone, Debug)]
 pub struct KeyListFile<L> {
     path: PathBuf,
     keys: Arc<L>,
-    /// None: to be read at the next poll.
+    /// The stamp of the file that was read last. `None`: the next poll reads the file.
     stamp: Option<Stamp>,
-    /// A list with fewer keys, to be seen once more.
+    /// A list that omits keys. It is adopted if the next read returns it again.
     smaller: Option<L>,
-    /// The last complaint, so that it is made once.
+    /// The last error, so that it is returned only once.
     complaint: Option<KeyFileError>,
 }
 
@@ -249,19 +250,19 @@ impl<L: KeyList> KeyListFile<L> {
         })
     }
 
-    /// The list as it was read last.
+    /// The current list.
     pub fn keys(&self) -> Arc<L> {
         self.keys.clone()
     }
 
-    /// Its file.
+    /// The path of its file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Looks whether the file has changed and reads it again: the list when it is another one.
-    /// `force` reads it in any case. A complaint is given once for as long as it stays the same,
-    /// or again with `force`.
+    /// Reads the file again if it has changed. Returns the list if it differs from the current one.
+    /// With `force` the file is read in any case, and omitted keys are revoked at once. An error is
+    /// returned once for as long as it stays the same, and again with `force`.
     pub fn poll(&mut self, force: bool) -> Result<Option<Arc<L>>, KeyFileError> {
         let stamp = fs::metadata(&self.path)
             .ok()

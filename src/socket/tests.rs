@@ -12,7 +12,7 @@ fn options(identity: &[u8]) -> Options {
     Options::new().routing_id(identity)
 }
 
-/// Runs `step` until it gives a value.
+/// Runs `step` until it returns a value.
 fn until<T>(mut step: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -193,7 +193,7 @@ fn a_dealer_deals_in_turn_and_hears_all() {
         router.send(b"d", &[&[count as u8]]).unwrap();
         router.flush().unwrap();
     }
-    let mut heard: Vec<u8> = (0..5)
+    let mut received: Vec<u8> = (0..5)
         .map(|_| {
             until(|| {
                 for router in &mut routers {
@@ -206,8 +206,8 @@ fn a_dealer_deals_in_turn_and_hears_all() {
             })
         })
         .collect();
-    heard.sort_unstable();
-    assert_eq!(heard, [0, 1, 2, 3, 4]);
+    received.sort_unstable();
+    assert_eq!(received, [0, 1, 2, 3, 4]);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_silent_connection_is_dropped_and_garbage_does_not_disturb_others() {
     );
 }
 
-/// A PING gives idle buffers back, which must not be counted for ever.
+/// A PING frees the buffers of idle connections; they must not stay counted.
 #[test]
 fn memory_of_peers_is_accounted_through_pings_messages_and_ends() {
     let beat = Options::new()
@@ -294,7 +294,7 @@ fn memory_of_peers_is_accounted_through_pings_messages_and_ends() {
     router.socket().check();
 }
 
-/// The one who holds most makes way, and the others go on.
+/// At the limit, the peer that uses most memory is disconnected, and the others continue.
 #[test]
 fn at_the_bound_of_memory_the_largest_receiver_is_closed() {
     let total = 4 << 20;

@@ -1,4 +1,5 @@
-//! Time passes: heartbeats, deadlines, reconnects, resting listeners, idle memory.
+//! Timers of a socket: heartbeats, deadlines, reconnects, paused listeners, memory of idle
+//! connections.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,13 @@ use crate::limits;
 use crate::reactor::Endpoint;
 use crate::zmtp::Error;
 
-/// How often a peer is checked whose silence may be our own.
+/// Interval of checks of an overdue peer whose received bytes may still be unread.
 pub(super) const OVERDUE_STEP: Duration = Duration::from_millis(10);
-/// The same while a message of its waits for the owner.
+/// The interval while a message of the peer waits for the owner.
 pub(super) const OVERDUE_STEP_HELD: Duration = Duration::from_millis(100);
 
 impl Socket {
-    /// When [`Socket::handle_timeout`] is due; it may be called at any time.
+    /// The time at which [`Socket::handle_timeout`] is due. It may be called earlier.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let peers = self.timers.first().map(|(at, _)| *at);
         let listeners = self.listeners.iter().flatten();
@@ -22,8 +23,8 @@ impl Socket {
         rests.chain(peers).min()
     }
 
-    /// A peer is due by then; an earlier instant stays. Deadlines that move back are
-    /// found out about when the earlier one has come.
+    /// Sets a peer's timer to `at`, unless it is already set to an earlier time. When a deadline
+    /// moves to a later time, the timer stays; the timeout then sets it again.
     #[inline]
     pub(super) fn note_timeout(&mut self, id: PeerId, at: Option<Instant>) {
         if let Some(at) = at
@@ -37,7 +38,7 @@ impl Socket {
         }
     }
 
-    /// Lets time pass: heartbeats, deadlines, reconnects, resting listeners.
+    /// Processes due timers: heartbeats, deadlines, reconnects, paused listeners.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
         for bound in self.listeners.iter_mut().flatten() {
@@ -45,7 +46,7 @@ impl Socket {
                 bound.rest_until = None;
             }
         }
-        // What is noted meanwhile is for the next call, so that this one ends.
+        // Timers that are set during this call are for the next call, so that this one ends.
         while self.timers.first().is_some_and(|(at, _)| *at <= now)
             && let Some((at, id)) = self.timers.pop_first()
         {
@@ -59,8 +60,8 @@ impl Socket {
         }
     }
 
-    /// Tries to write to a blocked peer whose timer is due: the kernel reports room only when
-    /// much of its buffer is free again, so a slow reader would look like a dead one.
+    /// Tries to write to a blocked peer whose timer is due. The kernel reports a socket as writable
+    /// only when much of its buffer is free, so without this a slow reader would time out.
     fn try_blocked(&mut self, id: PeerId, now: Instant) {
         if let Some(peer) = self.peers.get_mut(id)
             && let Link::Up(_, connection) = &peer.link
@@ -99,8 +100,9 @@ impl Socket {
                 self.lose(id, DisconnectReason::Io(reason), now);
             }
             Link::Up(_, connection) => {
-                // The silence may be our own: the owner did not poll, or there were more events than one
-                // wait gives. So one more read comes before the end.
+                // The peer's bytes may be unread because the owner did not poll, or because there
+                // were more events than one wait returns. So one more read is done before the peer
+                // is disconnected.
                 let is_overdue = connection.is_overdue(now);
                 if is_overdue && peer.probe == Probe::None {
                     peer.probe = Probe::Asked;
@@ -115,8 +117,9 @@ impl Socket {
                     false => peer.probe == Probe::Asked,
                 };
                 if is_overdue && !is_unread && peer.held {
-                    // An accepted peer's message is for the owner still, though nothing more
-                    // goes to the peer. A connecting one is connected again at once.
+                    // An accepted peer is kept until the owner has taken its message, but nothing
+                    // more is sent to it. A connecting peer is disconnected now, so that it can
+                    // reconnect.
                     peer.is_silent = true;
                     let reason = DisconnectReason::Protocol(Error::HeartbeatTimeout);
                     return match peer.accepted {
@@ -139,7 +142,8 @@ impl Socket {
                     peer.in_dirty = true;
                     self.dirty.push(id);
                 }
-                // A deadline that has passed waits for a read of ours.
+                // A deadline that has passed takes effect only after our next read, so the peer is
+                // checked again after `step`.
                 let holds_memory = peer.counted > 0;
                 let step = match peer.held {
                     true => OVERDUE_STEP_HELD,

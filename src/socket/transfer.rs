@@ -1,4 +1,4 @@
-//! Messages in and out: fair-queued receive, routed and dealt sends, flushing.
+//! Receiving and sending messages: fair-queued receive, routed and round-robin sends, flushing.
 
 use std::io::{self, Read, Write};
 use std::time::Instant;
@@ -8,23 +8,23 @@ use super::{DisconnectReason, Options, PeerId, SendError, Socket};
 use crate::limits;
 use crate::zmtp::{Error, Message, Progress, SocketType};
 
-/// What one step of a peer came to.
+/// Result of [`Socket::step`].
 enum Step {
-    /// A message is there; the peer stays in the ring.
+    /// A complete message is available; the peer stays in the ready ring.
     Message,
-    /// Its handshake is done: go on with it.
+    /// The handshake is done; continue with this peer.
     Established,
-    /// It was read from and has no whole message yet; others go first.
+    /// The peer was read from and has no complete message yet; other peers come first.
     Rotate,
-    /// It has nothing more now, or is gone; it is out of the ring.
+    /// The peer has no more input now or is removed; it is not in the ready ring any more.
     Idle,
-    /// It may have more, but the reads of this call are used up.
+    /// The peer may have more input, but the limit of reads in this call is reached.
     Budget,
 }
 
 impl Socket {
-    /// The peer whose next message is there: read it with [`Socket::message`] before the next
-    /// call. Peers take turns, one message each.
+    /// Receives a message: returns its peer. The message is available by [`Socket::message`] until
+    /// the next call. Peers are fair-queued, one message each.
     #[inline]
     pub fn receive(&mut self, now: Instant) -> Option<PeerId> {
         self.now = now;
@@ -55,9 +55,9 @@ impl Socket {
         None
     }
 
-    /// Everything of [`Socket::receive`] but giving out a message: takes waiting connections,
-    /// brings handshakes forward, answers PINGs, notices ends. For owners that only send; what
-    /// has come is held for the next receive, one message a peer.
+    /// Does the work of [`Socket::receive`] without returning a message: accepts connections,
+    /// continues handshakes, answers PINGs, detects closed connections. It is for owners that only
+    /// send. One received message of each peer is kept for the next receive.
     pub fn drive(&mut self, now: Instant) {
         self.now = now;
         if self
@@ -75,8 +75,8 @@ impl Socket {
             };
             loop {
                 match self.peers.get(id) {
-                    // The connection has ended, and waiting for the owner to take the message
-                    // would keep it from being made again.
+                    // The connection has ended. Keeping it until the owner takes the message would
+                    // delay the reconnect, so the message is lost.
                     Some(peer) if peer.held && peer.is_broken && !peer.accepted => {
                         self.lose(id, DisconnectReason::Closed, now);
                         break;
@@ -96,7 +96,8 @@ impl Socket {
                             && let Link::Up(_, connection) = &peer.link
                         {
                             peer.held = true;
-                            // A PING before the message may have brought an earlier end.
+                            // A PING before the message may have set an earlier deadline by its
+                            // TTL.
                             let timeout = connection.poll_timeout();
                             self.note_timeout(id, timeout);
                         }
@@ -110,9 +111,9 @@ impl Socket {
         }
     }
 
-    /// Reads from an overdue peer whose message waits for the owner: any byte is life, and it
-    /// goes behind the message, up to what is read ahead at most. At the end of the stream
-    /// nothing more goes to the peer.
+    /// Reads from an overdue peer whose message waits for the owner. Any byte counts as a sign of
+    /// life. Bytes are buffered behind the message, within the read-ahead limit. At the end of the
+    /// stream nothing more is sent to the peer.
     fn probe_held(&mut self, id: PeerId, now: Instant) {
         let total = self.options.rcvhwm_total_bytes;
         let Some(peer) = self.peers.get_mut(id) else {
@@ -150,8 +151,9 @@ impl Socket {
         }
     }
 
-    /// Nothing more can be sent on the connection of a peer. What it sent before is still to be
-    /// read; the end of the stream is found there.
+    /// Stops sending on a peer's connection, after a failed write or a timeout. Bytes that the peer
+    /// sent before are still read. The connection is closed at the end of the stream or when no
+    /// more bytes are waiting.
     pub(super) fn break_link(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
@@ -166,7 +168,7 @@ impl Socket {
         }
     }
 
-    /// One step of a peer that has been taken out of the ready ring.
+    /// Processes input of a peer that has been popped from the ready ring, with at most one read.
     #[inline]
     fn step(&mut self, id: PeerId, reads: &mut usize, now: Instant) -> Step {
         let mut was_read = false;
@@ -197,7 +199,7 @@ impl Socket {
                 }
                 Ok(Progress::NeedInput) => {}
                 Err(error) => {
-                    // ERROR may have been queued for the peer.
+                    // ERROR to the peer may be queued.
                     self.flush_peer(id);
                     self.lose(id, DisconnectReason::Protocol(error), now);
                     return Step::Idle;
@@ -227,7 +229,8 @@ impl Socket {
             let space = connection.receive_space(may_grow);
             let room = space.len();
             if room == 0 {
-                // The peer that uses most memory is disconnected, so that the others go on.
+                // At the memory limit, the peer that uses most memory is disconnected, so that
+                // others can continue.
                 let largest = self.largest_receiver().unwrap_or(id);
                 self.lose(largest, DisconnectReason::OutOfMemory, now);
                 if largest == id {
@@ -238,7 +241,7 @@ impl Socket {
             }
             let result = stream.read(space);
             if matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-                // Nothing came: a silent connection holds no buffer.
+                // No bytes were waiting, so the buffer can be freed.
                 connection.release_idle();
             }
             count_memory(connection, &mut peer.counted, &mut self.received_bytes);
@@ -248,19 +251,20 @@ impl Socket {
                 }
                 Ok(0) => self.lose(id, DisconnectReason::Closed, now),
                 Ok(count) => {
-                    // The owner's last instant may be long ago.
+                    // The time that the owner passed may be long ago.
                     connection.handle_received(count, now.max(Instant::now()));
                     peer.probe = match connection.is_open() {
                         true => Probe::None,
                         false => peer.probe.made(),
                     };
-                    // epoll(7): a short read means that the stream is drained, unless its end
-                    // is still to be read.
+                    // epoll(7): after a short read the stream has no more bytes, except for its
+                    // end.
                     peer.readable = count == room || peer.read_closed;
                     self.note_timeout(id, Some(now + limits::IDLE_MEMORY_AFTER));
                     continue;
                 }
-                // A write has failed before, and what the peer sent until then is read.
+                // Sending has stopped before (`break_link`), and all bytes that the peer sent have
+                // been read.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && peer.read_closed => {
                     let reason = match peer.is_silent {
                         true => DisconnectReason::Protocol(Error::HeartbeatTimeout),
@@ -282,14 +286,14 @@ impl Socket {
         }
     }
 
-    /// The peer whose bytes take most memory.
+    /// The peer with the most receive memory.
     fn largest_receiver(&self) -> Option<PeerId> {
         (0..self.peers.slot_count())
             .filter_map(|index| self.peers.at(index))
             .max_by_key(|id| self.peers.get(*id).map(|peer| peer.counted))
     }
 
-    /// The message that [`Socket::receive`] announced; a view of no frames otherwise.
+    /// The message that [`Socket::receive`] reported. It has no frames if the peer has no message.
     #[inline]
     pub fn message(&self, id: PeerId) -> Option<Message<'_>> {
         match &self.peers.get(id)?.link {
@@ -306,8 +310,8 @@ impl Socket {
             .map(|peer| peer.identity.as_slice())
     }
 
-    /// When bytes last came from an established peer.
-    pub fn heard_at(&self, id: PeerId) -> Option<Instant> {
+    /// When bytes of an established peer were last received.
+    pub fn received_at(&self, id: PeerId) -> Option<Instant> {
         match &self.peers.get(id)?.link {
             Link::Up(_, connection) if connection.is_open() => Some(connection.received_at()),
             _ => None,
@@ -336,7 +340,7 @@ impl Socket {
         if self.config.socket_type == SocketType::Router && peer.identity.is_empty() {
             return Err(SendError::Unroutable);
         }
-        // What is queued for an accepted peer now would die with its connection.
+        // Messages to an accepted peer would be lost with its broken connection.
         if peer.is_broken && (peer.accepted || self.options.immediate) {
             return Err(SendError::Unroutable);
         }
@@ -382,7 +386,7 @@ impl Socket {
         }
     }
 
-    /// DEALER: queues a message for the next peer in turn that is not full.
+    /// DEALER: queues a message for the next peer, in round-robin order, whose queue is not full.
     #[inline]
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
         let count = self.round_robin.len();
@@ -404,13 +408,13 @@ impl Socket {
         result
     }
 
-    /// Writes what is queued, as far as the system takes it.
+    /// Writes queued messages, as far as the kernel accepts them.
     pub fn flush(&mut self) {
         if self.dirty.is_empty() {
             return;
         }
-        // A PING's deadline counts from when it leaves, and the owner may have been away since
-        // its last instant.
+        // The PONG deadline counts from when PING is written, and the time that the owner passed
+        // may be long ago.
         self.now = self.now.max(Instant::now());
         while let Some(id) = self.dirty.pop() {
             if let Some(peer) = self.peers.get_mut(id) {
@@ -420,7 +424,7 @@ impl Socket {
         }
     }
 
-    /// Bytes queued for all peers.
+    /// Number of unsent bytes in the queues of all peers.
     pub fn pending_bytes(&self) -> u64 {
         self.queued_bytes
     }
@@ -452,7 +456,7 @@ impl Socket {
                     connection.handle_written(&mut peer.queue, count, self.now);
                     self.queued_bytes -= before - peer.queue.bytes();
                     peer.has_sent |= peer.queue.bytes() < before;
-                    // epoll(7): a short write means that the buffer is full.
+                    // epoll(7): after a short write the kernel's buffer is full.
                     if count < size {
                         peer.writable = false;
                     }
@@ -474,7 +478,8 @@ impl Socket {
     }
 }
 
-/// At its high-water mark, or would be with `size` bytes more; or all peers together are.
+/// Whether a message of `size` bytes exceeds a limit of this peer's queue, or of all queues
+/// together.
 fn is_full(peer: &Peer, options: &Options, size: usize, total: u64) -> bool {
     let queue = &peer.queue;
     let size = size as u64;
@@ -482,7 +487,8 @@ fn is_full(peer: &Peer, options: &Options, size: usize, total: u64) -> bool {
     let bytes = options.sndhwm_bytes > 0
         && !queue.is_empty()
         && queue.bytes() + size > options.sndhwm_bytes;
-    // Stalled peers cannot starve others.
+    // Each peer may queue 64 KiB beyond the total limit, so that stalled peers cannot starve
+    // others.
     let is_little = queue.bytes() + size <= limits::FLUSH_BYTES;
     let all = options.sndhwm_total_bytes > 0
         && total > 0

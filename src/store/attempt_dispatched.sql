@@ -1,6 +1,6 @@
--- What an attempt was dispatched with: file version and plugin, as in the column of the same name of its
--- row, and the hashes of code and sinks. Output that a settlement finds is of these. NULL in rows of
--- earlier releases, and of settlements; an empty `dispatched` = not known.
+-- What an attempt was dispatched with: file version and plugin (as in the job's column of the same name), and
+-- the hashes of code and sinks. Output that a settlement finds was made with these. NULL in rows of
+-- earlier releases and of settlements. Empty `dispatched` = unknown.
 ALTER TABLE cf_job_attempt ADD COLUMN dispatched TEXT;
 ALTER TABLE cf_job_attempt ADD COLUMN artifact_hash TEXT;
 ALTER TABLE cf_job_attempt ADD COLUMN sinks_hash TEXT;

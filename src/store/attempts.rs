@@ -1,6 +1,6 @@
-//! The ends of attempts: reported by the holder ([`Transaction::complete`]), or of a holder that is lost
-//! ([`Transaction::release`]). Each is a compare-and-set on job, attempt and RUNNING, and leaves a row in
-//! `cf_job_attempt`. What follows a failure is decided by the policy in `retry.rs`.
+//! Ends attempts: by the report of the holder ([`Transaction::complete`]), or when the holder is lost
+//! ([`Transaction::release`]). Each end is a compare-and-set on job, attempt and RUNNING, and writes a row to
+//! `cf_job_attempt`. The policy in `retry.rs` decides what follows a failure.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
@@ -14,19 +14,20 @@ use super::{Error, Now, Transaction, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Loss, Receipt, text};
 use crate::limits;
 
-/// Why a receipt does not count that is not of what the row means now.
+/// The reason why a receipt does not count: the row has another file version or plugin now.
 pub(crate) const OTHER_ROW: &str = "another program gave the row another file version or plugin";
 
 /// The end of an attempt, as its holder reports it.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion<'a> {
-    /// The attempt. Where an old worker did not send the number, the worker's ID decides.
+    /// The attempt. Where a worker of the reference system did not send the number, `worker_id` identifies
+    /// it.
     pub attempt: Attempt,
     /// The holder.
     pub worker_id: &'a str,
-    /// What it reports.
+    /// Its receipt.
     pub receipt: &'a Receipt,
-    /// Retries of a job, unless its plugin has a number of its own.
+    /// Retries of a job, unless `cf_plugin_config` has a number for its plugin.
     pub retries_max: u32,
 }
 
@@ -39,19 +40,19 @@ pub enum Ended {
     Failed,
     /// It is QUEUED again.
     Queued,
-    /// It is PENDING until then ([`Now::boot_ms`]).
+    /// It is PENDING until a retry.
     Waits {
-        /// When [`Transaction::wake_due`] queues it.
+        /// When [`Transaction::wake_due`] queues it ([`Now::boot_ms`]).
         until_boot_ms: u64,
     },
-    /// The attempt was not current; nothing was changed.
+    /// The attempt was not current. Nothing was changed.
     Stale,
-    /// Code in the schema refuses the end; nothing was changed.
+    /// Code in the schema refused the end. Nothing was changed.
     Refused,
 }
 
-/// A RUNNING job of a worker; ?3 = its attempt, 0 where an old worker did not send it. An attempt
-/// that is no number, or a negative one, counts as 0.
+/// A RUNNING job of a worker. ?3 = its attempt, 0 where a worker of the reference system did not send it. An
+/// attempt in the row that is no integer or is negative counts as 0.
 pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, plugin_name, \
      worker_id, worker_host, worker_pid, claim_time, \
      CASE WHEN published IS NULL THEN receipt END, shared_count, attempt_key, \
@@ -62,7 +63,8 @@ pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, p
      AND (?3 <= 0 AND ?2 IS NOT NULL \
      OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))";
 
-/// The end itself. ?18: a worker that keeps records has completed the job. A NULL in ?7 keeps `published`, and one in ?17 the attempt.
+/// The end itself. ?18 = a worker that keeps records has completed the job. NULL in ?7 keeps `published`.
+/// NULL in ?17 keeps the attempt.
 pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      end_time = iif(?2 IN ('COMPLETED', 'FAILED'), ?3, NULL), error_message = ?4, \
      result_summary = ?5, receipt = coalesce(?6, receipt), published = coalesce(?7, published), \
@@ -79,8 +81,9 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      dispatched = NULL \
      WHERE id = ?1 AND status = 'RUNNING'";
 
-/// The row of an ended attempt. One that has ended before, and whose number another program has set
-/// again, stays as it ended; of one that was taken the key stays, and what it was dispatched with.
+/// Writes the row of an ended attempt. An existing row stays unchanged when that attempt has already ended
+/// (another program has set its number again). Of an attempt with the status TAKEN the key stays, and what it
+/// was dispatched with.
 pub(super) const RECORD: &str = "INSERT INTO cf_job_attempt (job_id, attempt, \
      worker_id, hostname, pid, started, ended, status, cause, exit_code, signal, rss_max_bytes, \
      error_message, log_tail, attempt_key, sandbox, dispatched, artifact_hash, sinks_hash) \
@@ -94,15 +97,15 @@ pub(super) const RECORD: &str = "INSERT INTO cf_job_attempt (job_id, attempt, \
      dispatched = coalesce(dispatched, ?17) \
      WHERE status = 'TAKEN' OR attempt & 4294967295 = 0";
 
-/// How many attempts in a row before ?2, and above ?3, were given back by workers that were stopped
-/// while they ran. Attempts that were given back for another reason do not matter.
+/// How many consecutive attempts before ?2, and above ?3, were given back by workers that were stopped
+/// while the job ran. Attempts that were given back for another reason are ignored.
 pub(super) const STOPPED_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
      WHERE job_id = ?1 AND attempt < ?2 AND status IN ('RETURNED', 'INTERRUPTED') \
      AND cause = 'lost' AND attempt > coalesce((SELECT max(attempt) FROM cf_job_attempt \
      WHERE job_id = ?1 AND attempt < ?2 AND coalesce(status, '') \
      NOT IN ('RETURNED', 'INTERRUPTED')), ?3)";
 
-/// A RUNNING row before its attempt ends.
+/// Values of a RUNNING row before its attempt ends.
 struct Held {
     attempt: i64,
     key: Option<i64>,
@@ -112,11 +115,11 @@ struct Held {
     hostname: Option<String>,
     pid: Option<i64>,
     started: Option<String>,
-    /// `published` where the row does not have it yet: the URIs of its receipt.
+    /// The value for `published` where the row has none yet: the URIs of its receipt.
     published: Option<String>,
-    /// Another program has given the row another file version or plugin since it was claimed.
+    /// Another program has changed the row's file version or plugin since it was claimed.
     is_other: bool,
-    /// What it was dispatched with: file version and plugin, hashes of code and sinks.
+    /// What it was dispatched with: file version and plugin, hash of the code, hash of the sinks.
     dispatched: [Option<String>; 3],
 }
 
@@ -131,8 +134,8 @@ struct End<'a> {
 }
 
 impl Transaction<'_> {
-    /// Ends the attempt that a worker holds, as it reports it. A job that failed for a cause that
-    /// is not final is tried again; one that was returned goes back to the queue uncounted.
+    /// Ends an attempt by its holder's receipt. A job that failed with a cause that is not final is tried
+    /// again. A job that was returned is QUEUED again, uncounted.
     pub fn complete(&mut self, completion: &Completion<'_>, now: &Now) -> Result<Ended, Error> {
         let Completion {
             attempt,
@@ -170,9 +173,8 @@ impl Transaction<'_> {
         self.end(attempt, Some(worker_id), &end, now)
     }
 
-    /// Ends an attempt whose holder does not report it any more, by the policy for the cause
-    /// ([`Cause::Lost`], most often). Not for attempts of an unknown number: 0 is that of a row of
-    /// the old system.
+    /// Ends an attempt without a report of its holder, by the policy for the cause (mostly [`Cause::Lost`]).
+    /// The attempt's number must be known. Number 0 is the attempt of a row of the reference system.
     pub fn release(
         &mut self,
         attempt: Attempt,
@@ -197,7 +199,7 @@ impl Transaction<'_> {
         self.end(attempt, None, &end, now)
     }
 
-    /// Queues an attempt again that its worker never started. Nothing is counted.
+    /// Ends an attempt that its worker never started. Its job is QUEUED again, uncounted.
     pub fn give_back(&mut self, attempt: Attempt, reason: &str, now: &Now) -> Result<Ended, Error> {
         let end = End {
             success: false,
@@ -210,9 +212,9 @@ impl Transaction<'_> {
         self.end(attempt, None, &end, now)
     }
 
-    /// Puts RUNNING jobs back into the queue, uncounted, for any worker: for a program that
-    /// has the database to itself. Their attempts may have left output. At most `limit`; gives how
-    /// many. Call it again while that many were.
+    /// Queues RUNNING jobs of all workers again, uncounted, at most `limit`. Only for a program that is alone
+    /// on the database. Their attempts may have left output. Returns how many jobs were queued. Call it again
+    /// until it returns fewer than `limit`.
     pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {
         let mut released = 0;
         for running in super::queue::running(&self.inner, i64::MIN, limit)? {
@@ -248,7 +250,7 @@ impl Transaction<'_> {
         let Some(held) = held else {
             return Ok(Ended::Stale);
         };
-        // The receipt is not of what the row means now.
+        // The receipt is for another file version or plugin than the row has now.
         let other = End {
             success: false,
             detail: Detail::Displaced,
@@ -374,7 +376,7 @@ impl Transaction<'_> {
         let unsettled = match ended {
             Ended::Completed => false,
             _ if end.detail.may_have_output() => true,
-            // Who gives a job back has no output of it.
+            // A worker that gives a job back has left no output of it.
             _ => self.is_unsettled(full, end.cause.filter(|_| !is_returned))?,
         };
         let parameters = params![
@@ -416,7 +418,7 @@ impl Transaction<'_> {
         Ok(ended)
     }
 
-    /// True when code in the schema has undone the end of a job: it is queued again at once.
+    /// True when code in the schema has undone the end of a job: its row is QUEUED at once.
     pub fn is_end_undone(&self, job_id: i64, ended: Ended) -> Result<bool, Error> {
         if !matches!(ended, Ended::Completed | Ended::Failed) {
             return Ok(false);
@@ -464,7 +466,7 @@ impl Transaction<'_> {
             end.cause.map(Cause::as_str),
             metric("exit_code"),
             metric("signal"),
-            metric("rss_max_bytes").or_else(|| metric("plugin_rss_max_bytes")),
+            metric("rss_max_bytes").or_else(|| metric("guest_rss_max_bytes")),
             reason,
             log_tail,
             held.key,
@@ -484,7 +486,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// `cf_plugin_config.retries`, where it is a number.
+    /// `cf_plugin_config.retries`, where it is a valid number.
     fn own_retries(&self, plugin: &str) -> Result<Option<u32>, Error> {
         let mut statement = self
             .inner

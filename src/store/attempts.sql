@@ -1,9 +1,9 @@
--- Identity of the database and of its jobs, retries with backoff, the history of attempts, the
--- order of deployments, and why a worker takes no jobs.
+-- Identity of the database and of its jobs, retries with growing pauses, the history of attempts, the
+-- order of deployments, and why a worker accepts no jobs.
 
--- database: random UUID, 32 lower-case hex digits; a copy needs another one.
--- job_high_water: highest ID of a job that was deleted; IDs up to it may be reused by SQLite.
--- incarnation: given to rows that are inserted under such an ID; above that of every deleted row.
+-- database: random UUID, 32 lower-case hex digits. A copy needs another one.
+-- job_high_water: highest ID of a deleted job. SQLite may reuse IDs up to it.
+-- incarnation: given to rows that are inserted under such an ID. Above that of every deleted row.
 CREATE TABLE cf_casparian (
     key TEXT NOT NULL PRIMARY KEY,
     value
@@ -14,11 +14,10 @@ INSERT INTO cf_casparian (key, value) VALUES
     ('job_high_water', 0),
     ('incarnation', 0);
 
--- The URIs of the artifacts that the last completed attempt named, as a JSON array. NULL = those
--- of the receipt.
+-- The URIs of the artifacts of the last completed attempt, as a JSON array. NULL = those of the receipt.
 ALTER TABLE cf_processing_queue ADD COLUMN published TEXT;
--- When a PENDING row is queued again: as text for people; the clock since boot decides while the
--- boot is the same.
+-- When a PENDING row is queued again. next_run is text for people, and decides only after a reboot. Before it
+-- next_run_boot_ms decides: milliseconds since the boot with the ID next_run_boot_id.
 ALTER TABLE cf_processing_queue ADD COLUMN next_run TEXT;
 ALTER TABLE cf_processing_queue ADD COLUMN next_run_boot_ms INTEGER;
 ALTER TABLE cf_processing_queue ADD COLUMN next_run_boot_id TEXT;
@@ -26,11 +25,11 @@ ALTER TABLE cf_processing_queue ADD COLUMN next_run_boot_id TEXT;
 ALTER TABLE cf_processing_queue ADD COLUMN failure_cause TEXT;
 -- Failures of environments and workers since the job was queued; retry_count counts lost workers.
 ALTER TABLE cf_processing_queue ADD COLUMN infra_count INTEGER;
--- Losses of workers that held other jobs too since the job was queued.
+-- Losses of workers that ran other jobs too, since the job was queued.
 ALTER TABLE cf_processing_queue ADD COLUMN shared_count INTEGER;
 -- Overrides --retries for the plugin's jobs.
 ALTER TABLE cf_plugin_config ADD COLUMN retries INTEGER;
--- The ACTIVE manifest with the highest number runs.
+-- The ACTIVE manifest with the highest number is the deployed one.
 ALTER TABLE cf_plugin_manifest ADD COLUMN deploy_order INTEGER;
 ALTER TABLE cf_worker_session ADD COLUMN trouble TEXT;
 
@@ -52,7 +51,7 @@ CREATE TABLE cf_job_attempt (
     PRIMARY KEY (job_id, attempt)
 ) WITHOUT ROWID;
 
--- Leases are kept in memory, so RUNNING rows are looked for by worker.
+-- Leases are kept in memory, so RUNNING rows are searched by worker.
 DROP INDEX IF EXISTS ix_casparian_lease;
 CREATE INDEX ix_casparian_running
     ON cf_processing_queue (worker_id) WHERE status = 'RUNNING';
@@ -60,8 +59,8 @@ CREATE INDEX ix_casparian_retry
     ON cf_processing_queue (next_run_boot_id, next_run_boot_ms)
     WHERE status = 'PENDING' AND next_run IS NOT NULL;
 
--- A row goes: its ID may be reused, by a job of a higher incarnation. The incarnation rises once
--- for many deletions, so that it lasts.
+-- A row is deleted: its ID may be reused by a job of a higher incarnation. Many deletions raise the
+-- incarnation only once, so that the numbers last.
 CREATE TRIGGER casparian_job_deleted AFTER DELETE ON cf_processing_queue
 BEGIN
     UPDATE cf_casparian SET value = OLD.id
@@ -71,7 +70,8 @@ BEGIN
     DELETE FROM cf_job_attempt WHERE job_id = OLD.id;
 END;
 
--- INSERT OR REPLACE deletes a row without a trigger. An ID that SQLite is to choose reads as -1.
+-- INSERT OR REPLACE deletes a row without its DELETE trigger. Here NEW.id is -1 where SQLite will choose the
+-- ID.
 CREATE TRIGGER casparian_job_replaced BEFORE INSERT ON cf_processing_queue
     WHEN EXISTS (SELECT 1 FROM cf_processing_queue WHERE id = NEW.id)
 BEGIN
@@ -105,9 +105,8 @@ BEGIN
     DELETE FROM cf_job_attempt WHERE job_id = OLD.id;
 END;
 
--- Deployments are ordered by when they were committed, not by what a clock said. Old programs
--- deploy by inserting a row or by setting deployed_at; both count. A change of status alone does
--- not.
+-- Deployments are ordered by their commits, not by a clock. Programs of the reference system deploy by
+-- inserting a row or by setting deployed_at. Both count as a deployment. A change of status alone does not.
 UPDATE cf_plugin_manifest SET deploy_order = ordered.position FROM (
     SELECT id, row_number() OVER
         (ORDER BY julianday(coalesce(deployed_at, created_at)), id) AS position

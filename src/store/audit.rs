@@ -1,5 +1,5 @@
-//! What the rows of the queue say about output, read in parts for `casparian fsck`, and the changes
-//! by which it brings a row in line with what it has found.
+//! Reads what the rows of the queue contain about output, in parts, for `casparian fsck`. Also has the
+//! changes by which fsck repairs rows.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::{Error, Inspector, Now, Transaction, attempts, format_time, identity,
 use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History, Receipt};
 use crate::limits;
 
-/// Rows with IDs in a range, rising.
+/// Rows with IDs in a range, in ascending order.
 pub(super) const AUDIT_QUERY: &str = "SELECT q.id, q.status, q.attempt, q.worker_id, q.unsettled, \
      q.next_run, q.file_version_id, q.published, q.receipt, \
      (SELECT max(attempt) FROM cf_job_attempt WHERE job_id = q.id), \
@@ -26,10 +26,10 @@ pub(super) const AUDIT_QUERY: &str = "SELECT q.id, q.status, q.attempt, q.worker
 pub(super) const PUBLISHER_QUERY: &str = "SELECT attempt, attempt_key FROM cf_job_attempt \
      WHERE job_id = ?1 AND status = 'COMPLETED' ORDER BY attempt DESC LIMIT 1";
 
-/// The first ID from one on.
+/// The lowest ID that is at least ?1.
 pub(super) const NEXT_QUERY: &str = "SELECT min(id) FROM cf_processing_queue WHERE id >= ?1";
 
-/// RUNNING rows above an ID, each with its worker as it was last seen.
+/// RUNNING rows above an ID, each with status and last-seen time of its worker.
 pub(super) const HELD_QUERY: &str = "SELECT q.id, q.worker_id, s.status, s.last_seen_ms \
      FROM cf_processing_queue q INDEXED BY ix_casparian_running \
      LEFT JOIN cf_worker_session s ON s.worker_id = q.worker_id \
@@ -40,15 +40,15 @@ pub(super) const HELD_QUERY: &str = "SELECT q.id, q.worker_id, s.status, s.last_
 pub struct Output {
     /// Where it is.
     pub uri: String,
-    /// Its rows, where the receipt has their number.
+    /// Number of its rows, where the receipt has it.
     pub rows: Option<u64>,
-    /// Bytes of a file, where the receipt has their number.
+    /// Size of a file in bytes, where the receipt has it.
     pub size_bytes: Option<u64>,
     /// Hash of the file's content in lower-case hex digits, where the receipt has it.
     pub sha256: Option<String>,
 }
 
-/// A row, as far as output is concerned.
+/// The values of a row that concern output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audited {
     /// The job.
@@ -61,29 +61,29 @@ pub struct Audited {
     pub worker_id: Option<String>,
     /// An attempt may have left output without a receipt.
     pub is_unsettled: bool,
-    /// It is queued again by itself.
+    /// The sentinel will queue it again (`next_run`).
     pub has_next_run: bool,
     /// The version of its input.
     pub file_version_id: i64,
-    /// Its output was made of another content than its version has.
+    /// Its output was made from another content than that of its file version.
     pub is_of_other_content: bool,
-    /// What its receipts name.
+    /// The outputs that its receipts name.
     pub outputs: Vec<Output>,
-    /// The row has no list of output, not even an empty one: another program has erased it where an
-    /// attempt had a receipt.
+    /// The row has neither `published` nor a receipt. Where an attempt had a receipt, another program has
+    /// erased them.
     pub is_list_missing: bool,
-    /// The receipt had no room for all files.
+    /// The receipt lacks files, because it was too large.
     pub is_truncated: bool,
-    /// The last attempt with a receipt for its output, and its key; 0 where that is not known.
+    /// The last attempt with a receipt for its output.
     pub publisher: Attempt,
-    /// Its key.
+    /// Its key, 0 where it is unknown.
     pub publisher_key: i64,
     /// Its attempts.
     pub history: History,
 }
 
 impl Audited {
-    /// True when another attempt replaces what an earlier one has left.
+    /// True when the job runs or will run, so that another attempt replaces what an earlier one has left.
     pub fn runs_again(&self) -> bool {
         matches!(self.status.as_str(), "QUEUED" | "RUNNING")
             || (self.status == "PENDING" && self.has_next_run)
@@ -95,17 +95,17 @@ impl Audited {
 pub struct Claimant {
     /// The job.
     pub job_id: i64,
-    /// The worker's ID; empty where the row has none.
+    /// The worker's ID. Empty where the row has none.
     pub worker_id: String,
     /// The worker is connected to the sentinel of the database.
     pub is_connected: bool,
-    /// When the worker was last heard from, milliseconds since the epoch.
+    /// When the worker was last seen, milliseconds since the epoch.
     pub last_seen_ms: Option<i64>,
 }
 
 impl Transaction<'_> {
-    /// Attempts of COMPLETED jobs that ended with output, the last one first, until `is_wanted` says
-    /// so of one; gives that.
+    /// The attempt that ended last among the COMPLETED attempts of COMPLETED jobs for which `is_wanted`
+    /// returns true.
     pub fn latest_completed(
         &self,
         is_wanted: &mut dyn FnMut(Attempt) -> bool,
@@ -141,29 +141,30 @@ impl Transaction<'_> {
 }
 
 impl Inspector {
-    /// The database's UUID; none where it has none that can be used.
+    /// The database's UUID. None where it has no valid one.
     pub fn database_id(&self) -> Result<Option<Arc<str>>, Error> {
         identity::database_id(&self.connection)
     }
 
-    /// Whether a sentinel works on the database, as [`Inspector::look_for_sentinel`] has found.
+    /// Whether a sentinel works on the database, by the last call of [`Inspector::find_sentinel`].
     pub fn has_sentinel(&self) -> bool {
         self.has_sentinel
     }
 
-    /// The first job from an ID on.
+    /// The job with the lowest ID that is at least `from`.
     pub fn next_job(&self, from: i64) -> Result<Option<i64>, Error> {
         let mut statement = self.connection.prepare_cached(NEXT_QUERY)?;
         Ok(statement.query_row([from], |row| row.get(0))?)
     }
 
-    /// Rows with IDs from `first` to `last`, rising.
+    /// Rows with IDs from `first` to `last`, in ascending order.
     pub fn audited(&self, first: i64, last: i64) -> Result<Vec<Audited>, Error> {
         audited(&self.connection, first, last)
     }
 
-    /// What the last receipt of a job names, also where a new identity of the database has
-    /// disclaimed it; the number of its last attempt. None when there is no such row.
+    /// The job's last attempt, and the URIs that its last receipt names, also where a new identity of the
+    /// database has disclaimed them ([`Store::new_identity`](super::Store::new_identity)). None when there is
+    /// no such row.
     pub fn received(&self, job_id: i64) -> Result<Option<(Attempt, Vec<String>)>, Error> {
         let query = "SELECT attempt, receipt FROM cf_processing_queue WHERE id = ?1";
         let mut statement = self.connection.prepare_cached(query)?;
@@ -174,7 +175,7 @@ impl Inspector {
         Ok(found.optional()?)
     }
 
-    /// RUNNING rows with IDs above `after`, rising, at most `limit`.
+    /// RUNNING rows with IDs above `after`, in ascending order, at most `limit`.
     pub fn claimants(&self, after: i64, limit: usize) -> Result<Vec<Claimant>, Error> {
         let mut statement = schema::prepare_for_reading(&self.connection, HELD_QUERY)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -250,7 +251,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Audited> {
 /// The artifacts of a receipt.
 #[derive(Default)]
 struct Described {
-    /// By URI. Several topics may go into one table: their rows are added.
+    /// By URI. Where several topics are written into one table, their rows are added.
     outputs: HashMap<String, Output>,
     is_truncated: bool,
 }
@@ -290,8 +291,8 @@ fn described(receipt: ValueRef<'_>) -> Described {
 }
 
 impl Transaction<'_> {
-    /// Output of a job may not be what its row says: it is to be settled. False when the job runs
-    /// (again), or is gone.
+    /// Marks a job for a settlement, because its output may differ from its row. False when the job runs,
+    /// will run again, or does not exist.
     pub fn unsettle(&mut self, job_id: i64) -> Result<bool, Error> {
         let unsettle = "UPDATE cf_processing_queue SET unsettled = 1 WHERE id = ?1 \
              AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED') \
@@ -299,8 +300,8 @@ impl Transaction<'_> {
         Ok(self.change_job(job_id, unsettle, params![job_id])? == Some(1))
     }
 
-    /// An attempt that the database did not know has published, and counts as its own from now on:
-    /// with a receipt for its output, or as one that may have left output. `key` is the attempt's.
+    /// Adds an attempt that has published and that the database does not contain: as COMPLETED with a receipt
+    /// for its output, or else as INTERRUPTED, which may have left output. `key` = the attempt's key.
     pub fn adopt(
         &mut self,
         attempt: Attempt,
@@ -338,7 +339,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// What a job that has failed since had published is at these URIs now.
+    /// Sets the URIs of output that a job published before it failed.
     pub fn name_published(&mut self, job_id: i64, uris: Vec<String>) -> Result<(), Error> {
         let name = "UPDATE cf_processing_queue SET published = ?2 WHERE id = ?1";
         let uris = serde_json::Value::from(uris).to_string();
@@ -346,7 +347,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// The next attempt of a job has a number above this one, whose key it is.
+    /// Sets the last attempt of a job and its key, so that its next attempt gets a higher number.
     pub fn count_on(&mut self, attempt: Attempt, key: Option<i64>) -> Result<(), Error> {
         let count_on = "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
              WHERE id = ?1 AND (typeof(attempt) IS NOT 'integer' OR attempt <= ?2)";

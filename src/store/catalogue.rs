@@ -1,4 +1,4 @@
-//! The file catalogue: roots, locations, versions.
+//! The file catalogue: source roots, file locations, file versions.
 
 use std::path::{Path, PathBuf};
 
@@ -14,11 +14,11 @@ use crate::job::{Attempt, Parameters};
 /// A version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileVersion {
-    /// Where it is.
+    /// The location of the file.
     pub location_id: i64,
-    /// Which content.
+    /// The version: a content of the file.
     pub version_id: i64,
-    /// The content was not seen at this location before.
+    /// The content is new at this location.
     pub new: bool,
 }
 
@@ -29,37 +29,37 @@ pub struct FileJob {
     pub job_id: i64,
     /// Its status.
     pub status: String,
-    /// Hash of the content it ran over.
+    /// Hash of the content of its input.
     pub content_hash: String,
-    /// Hash of the code it ran.
+    /// Hash of the code that it ran.
     pub artifact_hash: Option<String>,
     /// Its receipt.
     pub receipt: Option<String>,
 }
 
-/// What a job has published with a receipt, whatever became of later attempts.
+/// Output that a job has published with a receipt, also when later attempts have failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
-    /// Where it is.
+    /// The URIs of the output.
     pub uris: Vec<String>,
-    /// The attempt that has published it; the row's last one where that is not known.
+    /// The attempt that has published it. The row's last attempt where that is unknown.
     pub attempt: Attempt,
-    /// That attempt's key, 0 where it is not known.
+    /// That attempt's key, 0 where it is unknown.
     pub key: i64,
-    /// Hash of the content that it was made of, where that is known.
+    /// Hash of the content from which it was made, where that is known.
     pub content_hash: Option<String>,
-    /// The location of the file that it was made of, where that is known.
+    /// The location of the file from which it was made, where that is known.
     pub location_id: Option<i64>,
 }
 
-/// A job that has published, and its file.
+/// A job that has published, and its input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PublishedInput {
     /// The job.
     pub job_id: i64,
     /// The file's path.
     pub path: PathBuf,
-    /// Hash of the content that the output was made of, where that is known.
+    /// Hash of the content from which the output was made, where that is known.
     pub content_hash: Option<String>,
     /// The file's modification time when it was last seen, in seconds.
     pub mtime_s: Option<f64>,
@@ -76,7 +76,7 @@ pub(super) const PUBLISHED_INPUTS_QUERY: &str = "SELECT q.id, r.path, l.rel_path
      JOIN cf_source_root r ON r.id = l.source_root_id \
      WHERE q.plugin_name = ?1 AND coalesce(q.published, q.receipt) IS NOT NULL ORDER BY q.id";
 
-/// What a job has published, and the attempt that did.
+/// What a job has published, and the attempt that published it.
 pub(super) const PUBLICATION_QUERY: &str = "SELECT coalesce(q.published, q.receipt), q.attempt, \
      a.attempt, a.attempt_key, \
      (SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id), \
@@ -85,22 +85,23 @@ pub(super) const PUBLICATION_QUERY: &str = "SELECT coalesce(q.published, q.recei
      ON a.job_id = q.id AND a.attempt = (SELECT max(attempt) FROM cf_job_attempt \
      WHERE job_id = ?1 AND status = 'COMPLETED') WHERE q.id = ?1";
 
-/// Whether a job is COMPLETED with this code. Another program may have set the status: then what the
-/// job has published may be of other content.
+/// Whether a job is COMPLETED with this code and the content of its file version. Another program may have
+/// set the status. Then the job's output may have been made from other content.
 pub(super) const DONE_QUERY: &str = "SELECT 1 FROM cf_processing_queue q WHERE q.id = ?1 \
      AND q.status = 'COMPLETED' AND q.plugin_name = ?2 AND q.artifact_hash = ?3 \
      AND (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id) IS \
      (SELECT content_hash FROM cf_file_version \
      WHERE id = coalesce(q.published_version_id, q.file_version_id))";
 
-/// Whether a folder is an active root.
+/// Whether a folder is an active source root.
 pub(super) const ROOT_QUERY: &str =
     "SELECT 1 FROM cf_source_root WHERE path IN (?1, ?2) AND active IS NOT 0";
 
-/// IDs from here on are left to SQLite.
+/// From this ID on, SQLite chooses the IDs.
 const ID_END: i64 = 1 << 62;
 
-/// The highest ID of a table, or that rows of others have of it: they may outlive what they name.
+/// The highest ID in a table, or the highest one by which other tables refer to it. Such references may exist
+/// after the row was deleted.
 pub(super) const HIGHEST_ROOT_QUERY: &str = "SELECT max(\
      coalesce((SELECT max(id) FROM cf_source_root), 0), \
      coalesce((SELECT CAST(source_root_id AS INTEGER) FROM cf_file_location \
@@ -114,13 +115,14 @@ pub(super) const HIGHEST_VERSION_QUERY: &str = "SELECT max(\
      coalesce((SELECT CAST(file_version_id AS INTEGER) FROM cf_processing_queue \
      WHERE file_version_id < ?1 ORDER BY file_version_id DESC LIMIT 1), 0))";
 
-/// A location of a release which followed the links of paths.
+/// A location that was registered by a release which followed the symbolic links of paths.
 pub(super) const RESOLVED_QUERY: &str = "SELECT l.id FROM cf_source_root r \
      JOIN cf_file_location l ON l.source_root_id = r.id AND l.rel_path = ?3 \
      WHERE r.path IN (?1, ?2) \
      AND l.id <= (SELECT value FROM cf_casparian WHERE key = 'resolved_locations')";
 
-/// A receipt, or a list of URIs, with other URIs.
+/// The text of a receipt, or of a list of URIs, with old URIs replaced by new ones. `uris` = pairs (old,
+/// new).
 fn renamed(text: &str, uris: &[(String, String)]) -> String {
     let Ok(mut value) = serde_json::from_str::<Value>(text) else {
         return text.to_owned();
@@ -156,18 +158,18 @@ fn file_job(row: &Row<'_>) -> rusqlite::Result<FileJob> {
 }
 
 impl Transaction<'_> {
-    /// An ID that no row has or names; none when SQLite is to choose it.
+    /// An ID above all IDs that rows have or refer to. None when SQLite is to choose it.
     fn new_id(&self, highest: &str) -> Result<Option<i64>, Error> {
         let mut statement = self.inner.prepare_cached(highest)?;
         let highest: i64 = statement.query_row([ID_END], |row| row.get(0))?;
         Ok((highest < ID_END).then(|| highest + 1))
     }
 
-    /// The longest active root that contains an absolute path: each folder above it is searched.
+    /// The longest active source root that contains an absolute path.
     pub fn root_of(&self, path: &Path) -> Result<Option<PathBuf>, Error> {
         let mut statement = self.inner.prepare_cached(ROOT_QUERY)?;
         for folder in path.ancestors().skip(1) {
-            // A root that was written with a slash at its end is the same folder.
+            // A root with a slash at its end is the same folder.
             let text = folder.to_string_lossy();
             if statement.exists([&*text, &format!("{text}/")])? {
                 return Ok(Some(folder.to_path_buf()));
@@ -176,8 +178,8 @@ impl Transaction<'_> {
         Ok(None)
     }
 
-    /// Finds or adds root, location, content and version of a file. What is added has IDs that no
-    /// row names, of whatever was deleted: a job never gets another file.
+    /// Finds or adds source root, location, content and version of a file. Added rows have IDs to which no
+    /// row refers, not even one that refers to a deleted row. So a job never gets another file.
     pub fn register_file(
         &mut self,
         root: &str,
@@ -239,8 +241,8 @@ impl Transaction<'_> {
         })
     }
 
-    /// Finds or adds content and version of a file at a location; gives the version, and whether the
-    /// content was not seen there before.
+    /// Finds or adds content and version of a file at a location. Returns the version, and whether the
+    /// content is new there.
     pub(super) fn register_version(
         &self,
         location_id: i64,
@@ -268,7 +270,7 @@ impl Transaction<'_> {
         let (version_id, new) = match version {
             Some(id) => (id, false),
             None => {
-                // To the microsecond first: what was a whole millisecond stays one.
+                // Rounded to microseconds first, so that a whole number of milliseconds stays the same.
                 let modified_ms = ((mtime_s * 1e6).round() / 1e3).floor();
                 let modified = format_time(modified_ms as i64);
                 transaction
@@ -297,7 +299,7 @@ impl Transaction<'_> {
         Ok((version_id, new))
     }
 
-    /// The jobs of a plugin for any version of the file at a location, by rising ID.
+    /// The jobs of a plugin for all versions of the file at a location, by ascending ID.
     pub fn jobs_of_file(&self, plugin: &str, location_id: i64) -> Result<Vec<FileJob>, Error> {
         let mut statement = self.inner.prepare_cached(
             "SELECT q.id, q.status, v.content_hash, q.artifact_hash, q.receipt \
@@ -309,7 +311,7 @@ impl Transaction<'_> {
         Ok(jobs.collect::<Result<_, _>>()?)
     }
 
-    /// The same of one job; none where it is gone.
+    /// The same for one job. None where it does not exist.
     pub fn file_job(&self, job_id: i64) -> Result<Option<FileJob>, Error> {
         let mut statement = self.inner.prepare_cached(
             "SELECT q.id, q.status, v.content_hash, q.artifact_hash, q.receipt \
@@ -319,8 +321,8 @@ impl Transaction<'_> {
         Ok(statement.query_row([job_id], file_job).optional()?)
     }
 
-    /// The location of a file at an absolute path that was registered by a release which followed
-    /// the links of paths.
+    /// The location of a file at an absolute path that was registered by a release which followed the
+    /// symbolic links of paths.
     pub fn resolved_location(&self, path: &Path) -> Result<Option<i64>, Error> {
         let mut statement = self.inner.prepare_cached(RESOLVED_QUERY)?;
         for folder in path.ancestors().skip(1) {
@@ -337,8 +339,8 @@ impl Transaction<'_> {
         Ok(None)
     }
 
-    /// True when a job's last attempt has done its file with this code of the plugin, and with the
-    /// sinks and parameters that it would have again. `own`: parameters of the job.
+    /// True when a job is COMPLETED with this code of the plugin, and its last attempt had the sinks and
+    /// parameters that the next one would have. `own` = parameters of the job.
     pub fn is_done(
         &self,
         job_id: i64,
@@ -352,7 +354,7 @@ impl Transaction<'_> {
             && self.has_same_sinks(job_id, code, own)?)
     }
 
-    /// True when a job would have the sinks and parameters again that its last attempt had.
+    /// True when the next attempt of a job would have the sinks and parameters of the last one.
     fn has_same_sinks(
         &self,
         job_id: i64,
@@ -392,8 +394,8 @@ impl Transaction<'_> {
         Ok(found.optional()?)
     }
 
-    /// Jobs of a plugin that have published, by rising ID: those that are wanted. Jobs whose output was
-    /// removed are asked for, too, and not given.
+    /// Jobs of a plugin that have published and for which `is_wanted` returns true, by ascending ID.
+    /// `is_wanted` is also called for jobs whose output was removed. These are not returned.
     pub fn published_inputs(
         &self,
         plugin: &str,
@@ -421,7 +423,7 @@ impl Transaction<'_> {
         Ok(found)
     }
 
-    /// Files of a job's output have other URIs: each by its old and its new one.
+    /// Replaces URIs of a job's output in its row. `uris` = pairs (old, new).
     pub fn rename_outputs(&mut self, job_id: i64, uris: &[(String, String)]) -> Result<(), Error> {
         let query = "SELECT receipt, published FROM cf_processing_queue WHERE id = ?1";
         let found = self.inner.query_row(query, [job_id], |row| {
@@ -436,7 +438,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// What a job had published has been removed.
+    /// Notes in the row that a job's output has been removed.
     pub fn forget_publication(&mut self, job_id: i64) -> Result<(), Error> {
         let forget = "UPDATE cf_processing_queue SET published = '[]' WHERE id = ?1";
         self.change_job(job_id, forget, [job_id])?;

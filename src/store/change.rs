@@ -1,10 +1,10 @@
-//! Statements that change rows. Code that another program has put into the schema (triggers,
-//! constraints, expressions of indexes) may refuse such a change, or fail at it: that costs the
-//! row alone. Failures of the database itself (locked, full, damaged, I/O) are errors.
+//! Runs statements that change rows. Code that another program has put into the schema (triggers,
+//! constraints, expressions of indexes) may refuse such a change, or fail. That affects only the row of the
+//! change. Failures of the database itself (locked, full, damaged, I/O) are errors.
 //!
-//! Each statement runs in a savepoint, because `RAISE(FAIL)` keeps what was changed before it. What
-//! has rolled the whole transaction back ends the [`Transaction`] with [`Error::RolledBack`]; when it is
-//! done again the row is passed over, until [`Store::forgive`].
+//! Each statement runs in a savepoint, because `RAISE(FAIL)` keeps earlier changes of the statement. Code
+//! that rolls the whole transaction back ends the [`Transaction`] with [`Error::RolledBack`]. When the
+//! transaction is repeated, the row is skipped, until [`Store::forgive`].
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,7 +15,7 @@ use super::strays::Strays;
 use super::{Error, Store, Transaction};
 use crate::limits;
 
-/// Rows that are not tried again for now.
+/// Rows whose changes were refused, and which are skipped for now.
 #[derive(Debug, Default)]
 pub(super) struct Refused {
     /// How often changes of a job's row were refused.
@@ -23,41 +23,41 @@ pub(super) struct Refused {
     workers: HashSet<String>,
     /// Changes of several rows, by name: a deployment by plugin and artifact hash.
     groups: HashSet<String>,
-    /// Jobs that were refused, and are tried again.
+    /// Jobs that were refused and may be tried again.
     forgiven: HashSet<i64>,
-    /// Jobs that are to be tried again next.
+    /// Refused jobs that the next calls of [`Store::forgive`] release.
     left: Vec<i64>,
     pub(super) passed: Passed,
     pub(super) strays: Strays,
 }
 
 impl Refused {
-    /// Jobs that are counted.
+    /// Number of refused jobs.
     pub(super) fn len(&self) -> usize {
         self.jobs.len()
     }
 
-    /// The claim of a job was refused: at most its end is tried.
+    /// True when a change of the job was refused. Then its claim is not tried, only its end as FAILED.
     pub(super) fn is_noted(&self, job_id: i64) -> bool {
         self.jobs.contains_key(&job_id)
     }
 
-    /// A change of a job's row was refused, until it was last forgiven.
+    /// True when a change of the job was refused before the last [`Store::forgive`].
     pub(super) fn was_refused(&self, job_id: i64) -> bool {
         self.forgiven.contains(&job_id)
     }
 
-    /// No change of a job's row is tried.
+    /// True when no change of the job's row is tried.
     pub(super) fn is_given_up(&self, job_id: i64) -> bool {
         self.jobs.get(&job_id).is_some_and(|times| *times > 1)
     }
 
-    /// A claim does not consider the job.
+    /// True when a claim skips the job.
     pub(super) fn is_passed_over(&self, job_id: i64) -> bool {
         self.is_given_up(job_id) || self.strays.is_paused(job_id)
     }
 
-    /// Neither the claim nor the end of a job is possible.
+    /// Notes that neither the claim nor the end of a job is possible.
     pub(super) fn give_up(&mut self, job_id: i64) {
         self.make_room();
         self.jobs.insert(job_id, 2);
@@ -76,19 +76,19 @@ impl Refused {
     }
 }
 
-/// What [`Store::forgive`] has found.
+/// The result of [`Store::forgive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forgiven {
-    /// Rows are tried again.
+    /// There are rows that may be tried again now.
     pub any: bool,
-    /// Others are left for the next call.
+    /// More rows are left for the next call.
     pub more: bool,
 }
 
-/// A query that gives a row when a change stands, and its parameters.
+/// A query, with its parameters, that returns a row when a change was not undone.
 pub(super) type Check<'a> = (&'a str, &'a [&'a dyn ToSql]);
 
-/// What became of a statement.
+/// The result of a statement.
 enum Done {
     Changed(usize),
     Refused,
@@ -96,8 +96,8 @@ enum Done {
 }
 
 impl Store {
-    /// Rows whose changes were refused are tried again, the first of them at most
-    /// [`limits::FORGIVEN_PER_TURN`]; the next call goes on with those that are left.
+    /// Permits further tries for rows whose changes were refused, for at most
+    /// [`limits::FORGIVEN_PER_TRANSACTION`] jobs. The next call continues with the rest.
     pub fn forgive(&mut self) -> Forgiven {
         let refused = &mut self.refused;
         let workers = std::mem::take(&mut refused.workers);
@@ -106,7 +106,10 @@ impl Store {
             refused.left = refused.jobs.keys().copied().collect();
             refused.forgiven.clear();
         }
-        let keep = refused.left.len().saturating_sub(limits::FORGIVEN_PER_TURN);
+        let keep = refused
+            .left
+            .len()
+            .saturating_sub(limits::FORGIVEN_PER_TRANSACTION);
         let forgiven = refused.left.split_off(keep);
         for job_id in &forgiven {
             refused.jobs.remove(job_id);
@@ -120,15 +123,15 @@ impl Store {
         }
     }
 
-    /// How many rows are passed over.
+    /// How many rows are skipped because their changes were refused.
     pub fn refused_rows(&self) -> usize {
         self.refused.jobs.len() + self.refused.workers.len()
     }
 }
 
 impl Transaction<'_> {
-    /// Changes a job's row, or one that belongs to it; gives how many rows, and none when code in
-    /// the schema refused it.
+    /// Changes a job's row, or a row that belongs to it. Returns the number of changed rows. None when code
+    /// in the schema refused the change.
     pub(super) fn change_job(
         &mut self,
         job_id: i64,
@@ -138,9 +141,9 @@ impl Transaction<'_> {
         self.change_job_if(job_id, sql, parameters, None)
     }
 
-    /// Changes a job's row; true when `check` finds it changed afterwards. Code in the schema that
-    /// runs after the change may undo it, change the row further or delete it. Then all of it is
-    /// undone, as when that code refuses the change.
+    /// Changes a job's row. True when `check` finds the change afterwards. Code in the schema that runs after
+    /// the change may undo it, change the row further or delete it. Then everything is rolled back, as when
+    /// that code refuses the change.
     pub(super) fn change_job_to(
         &mut self,
         job_id: i64,
@@ -175,7 +178,7 @@ impl Transaction<'_> {
         }
     }
 
-    /// Changes rows of a worker. What is refused is logged.
+    /// Changes rows of a worker. A refusal is logged.
     pub(super) fn change_worker(
         &mut self,
         worker_id: &str,
@@ -216,8 +219,9 @@ impl Transaction<'_> {
         }
     }
 
-    /// Runs statements that belong together, of a deployment for instance: all of them, or none where
-    /// the database refuses one. An error is one of the database itself, which the next try may not have.
+    /// Runs statements that belong together, for example those of a deployment: all of them, or none where
+    /// the database refuses one (inner error). The outer error is one of the database itself. The next try
+    /// may succeed.
     pub(super) fn change_all<T>(
         &mut self,
         name: &str,
@@ -291,8 +295,8 @@ impl Transaction<'_> {
         }
     }
 
-    /// True when a statement failed because of code in the schema that it ran. A statement that
-    /// cannot be prepared any more fails for every row.
+    /// True when a statement failed because of code in the schema that it ran. False for a statement that
+    /// cannot be prepared any more, which fails for every row.
     fn is_of_schema(&self, error: &rusqlite::Error, sql: &str) -> bool {
         let rusqlite::Error::SqliteFailure(failure, _) = error else {
             return false;
@@ -307,7 +311,8 @@ impl Transaction<'_> {
     }
 }
 
-/// True when what is written, or its size, is why a statement failed: others may not fail.
+/// True when a statement failed because of the values that it writes, or their size. Statements with other
+/// values may succeed.
 fn is_of_statement(error: &rusqlite::Error) -> bool {
     match error {
         rusqlite::Error::SqliteFailure(failure, _) => matches!(
@@ -318,7 +323,7 @@ fn is_of_statement(error: &rusqlite::Error) -> bool {
                 | ffi::SQLITE_MISMATCH
                 | ffi::SQLITE_FULL
         ),
-        // A table that has been changed by others: no such column, a value of another type.
+        // Another program has changed a table: no such column, or a value of another type.
         _ => true,
     }
 }

@@ -1,14 +1,15 @@
-//! Claiming: QUEUED rows become RUNNING jobs of a worker.
+//! Claims QUEUED rows: they become RUNNING jobs of a worker.
 //!
-//! The claim reads `ix_casparian_claim`, which orders the rows of a plugin by whether they run
-//! alone, priority and ID, a plugin at a time, and merges by priority in memory. A row that cannot be used ends as FAILED and the claim goes on
-//! behind it, up to a bound for one transaction; [`Claimed::more`] is set when it was reached. A
-//! priority that is no number (SQLite sorts it first) cannot be used.
+//! The claim reads `ix_casparian_claim`, one plugin at a time, and merges by priority in memory. The index
+//! orders the rows of a plugin by whether they run alone, by priority and by ID. A row that cannot be used
+//! ends as FAILED, and the claim continues behind it, up to a bound for one transaction. [`Claimed::more`] is
+//! set when the bound was reached. A row with a priority that is no number (SQLite sorts it first) cannot be
+//! used.
 //!
-//! A job that has lost several workers together with others runs alone: an idle worker takes it and
-//! nothing else. Where none is idle, one worker gets nothing more until it is; the others go on
-//! behind the job. Of the workers that may run such a job no second one is emptied while one is, or
-//! while one runs a job alone.
+//! A job that was lost several times together with other jobs of its worker runs alone: an idle worker takes
+//! it and nothing else. Where no worker is idle, one worker is emptied: it gets no more jobs until it is
+//! idle. Meanwhile the other workers take the jobs behind this one. While one worker is being emptied, or
+//! runs a job alone, no second worker is emptied for a plugin that the first one may run.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashSet};
@@ -28,7 +29,7 @@ use super::{Code, Error, Transaction, format_time, sinks};
 use crate::job::{Attempt, Cause, Content, History, Job, Parameters, Past, PastEnd, Sink};
 use crate::limits;
 
-/// What is claimed, for whom.
+/// The parameters of a claim.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
     /// The worker that will hold the jobs.
@@ -37,76 +38,76 @@ pub struct Claim<'a> {
     pub hostname: &'a str,
     /// Its process (`worker_pid`).
     pub pid: Option<i64>,
-    /// Plugins that may be claimed; those whose code waits are passed over.
+    /// Plugins whose jobs may be claimed. Plugins without usable code ([`Code::Waits`]) are skipped.
     pub plugins: &'a [String],
-    /// Jobs at most.
+    /// The maximum number of jobs.
     pub limit: usize,
     /// The worker holds no job.
     pub is_idle: bool,
-    /// It is of the old system.
+    /// It is a worker of the reference system.
     pub is_old: bool,
-    /// End of the first lease, milliseconds since the epoch; for display only.
+    /// End of the first lease, milliseconds since the epoch. For display only.
     pub lease_until_ms: i64,
 }
 
-/// A job that could not be handed out.
+/// A job that could not be claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unresolved {
     /// The job.
     pub job_id: i64,
     /// Why.
     pub reason: String,
-    /// It is FAILED. Otherwise the database refuses even that, and it is passed over for a while.
+    /// It is FAILED. Otherwise the database refuses even that, and the job is skipped for a while.
     pub is_ended: bool,
 }
 
-/// What a claim came to.
+/// The result of a claim.
 #[derive(Clone, Debug, Default)]
 pub struct Claimed {
     /// Jobs to dispatch, in order.
     pub jobs: Vec<Job>,
-    /// Jobs that could not be handed out.
+    /// Jobs that could not be claimed.
     pub unresolved: Vec<Unresolved>,
-    /// So many rows could not be used that the rest is left for the next transaction.
+    /// The bound of unusable rows was reached. The rest is left for the next transaction.
     pub more: bool,
-    /// The job is the only one that its worker may have.
+    /// The claimed job runs alone: its worker may have no other.
     pub alone: bool,
-    /// The worker gets nothing more, so that it becomes idle.
+    /// The worker is being emptied: it gets no more jobs until it is idle.
     pub is_reserved: bool,
 }
 
-/// The order of the queue: highest priority first (none last), then lowest id.
+/// The order of the queue: highest priority first (rows without a priority last), then lowest ID.
 type Rank = (Reverse<Option<i64>>, i64);
 
-/// A row of the queue that is next for its plugin.
+/// A QUEUED row among the first ones of its plugin.
 struct Candidate {
     rank: Rank,
     /// Index of the plugin.
     plugin: usize,
-    /// Why it cannot be used, where that is known.
+    /// Why it cannot be used, where its priority already shows that.
     malformed: Option<Malformed>,
-    /// It must not have neighbours.
+    /// It must be the only job of its worker.
     runs_alone: bool,
 }
 
-/// The claim's range of one plugin: rows that run alone (?2 = 1), or the others (0). The bound is
-/// [`limits::SHARED_LOSSES_TOGETHER`].
+/// The rows of one plugin in the order of the claim: rows that run alone (?2 = 1), or the others (?2 = 0).
+/// The bound 2 is [`limits::SHARED_LOSSES_TOGETHER`].
 pub(super) const CLAIM_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
      INDEXED BY ix_casparian_claim WHERE status = 'QUEUED' AND plugin_name = ?1 \
      AND (coalesce(shared_count, 0) >= 2) = ?2 ORDER BY priority DESC, id";
 
-/// Of that range the rows of one priority (?3), from an ID on.
+/// Those of these rows that have the priority ?3 and an ID of at least ?4.
 pub(super) const CLAIM_FROM_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
      INDEXED BY ix_casparian_claim WHERE status = 'QUEUED' AND plugin_name = ?1 \
      AND (coalesce(shared_count, 0) >= 2) = ?2 AND priority IS ?3 AND id >= ?4 ORDER BY id";
 
-/// Of that range the rows of lower priorities, without those that have none.
+/// Those of these rows that have a priority below ?3, without rows that have none.
 pub(super) const CLAIM_BELOW_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
      INDEXED BY ix_casparian_claim WHERE status = 'QUEUED' AND plugin_name = ?1 \
      AND (coalesce(shared_count, 0) >= 2) = ?2 AND priority < ?3 ORDER BY priority DESC, id";
 const _: () = assert!(limits::SHARED_LOSSES_TOGETHER == 2);
 
-/// Everything that a job needs of its rows.
+/// All values that a DISPATCH of a job needs from its rows.
 pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overrides, q.attempt, \
      coalesce(q.published, q.receipt), v.id, v.location_id, l.id, l.source_root_id, r.id, r.path, \
      l.rel_path, q.published IS NULL, \
@@ -119,7 +120,7 @@ pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overr
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
 
-/// The claim itself. ?11 is its time where the worker is of the old system.
+/// The claim itself. ?11 = its time where the worker is one of the reference system, else NULL.
 pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING', \
      attempt = ?8, claim_time = ?2, lease_until_ms = ?3, worker_id = ?4, worker_host = ?5, \
      worker_pid = ?6, artifact_hash = ?7, end_time = NULL, error_message = NULL, \
@@ -129,24 +130,24 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      dispatched = file_version_id || ' ' || plugin_name \
      WHERE id = ?1 AND status = 'QUEUED'";
 
-/// Finds a row as [`TAKE`] left it.
+/// Checks that a row is as [`TAKE`] left it.
 pub(super) const TAKEN: &str = "SELECT 1 FROM cf_processing_queue WHERE id = ?1 \
      AND status = 'RUNNING' AND attempt = ?2 AND attempt_key = ?3 AND worker_id = ?4 \
      AND dispatched = file_version_id || ' ' || plugin_name";
 
-/// Since when the old system may have run a job.
+/// Since when programs of the reference system may have run a job.
 pub(super) const OLD_SINCE_QUERY: &str =
     "SELECT old_since_ms FROM cf_processing_queue WHERE id = ?1";
 
-/// The last attempt of a row, where another program has removed it from the history: the record of
-/// its output names its key.
+/// Inserts the last attempt of a row into the history, where another program has removed it. The record of
+/// its output contains its key.
 pub(super) const REMEMBER: &str = "INSERT OR IGNORE INTO cf_job_attempt \
      (job_id, attempt, status, attempt_key, dispatched, artifact_hash, sinks_hash) \
      SELECT id, attempt, 'TAKEN', attempt_key, coalesce(dispatched, ''), artifact_hash, sinks_hash \
      FROM cf_processing_queue WHERE id = ?1 AND typeof(attempt) = 'integer' \
      AND attempt & 4294967295 > 0 AND attempt_key IS NOT NULL";
 
-/// The attempts of a job before one, the last first.
+/// The attempts of a job before ?2, the last one first.
 pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cause \
      FROM cf_job_attempt WHERE job_id = ?1 AND attempt > 0 AND attempt < ?2 ORDER BY attempt DESC LIMIT ?3";
 
@@ -154,11 +155,11 @@ pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cau
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
      error_message = ?3, failure_cause = ?4 WHERE id = ?1 AND status = 'QUEUED'";
 
-/// Finds a row as [`FAIL`] left it.
+/// Checks that a row is as [`FAIL`] left it.
 pub(super) const IS_FAILED: &str =
     "SELECT 1 FROM cf_processing_queue WHERE id = ?1 AND status = 'FAILED'";
 
-/// Why a row is not claimed that code in the schema protects.
+/// The reason for a row whose claim code in the schema refuses.
 const REFUSED: &str = "a constraint or trigger of the database refuses or undoes the claim";
 
 struct Resolved {
@@ -172,13 +173,14 @@ struct Resolved {
 }
 
 impl Transaction<'_> {
-    /// No worker is emptied for a job of this plugin: one is already, or runs a job alone.
+    /// In this transaction no worker is emptied for a job of this plugin, because a worker that may run it is
+    /// already being emptied or runs a job alone.
     pub fn empty_none_for(&mut self, plugin: &str) {
         self.emptying.insert(plugin.to_owned());
     }
 
-    /// Claims up to `limit` QUEUED jobs of the given plugins together: highest priority first,
-    /// then lowest id.
+    /// Claims up to [`Claim::limit`] QUEUED jobs of the given plugins: highest priority first, then lowest
+    /// ID.
     pub fn claim(&mut self, claim: &Claim<'_>, now_ms: i64) -> Result<Claimed, Error> {
         let mut codes: Vec<Arc<PluginCode>> = Vec::with_capacity(claim.plugins.len());
         let mut seen: HashSet<&str> = HashSet::new();
@@ -193,7 +195,7 @@ impl Transaction<'_> {
         let mut claimed = Claimed::default();
         while claimed.jobs.len() < claim.limit {
             let want = claim.limit - claimed.jobs.len();
-            let mut look_again = false;
+            let mut poll_again = false;
             let mut heap = self.candidates(&codes, want)?;
             while claimed.jobs.len() < claim.limit
                 && let Some(Reverse(candidate)) = heap.pop()
@@ -207,7 +209,8 @@ impl Transaction<'_> {
                 }
                 let alone = candidate.runs_alone;
                 let must_wait = alone && !(claim.is_idle && claimed.jobs.is_empty());
-                // One that was refused before takes a worker that is idle anyway.
+                // A job whose change was refused before does not cause a worker to be emptied. It waits for
+                // an idle one.
                 let is_behind =
                     self.emptying.contains(&code.plugin.name) || self.refused.was_refused(job_id);
                 if must_wait && is_behind {
@@ -242,7 +245,7 @@ impl Transaction<'_> {
                     },
                     Err(reason) => reason,
                 };
-                look_again = true;
+                poll_again = true;
                 self.unusable_left -= 1;
                 let is_ended = self.fail(job_id, &reason, now_ms)?;
                 match is_ended {
@@ -255,14 +258,14 @@ impl Transaction<'_> {
                     is_ended,
                 });
             }
-            if !look_again {
+            if !poll_again {
                 break;
             }
         }
         Ok(claimed)
     }
 
-    /// The next rows of each plugin: `want`, and one that runs alone.
+    /// The next rows of each plugin: at most `want` that do not run alone, and one that does.
     fn candidates(
         &mut self,
         codes: &[Arc<PluginCode>],
@@ -285,8 +288,9 @@ impl Transaction<'_> {
         Ok(heap)
     }
 
-    /// The first rows of a range that are not passed over, at most `want`, and why they cannot be used.
-    /// Rows at its head that are passed over are not read again while the range is as it was.
+    /// The first rows of a plugin's range that are not skipped, at most `want`, each with the reason why it
+    /// cannot be used, if any. Skipped rows at the head of the range are not read again while the range is
+    /// unchanged.
     fn range(
         &mut self,
         plugin: &str,
@@ -338,7 +342,7 @@ impl Transaction<'_> {
         Ok(found)
     }
 
-    /// None when the database refuses the change.
+    /// Changes a row to RUNNING. None when the database refuses the change.
     fn take(
         &mut self,
         job_id: i64,
@@ -383,12 +387,12 @@ impl Transaction<'_> {
         }))
     }
 
-    /// The attempts before one, which has this sentinel's key.
+    /// The attempts before one that has this store's key.
     pub(super) fn history(&self, attempt: Attempt) -> Result<History, Error> {
         history(&self.inner, self.key, attempt)
     }
 
-    /// Ends a QUEUED row that cannot be used; false when the database refuses even that.
+    /// Ends a QUEUED row that cannot be used. False when the database refuses even that.
     pub(super) fn fail(&mut self, job_id: i64, reason: &str, now_ms: i64) -> Result<bool, Error> {
         let cause = Cause::Operator.as_str();
         let parameters = params![job_id, format_time(now_ms), reason, cause];
@@ -405,7 +409,7 @@ impl Transaction<'_> {
         Ok(is_ended)
     }
 
-    /// What a job needs of its rows, or why it cannot be had.
+    /// What a job needs from its rows, or why it cannot be used.
     fn resolve(&self, job_id: i64, code: &PluginCode) -> Result<Result<Resolved, String>, Error> {
         let mut statement = self.inner.prepare_cached(RESOLVE_QUERY)?;
         Ok(statement.query_row([job_id], |row| {
@@ -414,7 +418,8 @@ impl Transaction<'_> {
     }
 }
 
-/// A priority to go on behind. One that is long or no text is not kept: rows are read again.
+/// The priority of a skipped row, from which the next claim continues. None where it is long or cannot be
+/// converted: then the rows are read again.
 fn kept(priority: ValueRef<'_>) -> Option<Value> {
     match priority {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) if bytes.len() > 64 => None,
@@ -422,7 +427,7 @@ fn kept(priority: ValueRef<'_>) -> Option<Value> {
     }
 }
 
-/// The priority by which a row is ordered, and why the row cannot be used, where it is no number.
+/// The priority by which a row is ordered, and, where it is no number, why the row cannot be used.
 fn ranked(job_id: i64, priority: ValueRef<'_>) -> (Option<i64>, Option<Malformed>) {
     match priority {
         ValueRef::Null => (None, None),
@@ -438,7 +443,7 @@ fn ranked(job_id: i64, priority: ValueRef<'_>) -> (Option<i64>, Option<Malformed
 
 fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, Malformed> {
     if job_id <= 0 {
-        // On the wire IDs are unsigned, and 0 is no job.
+        // On the wire IDs are unsigned, and 0 means no job.
         let value = ValueRef::Integer(job_id);
         let expected = "a positive ID";
         return Err(malformed("cf_processing_queue.id", job_id, value, expected));
@@ -446,7 +451,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
     let column = "cf_processing_queue.file_version_id";
     let version = integer(cell(row, 0), column, job_id)?
         .ok_or_else(|| malformed(column, job_id, ValueRef::Null, "a file version"))?;
-    // Each of the three catalogue tables: its row, and what names it.
+    // For each of the three catalogue tables: the index of its row's ID, and of the value that refers to it.
     for (found, named, table) in [
         (4, 0, "cf_file_version"),
         (6, 5, "cf_file_location"),
@@ -495,7 +500,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
     })
 }
 
-/// As [`published`], where the text is not too large for a message.
+/// As [`published`]. An error where the text is too large for a message.
 pub(super) fn previous(
     value: ValueRef<'_>,
     is_receipt: bool,
@@ -515,7 +520,7 @@ pub(super) fn previous(
     }
 }
 
-/// The attempts before one, which has this key.
+/// The attempts before one that has this key.
 pub(super) fn history(
     connection: &Connection,
     key: i64,
@@ -552,7 +557,7 @@ pub(super) fn history(
     Ok(history)
 }
 
-/// URIs of artifacts: of `published` (a list of them) or of a receipt. What is neither gives none.
+/// The URIs of artifacts in a value of `published` (a list of URIs) or in a receipt. Empty for anything else.
 pub(super) fn published(value: ValueRef<'_>) -> Vec<String> {
     use serde_json::Value;
     let ValueRef::Text(bytes) = value else {

@@ -1,20 +1,19 @@
-//! The present as an argument: the store itself reads no clock.
+//! The present time as an argument: the store itself does not read a clock.
 
 use std::sync::{Arc, OnceLock};
 
-/// One moment on both clocks. The wall clock is for people; what is to happen after a while is
-/// computed with the clock that counts from the machine's start.
+/// One moment on two clocks. The wall clock is for people. Pauses are computed with the clock since boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Now {
     /// Milliseconds since the epoch, UTC.
     pub unix_ms: i64,
     /// Milliseconds of CLOCK_BOOTTIME (see [`crate::reactor::BootTime`]).
     pub boot_ms: u64,
-    /// Which start of the machine `boot_ms` counts from (see [`boot_id`]).
+    /// The boot from which `boot_ms` counts (see [`boot_id`]).
     pub boot_id: Arc<str>,
 }
 
-/// The kernel's random ID of this start of the machine, read once; empty where there is none.
+/// The kernel's random ID of this boot, read once. Empty where there is none.
 pub fn boot_id() -> Arc<str> {
     static ID: OnceLock<Arc<str>> = OnceLock::new();
     ID.get_or_init(|| {

@@ -1,8 +1,8 @@
-//! What runs for a plugin: its newest ACTIVE manifest with its environment and sinks.
+//! The deployed code of a plugin: its newest ACTIVE manifest with its environment and sinks.
 //!
-//! "Newest" is an order, not a time (`deploy_order`, which triggers keep for old programs as
-//! well), so that a clock that jumps does not change which code runs. A row that cannot be used
-//! makes the plugin's jobs wait, with a reason; an older manifest does not take its place.
+//! "Newest" is an order, not a time (`deploy_order`, which triggers also set for programs of the reference
+//! system). So a clock that jumps does not change which code runs. When the newest manifest cannot be used,
+//! the plugin's jobs wait, with a reason. An older manifest is not used instead.
 
 use std::sync::Arc;
 
@@ -13,32 +13,32 @@ use super::{Error, Transaction, artifact_hash, parameters, sha256_hex, sinks};
 use crate::job::{Parameters, Plugin, Sink};
 use crate::limits;
 
-/// The code of a plugin's newest active manifest.
+/// The code of a plugin's newest ACTIVE manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginCode {
-    /// Its row.
+    /// The ID of the manifest's row.
     pub manifest_id: i64,
     /// Its version.
     pub version: String,
-    /// What runs.
+    /// The plugin as it is dispatched.
     pub plugin: Arc<Plugin>,
-    /// Where its topics go, unless a job overrides them; `output` always has a sink.
+    /// The sinks of its topics, unless a job overrides them. The topic `output` always has a sink.
     pub sinks: Arc<[Sink]>,
-    /// What it is configured with, beside the parameters of a job.
+    /// Its default parameters. A job may have further ones.
     pub parameters: Parameters,
 }
 
 /// Whether jobs of a plugin can run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// This runs.
+    /// They run with this code.
     Runs(Arc<PluginCode>),
-    /// They wait: the plugin is not deployed, or a row of it cannot be used. One line.
+    /// They wait. The reason, in one line: the plugin is not deployed, or a row of it cannot be used.
     Waits(String),
 }
 
 impl Code {
-    /// What runs, if anything does.
+    /// The code, if there is usable code.
     pub fn runs(self) -> Option<Arc<PluginCode>> {
         match self {
             Code::Runs(code) => Some(code),
@@ -48,8 +48,7 @@ impl Code {
 }
 
 impl Transaction<'_> {
-    /// The code that runs for a plugin, or why its jobs wait. Cached until another program
-    /// commits.
+    /// The code of a plugin, or why its jobs wait. Cached until another program commits.
     pub fn plugin_code(&mut self, plugin: &str) -> Result<Code, Error> {
         if let Some(code) = self.cache.codes.get(plugin) {
             return Ok(code.clone());
@@ -70,7 +69,7 @@ pub(super) const CODE_QUERY: &str = "SELECT m.id, m.version, m.source_code, m.en
      WHERE m.plugin_name = ?1 AND m.status = 'ACTIVE' \
      ORDER BY CAST(m.deploy_order AS INTEGER) DESC, m.id DESC LIMIT 1";
 
-/// Reads what runs for a plugin.
+/// Reads the code of a plugin.
 pub(super) fn read(connection: &Connection, plugin: &str) -> Result<Code, Error> {
     let found = connection
         .prepare_cached(CODE_QUERY)?
@@ -129,7 +128,7 @@ fn manifest(row: &Row<'_>, name: &str) -> Result<(i64, String, Plugin), Malforme
     if lockfile_content.is_empty() {
         env_hash.clear();
     } else if env_hash != sha256_hex(&[lockfile_content.as_bytes()]) {
-        // Workers refuse such an environment.
+        // Workers refuse an environment with another hash.
         let expected = "the SHA-256 of its lockfile in lower-case hex";
         return Err(malformed(column, id, cell(row, 3), expected));
     }

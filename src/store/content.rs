@@ -1,7 +1,8 @@
-//! What a job's input is: what its file version says of it, and what a worker found in its place.
+//! The content of a job's input: that of its file version, and what a worker found instead.
 //!
-//! A worker that finds other content than that of the version reports it with its refusal. It becomes
-//! a version of the same location, and the row names that version before the next attempt.
+//! A worker that finds other content than that of the file version refuses the job and reports the content.
+//! The content is registered as a version of the same location. The row gets that version before the next
+//! attempt.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
@@ -18,34 +19,34 @@ pub(super) const LOCATION_QUERY: &str = "SELECT v.id, v.location_id FROM cf_proc
      JOIN cf_file_location l ON l.id = v.location_id \
      WHERE q.id = ?1 AND q.status = 'RUNNING'";
 
-/// Gives a row that its attempt has left another file version.
+/// Gives the row of an ended attempt another file version.
 pub(super) const MOVE: &str = "UPDATE cf_processing_queue SET file_version_id = ?3 \
      WHERE id = ?1 AND file_version_id = ?2 AND status IS NOT 'RUNNING'";
 
-/// How many attempts in a row before ?2, and above ?3, were refused for other content.
+/// How many consecutive attempts before ?2, and above ?3, were refused because of other content.
 pub(super) const MOVED_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
      WHERE job_id = ?1 AND attempt < ?2 AND status = 'RETURNED' AND cause = 'input' \
      AND attempt > coalesce((SELECT max(attempt) FROM cf_job_attempt WHERE job_id = ?1 \
      AND attempt < ?2 AND NOT (coalesce(status, '') = 'RETURNED' AND coalesce(cause, '') \
      IN ('input', 'lost', ''))), ?3)";
 
-/// Another file version that a job is to run over.
+/// A change of a job's file version.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moved {
     pub(super) from: i64,
     pub(super) to: i64,
-    /// Attempts in a row before that ended so.
+    /// Consecutive earlier attempts that ended with such a change.
     pub(super) before: i64,
 }
 
-/// What is known of a version of the file that another version is of, too.
+/// Size, time and hash of the version ?1, where it is of the same file as the version ?2.
 pub(super) const SIBLING_QUERY: &str = "SELECT v.size_bytes, v.modified_time, v.content_hash, \
      iif(l.current_version_id = v.id, l.last_known_mtime, NULL) FROM cf_file_version v \
      JOIN cf_file_version o ON o.location_id = v.location_id AND o.id = ?2 \
      JOIN cf_file_location l ON l.id = v.location_id WHERE v.id = ?1";
 
-/// What the catalogue says of a version's content: size, time and hash of the version, and the
-/// location's time where the version is the current one. Values that cannot be read are not known.
+/// A version's content by the catalogue: size, hash and modification time. `mtime` = the location's time,
+/// which is more exact, where the version is the current one. Values that cannot be read are None.
 pub(super) fn registered(
     size: ValueRef<'_>,
     modified: ValueRef<'_>,
@@ -53,7 +54,7 @@ pub(super) fn registered(
     mtime: ValueRef<'_>,
 ) -> Content {
     let mtime_ns = match mtime {
-        // Saturates; a number that is none is 0.
+        // The cast saturates. NaN becomes 0.
         ValueRef::Real(seconds) => Some((seconds * 1e9).round() as i64),
         ValueRef::Integer(seconds) => Some(seconds.saturating_mul(1_000_000_000)),
         _ => {
@@ -72,7 +73,7 @@ pub(super) fn registered(
 }
 
 impl Store {
-    /// What a version's content is, where it is one of the same file as another version.
+    /// The content of a version, where it is of the same file as another version.
     pub fn content_of(&self, version_id: i64, other: i64) -> Result<Option<Content>, Error> {
         let mut statement = self.connection.prepare_cached(SIBLING_QUERY)?;
         let found = statement.query_row([version_id, other], |row| {
@@ -84,9 +85,9 @@ impl Store {
 }
 
 impl Transaction<'_> {
-    /// Registers what a worker has found in place of the content of a RUNNING job's file version.
-    /// None when it is that version's content, or incomplete; the inner error is why the database
-    /// refuses it.
+    /// Registers the content that a worker has found instead of the content of a RUNNING job's file version.
+    /// None when it is the same content, or when the report is incomplete. The inner error is the reason why
+    /// the database refuses it.
     pub(super) fn register_found(
         &mut self,
         attempt: Attempt,
@@ -126,7 +127,7 @@ impl Transaction<'_> {
         })
     }
 
-    /// Gives the row of an ended attempt the file version.
+    /// Gives the row of an ended attempt its new file version.
     pub(super) fn move_to(&mut self, attempt: Attempt, moved: Moved) -> Result<(), Error> {
         let parameters = [attempt.job_id, moved.from, moved.to];
         if self.change_job(attempt.job_id, MOVE, parameters)? == Some(1) {

@@ -1,5 +1,5 @@
-//! What is deployed, as a sentinel announces it to workers before jobs: environments, and
-//! that a plugin or its sinks have changed.
+//! Reads what is deployed. A sentinel announces it to workers before there are jobs: environments, and
+//! changes of plugins and their sinks.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,25 +11,25 @@ use super::value::{cell, number, shown};
 use super::{Error, Store, Transaction, format_time, sha256_hex};
 use crate::limits;
 
-/// What is deployed of a plugin.
+/// The deployment of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deployment {
     /// The plugin.
     pub plugin_name: String,
     /// The environment of its newest ACTIVE manifest; empty = the default one.
     pub env_hash: String,
-    /// The place of that manifest among all deployments.
+    /// The position of that manifest in the order of all deployments.
     pub order: i64,
     /// It has QUEUED jobs.
     pub has_jobs: bool,
 }
 
-/// What is deployed.
+/// All deployments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deployments {
-    /// By plugin.
+    /// One for each plugin.
     pub plugins: Vec<Deployment>,
-    /// What distinguishes states of a plugin's deployment and sinks, by plugin.
+    /// A hash of each plugin's deployment and sinks, by plugin. It changes when one of them changes.
     pub states: BTreeMap<String, u64>,
 }
 
@@ -39,21 +39,21 @@ pub(super) const DEPLOYED_QUERY: &str = "SELECT plugin_name, env_hash, \
      INDEXED BY ix_casparian_claim WHERE q.status = 'QUEUED' AND q.plugin_name = m.plugin_name), \
      id, source_hash FROM cf_plugin_manifest AS m WHERE status = 'ACTIVE' GROUP BY plugin_name LIMIT ?1";
 
-/// An environment is ready on a worker.
+/// An environment that is ready on a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerEnvironment {
     /// The lockfile's hash.
     pub env_hash: String,
-    /// Its `bin/python` there.
+    /// The path of its `bin/python` on the worker's host.
     pub interpreter_path: String,
-    /// It was there before the sentinel asked for it.
+    /// It existed before the sentinel asked for it.
     pub cached: bool,
-    /// When the worker said so.
+    /// When the worker reported it.
     pub ready_at: String,
 }
 
 impl Store {
-    /// What is deployed; plugins and sinks beyond [`limits::DEPLOYMENTS_MAX`] are left out.
+    /// All deployments. Plugins and sinks beyond [`limits::DEPLOYMENTS_MAX`] are left out.
     pub fn deployments(&self) -> Result<Deployments, Error> {
         let mut found = Deployments::default();
         let most = i64::try_from(limits::DEPLOYMENTS_MAX).unwrap_or(i64::MAX);
@@ -74,7 +74,7 @@ impl Store {
                 has_jobs: row.get(3).unwrap_or(false),
             };
             let hasher = hashers.entry(name.to_owned()).or_default();
-            // The order is not hashed: the newest manifest deployed once more changes nothing.
+            // The order is not hashed, because a repeated deployment of the newest manifest is no change.
             for index in [1, 4, 5] {
                 hash_value(cell(row, index), hasher);
             }
@@ -130,7 +130,7 @@ fn hash_value(value: ValueRef<'_>, hasher: &mut DefaultHasher) {
 }
 
 impl Transaction<'_> {
-    /// A worker reports an environment as ready.
+    /// Notes that a worker has reported an environment as ready.
     pub fn environment_ready(
         &mut self,
         worker_id: &str,
@@ -148,13 +148,13 @@ impl Transaction<'_> {
         self.change_worker(worker_id, insert, parameters)
     }
 
-    /// Nothing is known of a worker's environments any more.
+    /// Deletes everything that a worker has reported about its environments.
     pub fn forget_environments(&mut self, worker_id: &str) -> Result<(), Error> {
         let delete = "DELETE FROM cf_worker_environment WHERE worker_id = ?1";
         self.change_worker(worker_id, delete, params![worker_id])
     }
 
-    /// A worker reports that it has not got an environment.
+    /// Notes that a worker has reported that it does not have an environment.
     pub fn environment_failed(&mut self, worker_id: &str, env_hash: &str) -> Result<(), Error> {
         let delete = "DELETE FROM cf_worker_environment WHERE worker_id = ?1 AND env_hash = ?2";
         self.change_worker(worker_id, delete, params![worker_id, env_hash])

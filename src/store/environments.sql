@@ -1,2 +1,3 @@
--- Environments whose jobs fail on a worker for now, as JSON: {hash: reason}.
+-- Environments that a worker reports as unusable for now, so that it gets none of their jobs: JSON {hash:
+-- reason}.
 ALTER TABLE cf_worker_session ADD COLUMN environments TEXT;

@@ -1,4 +1,4 @@
-//! What a sentinel asks of the store about the attempts that it holds in memory.
+//! Compares the attempts that a sentinel has in memory with their rows, and stores the length of its leases.
 
 use std::time::Duration;
 
@@ -9,15 +9,16 @@ use super::{Error, Now, Store, Transaction};
 use crate::job::Attempt;
 use crate::limits;
 
-/// Whether an attempt's row is as its sentinel left it.
+/// Whether an attempt's row is still RUNNING with its number and worker.
 pub(super) const HELD_QUERY: &str = "SELECT 1 FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (attempt = ?2 OR ?2 <= 0) \
      AND (?3 IS NULL OR worker_id = ?3)";
 
 impl Transaction<'_> {
-    /// A sentinel gives leases of `own_ms` from now on. Those of earlier ones may last `earlier_ms`
-    /// yet: the longer of both is kept as `lease_ms`, and as `lease_until` that one, `own_ms` and
-    /// when those of earlier ones are over.
+    /// Stores that a sentinel gives leases of `own_ms` from now on, and that leases of earlier sentinels may
+    /// still last `earlier_ms`. `lease_ms` is the longer of both. Where the earlier ones are longer,
+    /// `lease_until` has that length, `own_ms`, when the earlier ones end (in milliseconds since boot), and
+    /// the boot ID.
     pub fn set_lease_ms(&mut self, own_ms: u64, earlier_ms: u64, now: &Now) -> Result<(), Error> {
         let longest_ms = own_ms.max(earlier_ms);
         let until_ms = now.boot_ms.saturating_add(earlier_ms);
@@ -34,8 +35,8 @@ impl Transaction<'_> {
     }
 }
 
-/// What is left of the longest lease by the text of `lease_until`; none where the text is of
-/// another lease or of another start of the machine.
+/// The rest of the longest lease in milliseconds, from the text of `lease_until`. None where the text belongs
+/// to another length of leases or to another boot.
 fn left_ms(until: &str, longest_ms: u64, now: &Now) -> Option<u64> {
     let mut words = until.splitn(4, ' ');
     let mut number = || words.next()?.parse::<u64>().ok();
@@ -46,8 +47,8 @@ fn left_ms(until: &str, longest_ms: u64, now: &Now) -> Option<u64> {
 }
 
 impl Store {
-    /// Of these attempts, with their workers where those are known, the ones whose rows are not RUNNING with that number and
-    /// worker any more: another program has changed them.
+    /// Those attempts whose rows are no longer RUNNING with their number and worker, because another program
+    /// has changed them. `attempts` = each with its worker, where that is known.
     pub fn not_running(
         &self,
         attempts: &[(Attempt, Option<String>)],
@@ -62,9 +63,9 @@ impl Store {
         Ok(changed)
     }
 
-    /// How long leases of the sentinels before may last from now on, in milliseconds, as
-    /// [`Transaction::set_lease_ms`] left it. After another start of the machine it is not known how much of
-    /// a lease has passed: it counts from now.
+    /// How long leases of earlier sentinels may still last, in milliseconds, as [`Transaction::set_lease_ms`]
+    /// stored it. After a reboot it is unknown how much of a lease has passed, so its full length is
+    /// returned.
     pub fn lease_ms(&self, now: &Now) -> Result<u64, Error> {
         let mut statement = self
             .connection
@@ -95,7 +96,7 @@ impl Store {
         Ok(left_ms.unwrap_or(longest_ms))
     }
 
-    /// How long a statement waits for another program's transaction.
+    /// Sets how long a statement waits for another program's transaction.
     pub fn set_busy_timeout(&self, wait: Duration) -> Result<(), Error> {
         Ok(self.connection.busy_timeout(wait)?)
     }

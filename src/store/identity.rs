@@ -1,7 +1,7 @@
-//! Which database it is: a random UUID inside, and the file that was opened.
+//! The identity of a database: a random UUID in it, and the file that was opened.
 //!
-//! Outputs belong to (database UUID, job, incarnation, topic), so two databases with one UUID
-//! would replace each other's files. A copy gets its own by [`Store::new_identity`].
+//! Outputs belong to (database UUID, job, incarnation, topic). So two databases with the same UUID would
+//! replace each other's files. [`Store::new_identity`] gives a copy its own UUID.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,12 @@ use super::value::{Malformed, cell, integer, malformed, number, shown};
 use super::{Error, Store, io_passes};
 use crate::job::Attempt;
 
-/// The incarnation that the triggers do not go beyond. It may have been given several times.
+/// The highest incarnation of the triggers. Several jobs with the same ID may have got it.
 const INCARNATION_MAX: i64 = 2_147_483_647;
 
-/// The last attempt of a row, where another one can follow: by the row, or a later one that the
-/// history knows, when another program has set the row back. `given` is the incarnation that was
-/// given last: a number beyond it was set by another program.
+/// The last attempt of a job, where another one can follow: the attempt of the row, or a later one in the
+/// history, when another program has set the row back. `given` = the last incarnation that was given. A
+/// number of a higher incarnation was set by another program, and is invalid.
 pub(super) fn last_attempt(
     [row, history]: [ValueRef<'_>; 2],
     given: ValueRef<'_>,
@@ -33,7 +33,7 @@ pub(super) fn last_attempt(
     };
     match (last, known) {
         (Ok(last), known) => Ok(known.map_or(last, |known| known.max(last))),
-        // What another program has written over it says nothing.
+        // Another program has overwritten the row's number, so the history decides.
         (Err(_), Some(known)) => Ok(known),
         (Err(error), None) => Err(error),
     }
@@ -71,22 +71,22 @@ pub(super) struct Identity {
     path: PathBuf,
     /// Device and inode.
     file: (u64, u64),
-    /// Those of the files that SQLite keeps beside it, and what is said when they are missing. As
-    /// long as a connection has them open, SQLite does not remove them; empty where the journal is
-    /// no WAL.
+    /// Path, device and inode of each file that SQLite keeps beside it, and the reason that is reported when
+    /// the file is missing. SQLite does not remove these files while a connection has them open. Empty where
+    /// the journal mode is not WAL.
     beside: Vec<(PathBuf, (u64, u64), &'static str)>,
     database: Arc<str>,
 }
 
 impl Identity {
-    /// Reads it; gives the database a UUID where it has none that can be used.
+    /// Reads the identity. Gives the database a UUID where it has no valid one.
     pub(super) fn read(connection: &mut Connection, path: &Path) -> Result<Self, Error> {
         let fail = |error: std::io::Error| Error::Open {
             path: path.to_owned(),
             passes: io_passes(&error),
             reason: error.to_string(),
         };
-        // Absolute, so that a change of the working directory does not matter.
+        // Absolute, so that it stays valid when the working directory changes.
         let path = std::path::absolute(path).map_err(fail)?;
         let metadata = std::fs::metadata(&path).map_err(fail)?;
         let database = match database_id(connection)? {
@@ -123,16 +123,15 @@ impl Store {
         self.identity.database.clone()
     }
 
-    /// Gives the database another UUID, for a copied or restored one; gives the new UUID. Files
-    /// that its jobs published so far belong to the old UUID: jobs that run again do not replace
-    /// them.
+    /// Gives a copied or restored database a new UUID, and returns it. Files that its jobs have published
+    /// belong to the old UUID, so jobs that run again do not replace them.
     pub fn new_identity(&mut self) -> Result<Arc<str>, Error> {
         self.identity.database = replace_id(&mut self.connection, true)?;
         Ok(self.identity.database.clone())
     }
 
-    /// Gives the database the identity of the one that it is a copy of, and takes back that it
-    /// disclaimed what its receipts name ([`Store::new_identity`]).
+    /// Gives a copy the UUID of the original database. Also reverts that it disclaimed the output that its
+    /// receipts name ([`Store::new_identity`]).
     pub fn take_identity(&mut self, id: &str) -> Result<(), Error> {
         let transaction = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         transaction.execute(
@@ -153,11 +152,11 @@ impl Store {
         Ok(())
     }
 
-    /// Checks that the path still names the file that was opened, that its WAL is the one that this
-    /// connection writes to, and that the UUID in it is the same. Cheap: some `stat`s and a lookup.
+    /// Checks that the file at the path is still the one that was opened, that its WAL is the one that this
+    /// connection writes to, and that its UUID is the same. Costs some `stat`s and a query.
     ///
     /// # Errors
-    /// [`Error::Replaced`] where not. What is written from then on is lost or goes to another
+    /// [`Error::Replaced`] when one of these has changed. Later writes would be lost or change another
     /// database, so the program should end.
     pub fn check_identity(&self) -> Result<(), Error> {
         let replaced = |reason| Error::Replaced {
@@ -165,7 +164,7 @@ impl Store {
             reason,
         };
         match std::fs::metadata(&self.identity.path) {
-            // SQLite removes the WAL of an empty file, so this comes first.
+            // This is checked first, because SQLite removes the WAL of an empty file.
             Ok(found) if inode(&found) == self.identity.file && found.len() == 0 => {
                 return Err(replaced("it was truncated"));
             }
@@ -215,7 +214,7 @@ pub(super) fn database_id(connection: &Connection) -> Result<Option<Arc<str>>, E
 fn replace_id(connection: &mut Connection, forget_outputs: bool) -> Result<Arc<str>, Error> {
     let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
     if !forget_outputs && let Some(id) = database_id(&transaction)? {
-        // Another program was faster.
+        // Another program has already set it.
         return Ok(id);
     }
     transaction.execute(
@@ -229,7 +228,7 @@ fn replace_id(connection: &mut Connection, forget_outputs: bool) -> Result<Arc<s
              WHERE receipt IS NOT NULL OR published IS NOT NULL",
             [],
         )?;
-        // Where they are used up they begin again, above those of the rows that were given one.
+        // Where the incarnations are used up, they begin again above those of existing rows.
         transaction.execute(
             "UPDATE cf_casparian SET value = 1 + coalesce((SELECT max(attempt >> 32) \
              FROM cf_processing_queue WHERE typeof(attempt) = 'integer' \

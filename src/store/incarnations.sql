@@ -1,7 +1,7 @@
--- What another program sets as the number of an attempt does not use up the incarnations.
+-- An invalid attempt number, set by another program, must not use up the incarnations.
 
--- A row's incarnation is at most the one that was given last, or 1 before any was. What is above
--- that, negative or no number says nothing of the row, so that the next incarnation is taken.
+-- A row's incarnation is at most the last one that was given, or 1 before any was given. An attempt number
+-- that is above that, negative or no integer is invalid. Then only the next incarnation is used.
 DROP TRIGGER IF EXISTS casparian_job_deleted;
 CREATE TRIGGER casparian_job_deleted AFTER DELETE ON cf_processing_queue
 BEGIN

@@ -1,4 +1,4 @@
-//! The read side, for the command line: it never waits for the writer and never writes.
+//! Read access for the command line. It does not wait for a writer, and never writes.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::limits;
 pub struct Inspector {
     pub(super) connection: Connection,
     path: PathBuf,
-    /// False when it is known that no sentinel works on the database.
+    /// False when [`Inspector::find_sentinel`] has found that no sentinel works on the database.
     pub(super) has_sentinel: bool,
 }
 
@@ -28,7 +28,7 @@ pub struct JobFilter {
     pub status: Option<String>,
     /// Only this plugin.
     pub plugin: Option<String>,
-    /// The newest this many.
+    /// At most this many, the newest ones.
     pub limit: usize,
 }
 
@@ -43,9 +43,9 @@ pub struct JobRow {
     pub status: String,
     /// Its priority.
     pub priority: i64,
-    /// Its input; none when the catalogue does not know it.
+    /// The path of its input. None when the catalogue does not have it.
     pub file_path: Option<String>,
-    /// The number of its last attempt; [`Attempt::ordinal`] is for people.
+    /// Its last attempt. [`Attempt::ordinal`] is for people.
     pub attempt: Attempt,
     /// The worker that has or had it.
     pub worker_id: Option<String>,
@@ -53,7 +53,7 @@ pub struct JobRow {
     pub claim_time: Option<String>,
     /// Ended at, as text.
     pub end_time: Option<String>,
-    /// Why it failed, or why it was put back.
+    /// Why it failed, or why it was queued again.
     pub error_message: Option<String>,
     /// JSON of the receipt.
     pub receipt: Option<String>,
@@ -63,16 +63,16 @@ pub struct JobRow {
     pub cause: Option<String>,
 }
 
-/// What jobs wait for without one.
+/// What jobs wait for when there is no sentinel.
 const NO_SENTINEL: &str = "a sentinel: none works on this database";
 
-/// Why a job is [`JobRow::is_set_aside`], and what can be done.
+/// Why a job is set aside ([`JobRow::is_set_aside`]), and what the user can do.
 pub const SET_ASIDE: &str =
     "set aside by a later casparian run; submit it again, or set status to QUEUED";
 
 impl JobRow {
-    /// No sentinel queues it: `casparian run` ([`super::Transaction::park_queued`]) or another program has
-    /// made it PENDING.
+    /// True for a PENDING job that no sentinel queues again, because `casparian run`
+    /// ([`super::Transaction::park_queued`]) or another program has made it PENDING.
     pub fn is_set_aside(&self) -> bool {
         self.status == "PENDING" && self.next_run.is_none()
     }
@@ -104,9 +104,9 @@ pub struct AttemptRow {
     pub rss_max_bytes: Option<i64>,
     /// Why it failed.
     pub error_message: Option<String>,
-    /// The plugin's last lines.
+    /// The plugin's last printed lines.
     pub log_tail: Option<String>,
-    /// How its plugin process was held.
+    /// How its plugin process was restricted.
     pub sandbox: Option<String>,
 }
 
@@ -115,9 +115,9 @@ pub struct AttemptRow {
 pub struct WorkerRow {
     /// What it reported.
     pub session: WorkerSession,
-    /// ONLINE or OFFLINE; see [`Inspector::look_for_sentinel`].
+    /// ONLINE or OFFLINE; see [`Inspector::find_sentinel`].
     pub status: String,
-    /// When it was last heard from, milliseconds since the epoch.
+    /// When it was last seen, milliseconds since the epoch.
     pub last_seen_ms: i64,
     /// Environments that it has reported as ready.
     pub ready: Vec<WorkerEnvironment>,
@@ -130,28 +130,28 @@ pub struct JobDetail {
     pub row: JobRow,
     /// The version of its input.
     pub file_version_id: i64,
-    /// Overrides as they stand.
+    /// The text of its overrides.
     pub config_overrides: Option<String>,
-    /// What its plugin is configured with, as JSON: the defaults of now and its own; none where there is
-    /// nothing, or it cannot be used.
+    /// Its parameters as JSON: the plugin's present defaults merged with its own. None where there are none,
+    /// or they cannot be used.
     pub parameters: Option<String>,
     /// How often it lost its worker, or its plugin process was killed.
     pub retry_count: i64,
-    /// How often an environment or a worker failed, others had a sink locked, or its input changed.
+    /// How often an environment or a worker failed, another program had a sink locked, or its input changed.
     pub infra_count: i64,
-    /// One line of the result.
+    /// The result in one line.
     pub result_summary: Option<String>,
     /// Hash of the code that ran.
     pub artifact_hash: Option<String>,
-    /// The plugin's last lines.
+    /// The plugin's last printed lines.
     pub log_tail: Option<String>,
-    /// Why a QUEUED job is not running, what may keep a RUNNING one from its end, what an ended one
-    /// still waits for, or why a PENDING one is not queued by itself.
+    /// What a QUEUED job waits for, what may refuse the end of a RUNNING one, what an ended one still waits
+    /// for, or why a PENDING one is not queued again.
     pub waiting_for: Option<String>,
     /// The plugin's environment, unless it is the default one, and how many connected workers have
     /// reported it as ready.
     pub environment: Option<(String, i64)>,
-    /// Its attempts that have ended, the first first.
+    /// Its ended attempts in ascending order.
     pub attempts: Vec<AttemptRow>,
 }
 
@@ -243,9 +243,9 @@ impl Inspector {
         })
     }
 
-    /// Finds out whether a sentinel works on the database. Without one no worker is ONLINE, and jobs
-    /// wait for it. Until this is called, one is taken to be there.
-    pub fn look_for_sentinel(&mut self, now_ms: i64) -> Result<(), Error> {
+    /// Checks whether a sentinel works on the database. Without a sentinel, no worker counts as ONLINE, and
+    /// jobs wait for one. Before this is called, a sentinel is assumed.
+    pub fn find_sentinel(&mut self, now_ms: i64) -> Result<(), Error> {
         self.has_sentinel = match lock::has_sentinel(&self.path) {
             Some(found) => found,
             None => {
@@ -264,7 +264,7 @@ impl Inspector {
     /// Jobs, newest first.
     pub fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRow>, Error> {
         let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
-        // Conditions stand in the query only where asked for, so that an index can serve them.
+        // The query has only the conditions that are asked for, so that it can use an index.
         let mut query = format!("{JOB_COLUMNS} WHERE true");
         let mut values: Vec<&dyn rusqlite::ToSql> = Vec::new();
         if let Some(status) = &filter.status {
@@ -291,9 +291,9 @@ impl Inspector {
         Ok(receipt.optional()?.flatten())
     }
 
-    /// Everything about one job; none when there is no such job.
+    /// Everything about one job. None when there is no such job.
     pub fn job(&self, job_id: i64) -> Result<Option<JobDetail>, Error> {
-        // The row and its attempts of one moment. Its end is that of the reads.
+        // One read transaction, so that the row and its attempts are from the same moment.
         let _snapshot = self.connection.unchecked_transaction()?;
         let query = format!("{JOB_COLUMNS} WHERE q.id = ?1");
         let detail = self
@@ -361,7 +361,7 @@ impl Inspector {
         Ok(names.into_iter().next())
     }
 
-    /// How many attempts another program has taken from the job, in a row.
+    /// How many consecutive attempts of the job another program has taken.
     fn taken_attempts(&self, job_id: i64) -> Result<i64, Error> {
         let mut statement = self.connection.prepare_cached(TAKEN_QUERY)?;
         Ok(statement.query_row([job_id], |row| row.get(0))?)
@@ -372,7 +372,7 @@ impl Inspector {
         Ok(statement.exists([job_id])?)
     }
 
-    /// The attempts of a job that have ended, the first first.
+    /// The ended attempts of a job in ascending order.
     pub fn attempts(&self, job_id: i64) -> Result<Vec<AttemptRow>, Error> {
         let mut statement = self.connection.prepare_cached(
             "SELECT attempt, status, cause, worker_id, hostname, started, ended, exit_code, \
@@ -400,7 +400,8 @@ impl Inspector {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Workers that sentinels of this database have heard, the latest first.
+    /// Workers that have been connected to sentinels of this database: ONLINE ones first, then by last-seen
+    /// time.
     pub fn workers(&self) -> Result<Vec<WorkerRow>, Error> {
         let mut statement = self.connection.prepare_cached(&format!(
             "SELECT {SESSION_COLUMNS}, status, last_seen_ms FROM cf_worker_session \
@@ -443,8 +444,8 @@ impl Inspector {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// The environment of a plugin, and how many connected workers have reported it as ready; none
-    /// for the default environment.
+    /// The environment of a plugin, and how many connected workers have reported it as ready. None for the
+    /// default environment.
     fn readiness(&self, plugin: &str) -> Result<Option<(String, i64)>, Error> {
         let Code::Runs(code) = code::read(&self.connection, plugin)? else {
             return Ok(None);
@@ -465,7 +466,7 @@ impl Inspector {
         )))
     }
 
-    /// Why jobs of a plugin cannot run now; none = a worker that may run them is connected.
+    /// Why jobs of a plugin cannot run now. None = a worker that may run them is connected.
     pub fn waiting_for(&self, plugin: &str) -> Result<Option<String>, Error> {
         let code = match code::read(&self.connection, plugin)? {
             Code::Waits(reason) => return Ok(Some(reason)),

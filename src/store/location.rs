@@ -1,4 +1,4 @@
-//! Where a database is: a path or a `sqlite://` URL.
+//! Parses the location of a database: a path or a `sqlite://` URL.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use super::Error;
 
-/// The path a text means: `sqlite://rel.db` is relative, `sqlite:///abs.db` absolute, anything
-/// without a scheme is a path as it stands. It need not be UTF-8.
+/// The path of a location: `sqlite://rel.db` is relative, `sqlite:///abs.db` absolute, a text without a
+/// scheme is a path. It need not be UTF-8.
 pub fn parse(text: impl AsRef<OsStr>) -> Result<PathBuf, Error> {
     let text = text.as_ref();
     let fail = |reason| Error::Location {
@@ -37,7 +37,7 @@ pub fn parse(text: impl AsRef<OsStr>) -> Result<PathBuf, Error> {
     if path == b":memory:" {
         return Err(fail("a queue in memory would not survive"));
     }
-    // Four slashes are what SQLAlchemy writes for an absolute path.
+    // SQLAlchemy writes four slashes for an absolute path.
     let slashes = path.iter().take_while(|byte| **byte == b'/').count();
     let path = path.get(slashes.saturating_sub(1)..).unwrap_or(path);
     Ok(PathBuf::from(OsStr::from_bytes(path)))

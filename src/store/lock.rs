@@ -1,15 +1,16 @@
-//! One sentinel at a time works on a database. Two locks (`flock`) that end with their holder:
+//! Locks a database, so that only one sentinel at a time works on it. There are two `flock` locks, which end
+//! with their process:
 //!
 //! - On the database file itself, so that neither a removed lock file nor another name of the file
 //!   (a hard link, a bind mount) admits a second sentinel. On Linux such a lock is independent of
-//!   the `fcntl` locks that SQLite takes on the same file. Network file systems turn one kind into
-//!   the other, as other systems do; there the lock file alone counts.
-//! - On `<name>.sentinel-lock` beside it, so that a database which replaces another one under its
-//!   name is not used while the sentinel of the first one runs: both would have one WAL file. The
-//!   lock file stays: removing it would let two programs lock two files of one name.
+//!   the `fcntl` locks of SQLite on the same file. Network file systems, and other operating systems, convert
+//!   one kind into the other. There only the lock file counts.
+//! - On `<name>.sentinel-lock` beside it. So a database that replaces another one at the same path is not
+//!   used while the sentinel of the first one runs. Both would have the same WAL file. The lock file is never
+//!   removed: otherwise two programs could lock two files of the same name.
 //!
-//! When a process closes any descriptor of a file, it loses all of its `fcntl` locks on it. So a
-//! descriptor of a database, once opened here, stays open until the process ends.
+//! When a process closes any descriptor of a file, it loses all of its `fcntl` locks on the file. So a
+//! descriptor of a database that was opened here stays open until the process ends.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,7 +25,7 @@ use super::{Error, Open, io_passes};
 use crate::limits;
 use crate::lock_file;
 
-/// The right to be the one sentinel of a database, until it is dropped.
+/// The locks of a sentinel on its database. Dropping it releases them.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
@@ -38,10 +39,10 @@ impl Lock {
         &self.path
     }
 
-    /// Checks that a path names the file that is locked.
+    /// Checks that the file at a path is the locked one.
     ///
     /// # Errors
-    /// [`Error::Replaced`] where not.
+    /// [`Error::Replaced`] when it is another file.
     pub fn check(&self, database: &Path) -> Result<(), Error> {
         match std::fs::metadata(database) {
             Ok(found) if key(&found) == self.inode.key => Ok(()),
@@ -54,8 +55,8 @@ impl Lock {
 }
 
 impl Drop for Lock {
-    /// Unlocks explicitly: a child that was forked meanwhile and has not called exec yet has the
-    /// descriptor, too, and would keep the lock for that long.
+    /// Unlocks explicitly. A forked child that has not called exec yet has the descriptor, too, and would
+    /// keep the lock until then.
     fn drop(&mut self) {
         if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
             log::debug!("lock file {}: {error}", self.path.display());
@@ -70,12 +71,12 @@ fn key(metadata: &std::fs::Metadata) -> Key {
     (metadata.dev(), metadata.ino())
 }
 
-/// Database files that this process has opened here, by what identifies them.
+/// Database files that this process has opened here, by device and inode.
 static FILES: Mutex<BTreeMap<Key, Opened>> = Mutex::new(BTreeMap::new());
 
 #[derive(Debug, Default)]
 struct Opened {
-    /// One, or more when the name changed its file between two system calls.
+    /// One, or more when another file was put at the path between two system calls.
     descriptors: Vec<File>,
     is_locked: bool,
 }
@@ -91,7 +92,7 @@ struct Inode {
 }
 
 impl Inode {
-    /// Locks the file at a path, which is created or must exist.
+    /// Locks the file at a path. It is created, or must exist ([`Open`]).
     fn lock(database: &Path, open: Open) -> Result<Self, Error> {
         let mut files = files();
         let key = open_once(&mut files, database, open)?;
@@ -116,7 +117,7 @@ impl Inode {
         Ok(Inode { key })
     }
 
-    /// Whether a process has locked the file at a path; none where that cannot be known.
+    /// Whether a process has locked the file at a path. None where that cannot be determined.
     fn is_locked(database: &Path) -> Option<bool> {
         let mut files = files();
         let key = open_once(&mut files, database, Open::Existing).ok()?;
@@ -145,7 +146,7 @@ impl Drop for Inode {
     }
 }
 
-/// The key of the file at a path, which is opened unless it is open already.
+/// The key of the file at a path. Opens the file unless it is already open.
 fn open_once(files: &mut BTreeMap<Key, Opened>, database: &Path, open: Open) -> Result<Key, Error> {
     if let Ok(found) = std::fs::metadata(database)
         && files.contains_key(&key(&found))
@@ -157,8 +158,8 @@ fn open_once(files: &mut BTreeMap<Key, Opened>, database: &Path, open: Open) -> 
     Ok(key)
 }
 
-/// Locks a file, or gives WOULDBLOCK when another program keeps it locked. One that only asks
-/// ([`has_sentinel`]) has it for a moment.
+/// Locks a file. WOULDBLOCK when another program keeps it locked. Tries several times, because programs that
+/// check for a sentinel ([`has_sentinel`]) lock it for a moment.
 fn lock_exclusively(file: &File) -> rustix::io::Result<()> {
     for _ in 1..limits::LOCK_TRIES {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
@@ -169,7 +170,7 @@ fn lock_exclusively(file: &File) -> rustix::io::Result<()> {
     rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
-/// Whether a process has locked a file exclusively; none where that cannot be known.
+/// Whether a process has locked a file exclusively. None where that cannot be determined.
 fn is_locked(file: &File) -> Option<bool> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => {
@@ -191,12 +192,12 @@ fn open_database(database: &Path, open: Open) -> Result<(Key, File), Error> {
         Open::Create => OFlags::CREATE,
         Open::Existing => OFlags::empty(),
     };
-    // Not blocking, so that a FIFO of that name does not hang.
+    // NONBLOCK, so that opening a FIFO does not block.
     let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | create;
     let mode = Mode::RUSR | Mode::WUSR;
     let open_as = |access| rustix::fs::openat(CWD, database, flags | access, mode);
-    // To write, because an overlay file system gives a file another inode when that first happens.
-    // What is wrong with a file that can only be read is found when SQLite opens it.
+    // For writing, because an overlay file system gives a file another inode at the first open for writing. A
+    // file that can only be read is an error when SQLite opens it.
     let opened = open_as(OFlags::RDWR).or_else(|error| match error {
         rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS => open_as(OFlags::RDONLY),
         error => Err(error),
@@ -221,8 +222,8 @@ fn open_database(database: &Path, open: Open) -> Result<(Key, File), Error> {
     }
 }
 
-/// Refuses a file of others, beside which nothing is to be created. A database that is being created is
-/// empty.
+/// Refuses a file that is no SQLite database, so that no lock file is created beside it. An empty file is
+/// accepted, because a database that is being created is empty.
 fn check_head(database: &Path) -> Result<(), Error> {
     const HEAD: &[u8; 16] = b"SQLite format 3\0";
     let files = files();
@@ -244,7 +245,7 @@ fn check_head(database: &Path) -> Result<(), Error> {
     }
 }
 
-/// Why a database cannot be opened.
+/// The error for a database that cannot be opened.
 fn refusal(database: &Path, what: &str, error: std::io::Error) -> Error {
     Error::Open {
         path: database.to_owned(),
@@ -253,7 +254,7 @@ fn refusal(database: &Path, what: &str, error: std::io::Error) -> Error {
     }
 }
 
-/// True where `flock` and `fcntl` locks of a file do not know each other.
+/// True where `flock` and `fcntl` locks of a file are independent.
 #[cfg(target_os = "linux")]
 fn is_independent(file: &File) -> bool {
     /// NFS, CIFS, SMB2, SMB, 9P (statfs(2)).
@@ -267,14 +268,14 @@ fn is_independent(_file: &File) -> bool {
     false
 }
 
-/// How often a lock file that was removed meanwhile is opened again.
+/// Tries to open and lock a lock file that another program removes meanwhile.
 const TRIES_MAX: usize = 10;
 
-/// Locks a database against other sentinels; does not wait for one. See the module's head: the lock is on
-/// the file that the path leads to, symbolic links followed, and on its lock file.
+/// Locks a database against other sentinels, as the head of the module describes. Symbolic links are
+/// followed. Does not wait for another sentinel to end.
 ///
 /// # Errors
-/// [`Error::Locked`] when another sentinel holds it, [`Error::Lock`] when the lock file cannot be
+/// [`Error::Locked`] when another sentinel has the locks, [`Error::Lock`] when the lock file cannot be
 /// created or is not a regular one, [`Error::Open`] or [`Error::Missing`] when the database
 /// cannot be opened.
 pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
@@ -314,11 +315,11 @@ pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
     Err(no_file("another program keeps removing it"))
 }
 
-/// Whether a sentinel works on a database; does not wait, and keeps no sentinel from starting. None
-/// where it cannot be known: the lock file is another user's.
+/// Whether a sentinel works on a database. Does not wait, and does not prevent a sentinel from starting. None
+/// where this cannot be determined, because the lock file is another user's.
 pub(super) fn has_sentinel(database: &Path) -> Option<bool> {
     let found = std::fs::metadata(database).ok()?;
-    // A lock of this process is not tried: that would change it.
+    // A lock that this process has is not tested, because that would change it.
     if files()
         .get(&key(&found))
         .is_some_and(|opened| opened.is_locked)
@@ -330,7 +331,7 @@ pub(super) fn has_sentinel(database: &Path) -> Option<bool> {
     match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
         Ok(file) => match is_locked(&File::from(file)) {
             Some(true) => Some(true),
-            // It may have been put in the place of the one that is locked.
+            // This lock file may have replaced the locked one.
             _ => Inode::is_locked(database),
         },
         // There was no sentinel yet, or its lock file was removed.
@@ -420,7 +421,7 @@ mod tests {
             }
             drop(lock);
         }
-        // As another process has it.
+        // An own descriptor, as another process would have it.
         let open = |path: &Path| {
             File::options()
                 .write(true)
@@ -435,7 +436,7 @@ mod tests {
             assert_eq!(has_sentinel(&database), Some(true), "{}", path.display());
             assert_eq!(has_sentinel(&database), Some(true), "{}", path.display());
             drop(file);
-            // Others that ask in the same moment are no sentinel.
+            // A shared lock is that of a program that checks for a sentinel at the same moment.
             let file = open(path).unwrap();
             file.lock_shared().unwrap();
             assert_eq!(has_sentinel(&database), Some(false), "{}", path.display());

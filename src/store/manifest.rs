@@ -1,13 +1,13 @@
-//! MANIFEST of a plugin's source: routing data that is read as literals and never run.
+//! Reads the MANIFEST of a plugin's source: routing data, read as literals and never run.
 //!
 //! `MANIFEST = PluginMetadata(pattern="*.csv", topic="sales", ...)` is searched among the
-//! statements that begin a line; its arguments are what `ast.literal_eval` of Python takes, as
-//! far as JSON can hold it: strings, numbers, `True`, `False`, `None`, lists, tuples, sets,
-//! dicts with string keys. Anything that would have to be run is refused.
+//! statements that begin a line. Its arguments are the literals of Python's `ast.literal_eval` that JSON can
+//! represent: strings, numbers, `True`, `False`, `None`, lists, tuples, sets, dicts with string keys.
+//! Anything that would have to be run is refused.
 //!
-//! The source comes from strangers: nesting is bounded ([`limits::MANIFEST_DEPTH_MAX`]), and
-//! time and memory are linear in its length. Whether the rest of it is Python is for Python to
-//! say; here only strings, comments and brackets are distinguished.
+//! The source is not trusted: nesting is bounded ([`limits::MANIFEST_DEPTH_MAX`]), and
+//! time and memory are linear in its length. This module does not check that the rest of the source is valid
+//! Python. It only distinguishes strings, comments and brackets.
 
 use std::fmt;
 
@@ -16,29 +16,29 @@ use serde_json::{Map, Number, Value};
 use crate::job::text::with_line_feeds;
 use crate::limits;
 
-/// What a plugin says of itself.
+/// The MANIFEST of a plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Manifest {
-    /// Names of the files it is for (glob).
+    /// A glob pattern for the names of its input files.
     pub pattern: String,
     /// The topic of its output.
     pub topic: String,
-    /// Topics it wants to see.
+    /// Topics to which it subscribes.
     pub subscriptions: Vec<String>,
-    /// Higher ones run first; 0 when absent.
+    /// Jobs of higher priorities run first. 0 when absent.
     pub priority: i64,
-    /// Where each topic goes.
+    /// The sinks of its topics.
     pub sinks: Vec<ManifestSink>,
     /// Its version.
     pub version: Option<String>,
-    /// What it is, for people.
+    /// A description for people.
     pub description: Option<String>,
 }
 
-/// Where a topic goes: a URI, or `{"uri": ..., "mode": ...}`.
+/// The sink of a topic: a URI, or `{"uri": ..., "mode": ...}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestSink {
-    /// The topic; `output` is what a plugin returns or yields.
+    /// The topic. `output` is the topic of what a plugin returns or yields.
     pub topic: String,
     /// The sink's URI.
     pub uri: String,
@@ -63,9 +63,9 @@ impl fmt::Display for ManifestError {
 
 impl std::error::Error for ManifestError {}
 
-/// Reads the MANIFEST of a plugin's source; none when it has none.
+/// Reads the MANIFEST of a plugin's source. None when the source has no MANIFEST.
 pub fn read_manifest(source: &str) -> Result<Option<Manifest>, ManifestError> {
-    // Python's own reader does the same before it parses the text.
+    // Python removes a byte-order mark and converts line ends in the same way before it parses a source.
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
     let source = with_line_feeds(source);
     let mut reader = Reader {
@@ -92,7 +92,7 @@ pub fn read_manifest(source: &str) -> Result<Option<Manifest>, ManifestError> {
     manifest(values).map(Some).map_err(fail)
 }
 
-/// The known arguments, checked; others are for newer readers.
+/// Checks the supported arguments. Others are ignored: later releases may add arguments.
 fn manifest(mut values: Map<String, Value>) -> Result<Manifest, String> {
     let mut text = |name: &str| match values.remove(name) {
         None | Some(Value::Null) => Ok(None),
@@ -184,7 +184,7 @@ fn sink(topic: String, value: Value) -> Result<ManifestSink, String> {
     Ok(ManifestSink { topic, uri, mode })
 }
 
-/// What Python calls a value.
+/// Python's name for the type of a value.
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "None",
@@ -196,7 +196,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Reads forward over the source.
+/// A cursor over the source.
 struct Reader<'a> {
     source: &'a str,
     at: usize,
@@ -248,8 +248,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `MANIFEST =`, with or without a type, at the start of a statement. What was read stays read: another
-    /// statement is skipped from there.
+    /// Reads `MANIFEST =`, with or without a type annotation, at the start of a statement. False for another
+    /// statement. Then the cursor stays behind what was read, and the rest of the statement can be skipped.
     fn assignment(&mut self) -> bool {
         if self.name() != "MANIFEST" {
             return false;
@@ -261,19 +261,19 @@ impl<'a> Reader<'a> {
         self.eat("=") && self.peek() != Some('=')
     }
 
-    /// Over blanks at the start of a line up to a form feed, behind which the indentation begins anew.
+    /// Skips blanks at the start of a line up to the last form feed. A form feed resets the indentation.
     fn skip_form_feeds(&mut self) {
         let blanks = self.rest().find(|c| !matches!(c, ' ' | '\t' | '\x0c'));
         let blanks = self.rest().get(..blanks.unwrap_or(0)).unwrap_or("");
         self.at += blanks.rfind('\x0c').map_or(0, |last| last + 1);
     }
 
-    /// Blanks within a line, and line ends behind a backslash.
+    /// Skips blanks within a line, and line ends after a backslash.
     fn blanks(&mut self) {
         while self.eat(" ") || self.eat("\t") || self.eat("\x0c") || self.eat("\\\n") {}
     }
 
-    /// The same with line ends and comments, as they may stand within brackets.
+    /// The same with line ends and comments, which are allowed within brackets.
     fn space(&mut self) {
         loop {
             let before = self.at;
@@ -288,7 +288,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Nothing may follow that would be run.
+    /// Checks that the statement ends here, so that nothing follows that would be run.
     fn end_of_statement(&mut self) -> Result<(), ManifestError> {
         self.blanks();
         match self.peek() {
@@ -297,13 +297,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// To the start of the next line that can begin a statement.
+    /// Skips to the start of the next line that can begin a statement.
     fn skip_statement(&mut self) {
         self.skip_to(&['\n']);
         self.next();
     }
 
-    /// To the first of these characters that is in no bracket, string or comment, or to the end.
+    /// Skips to the first of these characters outside of brackets, strings and comments, or to the end.
     fn skip_to(&mut self, ends: &[char]) {
         let mut depth = 0usize;
         while let Some(next) = self.peek() {
@@ -328,8 +328,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Over a string, whatever its prefix: in each of them a backslash takes the next character
-    /// along. One that is not closed ends with its line, or with the source.
+    /// Skips a string with any prefix. In all of them a backslash escapes the next character. A string that
+    /// is not closed ends with its line, or with the source.
     fn skip_string(&mut self) {
         let quote = self.quote();
         while let Some(next) = self.peek() {
@@ -349,7 +349,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The quotes that open a string.
+    /// Reads the quotes that open a string.
     fn quote(&mut self) -> &'static str {
         ["'''", "\"\"\"", "'", "\""]
             .into_iter()
@@ -357,7 +357,7 @@ impl<'a> Reader<'a> {
             .unwrap_or("'")
     }
 
-    /// `PluginMetadata(name=literal, ...)`.
+    /// Reads `PluginMetadata(name=literal, ...)`.
     fn arguments(&mut self) -> Result<Map<String, Value>, ManifestError> {
         self.blanks();
         let callee = self.take_while(|c| is_name(c) || c == '.');
@@ -419,7 +419,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Values up to `close`.
+    /// Reads values up to `close`.
     fn items(&mut self, open: &str, close: &str, depth: usize) -> Result<Value, ManifestError> {
         self.eat(open);
         let mut items = Vec::new();
@@ -441,7 +441,7 @@ impl<'a> Reader<'a> {
         Err(self.error(format!("expected a literal and then a comma or {close}")))
     }
 
-    /// A tuple, or a value in brackets of its own.
+    /// Reads a tuple, or a value in parentheses.
     fn tuple(&mut self, depth: usize) -> Result<Value, ManifestError> {
         self.eat("(");
         self.space();
@@ -463,7 +463,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A dict, or a set.
+    /// Reads a dict or a set.
     fn dict(&mut self, depth: usize) -> Result<Value, ManifestError> {
         self.eat("{");
         let mut entries = Map::new();
@@ -531,7 +531,7 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| self.error_at(start, "expected a number that 64 bits can hold"))
     }
 
-    /// One string or more, which Python joins.
+    /// Reads one or more adjacent strings, which Python joins.
     fn strings(&mut self, prefix: &str) -> Result<String, ManifestError> {
         let mut text = String::new();
         let mut prefix = prefix;
@@ -574,7 +574,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What follows a backslash. Unknown escapes keep it, as in Python.
+    /// Reads what follows a backslash. Unknown escapes keep the backslash, as in Python.
     fn escape(&mut self, text: &mut String) -> Result<(), ManifestError> {
         let escaped = self
             .next()

@@ -1,20 +1,20 @@
 //! The SQLite database: schema and migrations, job queue, plugin registry, file catalogue.
 //!
-//! The database is the operators' interface: tables and columns of the reference system keep
-//! their names and meaning, other programs insert QUEUED rows with plain SQL, and the command
-//! line does the same. Our own columns are nullable or have defaults.
+//! The database is the operators' interface. Tables and columns of the reference system keep
+//! their names and meaning. Other programs insert QUEUED rows with plain SQL, and so does the command
+//! line. The columns that Casparian adds are nullable or have defaults.
 //!
 //! Invariants:
-//! - Every change is made in an explicit transaction ([`Transaction`]); dropping it undoes it. Nothing
-//!   slow happens inside one: files are read, and checked, before it begins.
-//! - `synchronous=FULL`, WAL: a committed transaction survives kill -9 and a power cut.
+//! - Every change is in an explicit transaction ([`Transaction`]). Dropping it rolls it back. There is no
+//!   slow work in a transaction: files are read and checked before it begins.
+//! - `synchronous=FULL`, WAL: a committed transaction survives kill -9 and a power failure.
 //! - Only the holder of the current attempt ends a job (compare-and-set on job and attempt).
-//! - The clock is not read here; the present is an argument ([`Now`], or `now_ms`: milliseconds
+//! - The store does not read the clock. The present time is an argument ([`Now`], or `now_ms`: milliseconds
 //!   since the epoch, UTC).
-//! - A value of any type in any column costs its own row only: no function fails because of it.
-//!   A job that cannot be used ends as FAILED with a message that names table, column and value;
-//!   a plugin whose manifest or sinks cannot be used keeps its jobs waiting ([`Code::Waits`]).
-//! - Statements of the hot path name their index (`INDEXED BY`), so that statistics of an
+//! - A value of any type in any column affects only its own row: no function fails because of it.
+//!   A job that cannot be used ends as FAILED with a message that names table, column and value.
+//!   While a plugin's manifest or sinks cannot be used, its jobs wait ([`Code::Waits`]).
+//! - Statements of the hot path name their index (`INDEXED BY`), so that the statistics of an
 //!   ANALYZE cannot make them read the whole queue.
 
 #![cfg_attr(
@@ -87,12 +87,12 @@ pub use time::{format as format_time, parse as parse_time};
 pub use upload::{Author, Upload, check_deploy_size};
 pub use workers::WorkerSession;
 
-/// Whether a missing file is made.
+/// Whether a missing database is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
-    /// Make it.
+    /// Create it.
     Create,
-    /// Refuse.
+    /// Fail with [`Error::Missing`].
     Existing,
 }
 
@@ -106,7 +106,7 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
-    /// There is no such file.
+    /// The database does not exist.
     Missing {
         /// The path.
         path: PathBuf,
@@ -120,7 +120,7 @@ pub enum Error {
         /// See [`Error::may_pass`].
         passes: bool,
     },
-    /// The database is another program's.
+    /// The file is a database of another program.
     Foreign {
         /// The path.
         path: PathBuf,
@@ -131,7 +131,7 @@ pub enum Error {
         path: PathBuf,
         /// The table.
         table: String,
-        /// What it lacks.
+        /// The missing columns.
         columns: Vec<String>,
     },
     /// The schema is newer than this program.
@@ -140,10 +140,10 @@ pub enum Error {
         path: PathBuf,
         /// Its `user_version`.
         version: i64,
-        /// The newest one known here.
+        /// The newest version that this program supports.
         known: i64,
     },
-    /// The schema is older than what reading needs.
+    /// The schema is older than a reader needs.
     NotMigrated {
         /// The path.
         path: PathBuf,
@@ -152,7 +152,7 @@ pub enum Error {
     Locked {
         /// The database.
         path: PathBuf,
-        /// What it has locked: the database, or its lock file.
+        /// The file that it has locked: the database, or the lock file.
         lock: PathBuf,
     },
     /// The lock file of a database cannot be used.
@@ -164,21 +164,21 @@ pub enum Error {
         /// See [`Error::may_pass`].
         passes: bool,
     },
-    /// The database is no longer the one that was opened.
+    /// The database at the path is no longer the one that was opened.
     Replaced {
         /// The path.
         path: PathBuf,
         /// What happened to it.
         reason: &'static str,
     },
-    /// Code in the schema has rolled a transaction back. It can be done again without that row.
+    /// Code in the schema has rolled the transaction back. It can be repeated without that row.
     RolledBack {
-        /// What was changed.
+        /// The row whose change caused it.
         row: String,
     },
     /// SQLite failed.
     Sqlite(rusqlite::Error),
-    /// A row holds what it must not.
+    /// A row has an invalid value.
     Row(String),
 }
 
@@ -257,7 +257,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
-    /// True when another program's transaction was in the way for too long.
+    /// True when another program kept the database locked for too long.
     pub fn is_busy(&self) -> bool {
         use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
         match self {
@@ -270,8 +270,8 @@ impl Error {
         }
     }
 
-    /// True when the same may work later without a change of the database: another program keeps it
-    /// locked, or its storage is full or fails.
+    /// True when the same operation may succeed later: another program has the database locked, or its
+    /// storage is full or fails.
     pub fn may_pass(&self) -> bool {
         match self {
             Error::Open { passes, .. } | Error::Lock { passes, .. } => *passes,
@@ -280,13 +280,13 @@ impl Error {
         }
     }
 
-    /// True when another program has dropped an index that a statement names:
-    /// [`Store::restore_indexes`].
+    /// True when another program has dropped an index that a statement names.
+    /// [`Store::restore_indexes`] creates it again.
     pub fn is_index_missing(&self) -> bool {
         matches!(self, Error::Sqlite(error) if schema::is_index_missing(error))
     }
 
-    /// What is wrong, without the path.
+    /// The reason, without the path.
     pub fn reason(&self) -> String {
         match self {
             Error::Open { reason, .. } | Error::Row(reason) => reason.clone(),
@@ -314,7 +314,7 @@ fn passes(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// The same of a file beside SQLite.
+/// The same for I/O errors outside SQLite.
 fn io_passes(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let passing = [
@@ -337,60 +337,60 @@ impl From<rusqlite::Error> for Error {
     }
 }
 
-/// The one writing connection of a program.
+/// A program's only writing connection to a database.
 pub struct Store {
     connection: Connection,
     data_version: i64,
-    /// Which database it is.
+    /// UUID and file of the database.
     identity: identity::Identity,
-    /// Marks the attempts that are claimed by this store.
+    /// The random key of the attempts that this store claims (`attempt_key`).
     key: i64,
     cache: Cache,
     refused: change::Refused,
-    /// The plugin name that [`Store::queued_plugins`] goes on behind, in the database's encoding.
+    /// The plugin name behind which [`Store::queued_plugins`] continues, in the database's encoding.
     names_after: Vec<u8>,
-    /// The one before.
+    /// Its value before the last call of that.
     names_before: Vec<u8>,
 }
 
-/// What was read of the database and is read again when another program has committed.
+/// Values that were read from the database. They are read again after another program has committed.
 #[derive(Default)]
 struct Cache {
-    /// `PRAGMA data_version` that `codes` are of.
+    /// The `PRAGMA data_version` at which `codes` were read.
     data_version: i64,
-    /// What runs for a plugin, by its name.
+    /// The code of each plugin, by its name.
     codes: HashMap<String, Code>,
-    /// A deployment of this connection is in the cache and not committed yet.
+    /// The cache contains an uncommitted deployment of this connection.
     uncommitted: bool,
 }
 
-/// One transaction. [`Transaction::commit`] makes it durable; dropping it undoes it.
+/// One transaction. [`Transaction::commit`] makes it durable. Dropping it rolls it back.
 pub struct Transaction<'a> {
     inner: rusqlite::Transaction<'a>,
     cache: &'a mut Cache,
     refused: &'a mut change::Refused,
     database: &'a Arc<str>,
     key: i64,
-    /// Rows that may still be ended because they cannot be used.
+    /// How many more unusable rows this transaction may end.
     unusable_left: usize,
-    /// Plugins for whose jobs no worker is emptied, see [`Transaction::empty_none_for`].
+    /// Plugins for whose jobs no further worker is emptied, see [`Transaction::empty_none_for`].
     emptying: HashSet<String>,
 }
 
 impl Store {
-    /// Names of triggers and views that no release of this program has made.
+    /// Names of triggers and views that no release of Casparian has created.
     pub fn foreign_code(&self) -> Result<Vec<String>, Error> {
         schema::foreign_code(&self.connection)
     }
 
-    /// Opens a database, in place, and brings its schema up to date. A new one has mode 600,
-    /// whatever the umask: who can write to it decides what the workers run.
+    /// Opens a database and migrates its schema in place. A new database has mode 600, independent of
+    /// the umask, because a user who can write to it decides what code the workers run.
     pub fn open(path: &Path, open: Open) -> Result<Self, Error> {
         Self::open_within(path, open, limits::STORE_OPEN_WAIT)
     }
 
-    /// As [`Store::open`]; each statement, these and later ones, waits for so long for another
-    /// program's transaction.
+    /// As [`Store::open`]. Each statement, here and later, waits at most `wait` for another program's
+    /// transaction.
     pub fn open_within(path: &Path, open: Open, wait: Duration) -> Result<Self, Error> {
         if open == Open::Create {
             create_private(path);
@@ -423,7 +423,7 @@ impl Store {
         schema::migrate(&mut connection, path).map_err(name)?;
         let identity = identity::Identity::read(&mut connection, path).map_err(name)?;
         let data_version = data_version(&connection)?;
-        // Not 0, which means that it is not known.
+        // Not 0, because 0 means that the key is unknown.
         let key = connection.query_row("SELECT random() | 1", [], |row| row.get(0))?;
         Ok(Store {
             connection,
@@ -437,7 +437,7 @@ impl Store {
         })
     }
 
-    /// Begins a transaction that may write; waits for another writer's for a bounded time.
+    /// Begins a transaction that may write. Waits a bounded time for another program's transaction.
     pub fn begin(&mut self) -> Result<Transaction<'_>, Error> {
         let behavior = TransactionBehavior::Immediate;
         let transaction = rusqlite::Transaction::new(&mut self.connection, behavior)?;
@@ -506,7 +506,7 @@ fn data_version(connection: &Connection) -> Result<i64, Error> {
 }
 
 fn connect(path: &Path, flags: OpenFlags, wait: Duration) -> Result<Connection, Error> {
-    // Opening a FIFO to read would wait for a writer.
+    // To open a FIFO for reading would block until it has a writer.
     if let Ok(metadata) = std::fs::metadata(path)
         && !metadata.is_file()
     {
@@ -534,7 +534,7 @@ fn connect(path: &Path, flags: OpenFlags, wait: Duration) -> Result<Connection, 
         .busy_timeout(wait)
         .and_then(|()| harden(&connection));
     configured.map_err(|error| open_error(path, &error))?;
-    // SQLite reads nothing at open; this finds out whether it is a database.
+    // SQLite does not read the file when it opens it. This statement fails when the file is no database.
     connection
         .query_row("SELECT count(*) FROM sqlite_master", [], |row| {
             row.get::<_, i64>(0)
@@ -544,8 +544,8 @@ fn connect(path: &Path, flags: OpenFlags, wait: Duration) -> Result<Connection, 
     Ok(connection)
 }
 
-/// SQLite waits for no lock when it changes from a rollback journal to WAL; another program may do the
-/// same now, or read.
+/// Changes to WAL mode, and repeats that while the database is locked. SQLite's busy timeout does not apply
+/// to a change from a rollback journal to WAL, and another program may read or make the same change.
 fn change_to_wal(connection: &Connection, wait: Duration) -> rusqlite::Result<()> {
     let began = Instant::now();
     loop {
@@ -562,7 +562,7 @@ fn change_to_wal(connection: &Connection, wait: Duration) -> rusqlite::Result<()
     }
 }
 
-/// Refuses a database that is another program's, which is asked before anything is changed.
+/// Refuses a database of another program. Called before anything is changed.
 fn check_ours(connection: &Connection, path: &Path) -> Result<(), Error> {
     match schema::is_foreign(connection)? {
         true => Err(Error::Foreign {
@@ -572,9 +572,9 @@ fn check_ours(connection: &Connection, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Code in a database's schema may call functions without side effects only, and no statement
-/// writes to the schema tables. A plan does not depend on the values of parameters: SQLite would
-/// compile each statement with `LIMIT ?` anew whenever it is run.
+/// Restricts what code in the schema can do: it may only call functions without side effects, and no
+/// statement may write to the schema tables. Also makes plans independent of the values of parameters (QPSG).
+/// Otherwise SQLite would compile each statement with `LIMIT ?` again at every execution.
 pub(crate) fn harden(connection: &Connection) -> rusqlite::Result<()> {
     use rusqlite::config::DbConfig::{
         SQLITE_DBCONFIG_DEFENSIVE, SQLITE_DBCONFIG_ENABLE_QPSG, SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -585,13 +585,13 @@ pub(crate) fn harden(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Creates an empty file for a database, mode 0600, where there is none. SQLite gives the files
-/// beside it the same mode.
+/// Creates an empty file with mode 0600 for a database that does not exist. SQLite creates the files
+/// beside it with the same mode.
 fn create_private(path: &Path) {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();
     let options = options.write(true).create_new(true).mode(0o600);
-    // SQLite creates it where a link leads.
+    // SQLite creates the file at the target of a link.
     let mut target = path.to_owned();
     for _ in 0..limits::LINKS_MAX {
         let Ok(to) = std::fs::read_link(&target) else {
@@ -600,13 +600,13 @@ fn create_private(path: &Path) {
         target = target.parent().unwrap_or(Path::new("")).join(to);
     }
     if let Err(error) = options.open(target) {
-        // What is wrong with the path is found when SQLite opens it.
+        // If the path is invalid, opening it by SQLite returns the error.
         log::debug!("{}: not created: {error}", path.display());
     }
 }
 
-/// What other users may do with a database; none when nothing. `others` = also what its mode allows, and
-/// not only its owner.
+/// What other users may do with a database. None = nothing. `others` = also check what its mode permits, not
+/// only its owner.
 pub fn shared_with(path: &Path, others: bool) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     let found = std::fs::metadata(path).ok()?;
@@ -622,9 +622,9 @@ pub fn shared_with(path: &Path, others: bool) -> Option<String> {
     }
 }
 
-/// Why a database that another program keeps locked cannot be opened.
+/// Reason for [`Error::Open`] when another program has the database locked.
 const LOCKED: &str = "another program keeps it locked";
-/// Why one on a full disk cannot.
+/// Reason for [`Error::Open`] when the disk is full.
 const FULL: &str = "the disk is full";
 
 fn open_error(path: &Path, error: &rusqlite::Error) -> Error {
@@ -636,7 +636,7 @@ fn open_error(path: &Path, error: &rusqlite::Error) -> Error {
     }
 }
 
-/// Whether the file system of a database has no space left, as far as that can be known.
+/// Whether the file system of a database has no space left. False where it cannot be queried.
 fn is_full(path: &Path) -> bool {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = path
@@ -646,13 +646,14 @@ fn is_full(path: &Path) -> bool {
     found.is_ok_and(|found| found.f_bavail == 0 || (found.f_files > 0 && found.f_favail == 0))
 }
 
-/// Bytes of a database's path as SQLite uses it: absolute, links followed.
+/// Bytes of a database's path as SQLite uses it: absolute, with links followed.
 fn path_size(path: &Path) -> usize {
     let real = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
     real.map_or(0, |real| real.as_os_str().len())
 }
 
-/// SQLite says `disk I/O error` of a write that fails for lack of space in some places.
+/// The reason why a database cannot be opened. `is_full`: for some writes that fail for lack of space
+/// SQLite reports `disk I/O error`.
 fn open_reason(path: &Path, error: &rusqlite::Error, is_full: bool) -> String {
     use rusqlite::ErrorCode;
     match error.sqlite_error_code() {
@@ -679,7 +680,7 @@ fn open_reason(path: &Path, error: &rusqlite::Error, is_full: bool) -> String {
     }
 }
 
-/// SQLite's reason; of a statement that cannot be prepared without its text, which may be long.
+/// SQLite's reason, without the text of the statement, which may be long.
 fn without_statement(error: &rusqlite::Error) -> String {
     match error {
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),

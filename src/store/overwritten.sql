@@ -1,5 +1,5 @@
--- The number and the key of an attempt that runs are not lost when another program writes others over
--- them: the next attempt counts on from there, and the output of this one is known by its key.
+-- Keeps the number and the key of a running attempt when another program overwrites them. So the next attempt
+-- gets a higher number, and the output of this one is recognized by its key.
 CREATE TRIGGER casparian_attempt_overwritten AFTER UPDATE OF attempt, attempt_key ON cf_processing_queue
     WHEN OLD.status = 'RUNNING' AND OLD.id IS NEW.id
         AND (NEW.attempt IS NOT OLD.attempt OR NEW.attempt_key IS NOT OLD.attempt_key)
@@ -11,7 +11,8 @@ BEGIN
             OLD.claim_time, 'TAKEN', OLD.attempt_key);
 END;
 
--- The number that this writes is of another job: what the trigger above notes of it goes.
+-- The attempt number that this trigger writes belongs to another incarnation, so the row that the trigger
+-- above inserts for it is deleted.
 DROP TRIGGER IF EXISTS casparian_job_renumbered;
 CREATE TRIGGER casparian_job_renumbered AFTER UPDATE OF id ON cf_processing_queue
     WHEN NEW.id IS NOT OLD.id

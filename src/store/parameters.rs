@@ -13,7 +13,7 @@ use crate::limits;
 pub(super) const DEFAULTS_QUERY: &str =
     "SELECT default_parameters FROM cf_plugin_config WHERE plugin_name = ?1";
 
-/// The parameters of a column; none for NULL and an empty text.
+/// The parameters in a column. Empty for NULL and an empty text.
 pub(super) fn parameters(
     value: ValueRef<'_>,
     column: &str,
@@ -40,7 +40,7 @@ pub(super) fn defaults(
 }
 
 impl Transaction<'_> {
-    /// Makes these the default parameters of a plugin that is registered.
+    /// Sets the default parameters of a registered plugin.
     pub fn set_default_parameters(
         &mut self,
         plugin: &str,
@@ -55,7 +55,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Makes these a job's own parameters.
+    /// Sets a job's own parameters.
     pub fn set_parameters(&mut self, job_id: i64, parameters: &Parameters) -> Result<(), Error> {
         let json = (!parameters.is_empty()).then(|| parameters.to_json());
         let mut statement = self.inner.prepare_cached(

@@ -1,9 +1,9 @@
-//! How far the claim's ranges begin with rows that are given up ([`super::change`]), so that a claim
-//! does not read them again.
+//! Positions behind the skipped rows ([`super::change`]) at the head of each range of the claim, so that a
+//! claim does not read these rows again.
 //!
-//! Such a position is valid until rows change. Another program's commit ends it, and so do our
-//! own changes: before a claim they may have queued rows, and when the transaction is rolled back
-//! the rows that it took are there again.
+//! A position is valid until rows change. It becomes invalid by another program's commit, and by changes of
+//! this connection: before a claim these may have queued rows, and after a rollback the rows that the
+//! transaction has claimed are QUEUED again.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use rusqlite::types::Value;
 
 use super::Transaction;
 
-/// Priority and ID of the last row that is passed over.
+/// Priority and ID of the last skipped row.
 pub(super) type Position = (Value, i64);
 
 /// By plugin, and by whether the rows run alone.
@@ -20,9 +20,9 @@ type Positions = HashMap<(String, bool), Position>;
 #[derive(Debug, Default)]
 pub(super) struct Passed {
     positions: Positions,
-    /// Those before this transaction changed rows.
+    /// The positions before this transaction changed rows.
     before: Option<Positions>,
-    /// Changes of the connection that they take into account.
+    /// The connection's number of changes up to which the positions are valid.
     changes: u64,
 }
 
@@ -45,7 +45,7 @@ impl Passed {
         self.before = None;
     }
 
-    /// A transaction begins. The last one may not have been committed.
+    /// Called when a transaction begins. The last one may have been rolled back.
     pub(super) fn begin(&mut self, is_changed: bool, changes: u64) {
         if let Some(before) = self.before.take() {
             self.positions = before;
@@ -56,7 +56,7 @@ impl Passed {
         self.changes = changes;
     }
 
-    /// A claim begins.
+    /// Called when a claim begins.
     fn claim(&mut self, changes: u64) {
         if changes != self.changes {
             self.keep(changes);
@@ -64,13 +64,13 @@ impl Passed {
         }
     }
 
-    /// The transaction has changed rows.
+    /// Notes that the transaction has changed rows in a way that keeps the positions valid.
     fn keep(&mut self, changes: u64) {
         self.before.get_or_insert_with(|| self.positions.clone());
         self.changes = changes;
     }
 
-    /// The transaction is committed.
+    /// Called when the transaction is committed.
     pub(super) fn commit(&mut self, changes: u64) {
         if self.before.is_some() || changes != self.changes {
             self.clear();
@@ -79,13 +79,14 @@ impl Passed {
 }
 
 impl Transaction<'_> {
-    /// To be called before a claim reads rows.
+    /// Must be called before a claim reads rows.
     pub(super) fn begin_claim(&mut self) {
         let changes = self.inner.total_changes();
         self.refused.passed.claim(changes);
     }
 
-    /// A claim has changed a row: it is before no row that the claim has not read.
+    /// Notes that a claim has changed a row. Positions stay valid, because the claim has read all rows before
+    /// it.
     pub(super) fn note_claimed(&mut self) {
         let changes = self.inner.total_changes();
         self.refused.passed.keep(changes);

@@ -1,4 +1,4 @@
-//! The job queue apart from claims and ends: what waits, what runs, what is added.
+//! The job queue without claims and ends: QUEUED rows, RUNNING rows, adding rows.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -11,13 +11,13 @@ use crate::limits;
 /// A RUNNING row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
-    /// The job and its attempt; the number is 0 where the row has none that can be used.
+    /// The job and its attempt. The number is 0 where the row has no valid one.
     pub attempt: Attempt,
-    /// The worker that holds it; empty for one of the old system.
+    /// The worker that holds it. Empty for a worker of the reference system.
     pub worker_id: String,
-    /// Who that worker proved to be when it last identified itself.
+    /// The authenticated user of that worker when it last sent IDENTIFY.
     pub user: Option<User>,
-    /// It was claimed to be the only job of its worker.
+    /// It was claimed as the only job of its worker.
     pub runs_alone: bool,
 }
 
@@ -26,19 +26,19 @@ pub struct Running {
 pub struct QueuedPlugins {
     /// The names.
     pub names: Vec<String>,
-    /// There are none behind them: the next call begins anew.
+    /// There are no names behind these. The next call begins with the first name.
     pub is_end: bool,
 }
 
-/// A name that no plugin can have, by the bytes that stand in the index.
+/// A name that no plugin can have, with its bytes in the index.
 #[derive(Debug)]
 enum Unusable {
     Text(Vec<u8>),
     Other,
 }
 
-/// The next plugin name of the claim's index. The bytes are those of the database's encoding: a
-/// text that is no Unicode does not survive its conversion to UTF-8 and back.
+/// The next plugin name in the claim's index, also as bytes in the database's encoding. A text that is not
+/// valid Unicode would change when it is converted to UTF-8 and back.
 pub(super) const NEXT_PLUGIN_QUERY: &str = "SELECT plugin_name, CAST(plugin_name AS BLOB) \
      FROM cf_processing_queue INDEXED BY ix_casparian_claim \
      WHERE status = 'QUEUED' AND plugin_name > CAST(?1 AS TEXT) ORDER BY plugin_name LIMIT 1";
@@ -50,14 +50,14 @@ pub(super) const RUNNING_QUERY: &str = "SELECT q.id, q.attempt, q.worker_id, w.u
      WHERE q.status = 'RUNNING' AND q.id > ?1 ORDER BY q.id LIMIT ?2";
 
 impl Store {
-    /// Names of plugins with QUEUED rows, at most `limit`, by jumping from name to name in the
-    /// claim's index. Goes on behind the last name of the call before, and after the last of all
-    /// from the first. Rows whose name is no text belong to no plugin: they end as FAILED, in a
-    /// transaction of their own, at most [`limits::UNUSABLE_ROWS_PER_TRANSACTION`] at a time.
+    /// Names of plugins with QUEUED rows, at most `limit`. Each costs one search in the claim's index.
+    /// Continues behind the last name of the previous call, and begins again after the last of all names.
+    /// Rows with a name that is no UTF-8 text belong to no plugin. They end as FAILED, in a transaction of
+    /// their own, at most [`limits::UNUSABLE_ROWS_PER_TRANSACTION`] at a time.
     pub fn queued_plugins(&mut self, limit: usize, now_ms: i64) -> Result<QueuedPlugins, Error> {
         let mut found = QueuedPlugins::default();
         let mut unusable: Vec<Unusable> = Vec::new();
-        // NULL and numbers cannot stand in the column, nor an empty name be a plugin's.
+        // The column cannot have NULL or numbers, and no plugin has an empty name.
         let mut last = self.names_after.clone();
         self.names_before.clone_from(&last);
         {
@@ -74,12 +74,13 @@ impl Store {
                     .optional()?;
                 match next {
                     None => found.is_end = true,
-                    // BLOBs come last.
+                    // SQLite sorts BLOBs last.
                     Some(None) => {
                         unusable.push(Unusable::Other);
                         found.is_end = true;
                     }
-                    // A damaged text that is not behind itself.
+                    // A damaged text, which does not compare as equal to itself, would be found again and
+                    // again.
                     Some(Some((_, bytes))) if bytes == last => found.is_end = true,
                     Some(Some((name, bytes))) => {
                         last.clone_from(&bytes);
@@ -92,7 +93,7 @@ impl Store {
             }
         }
         if !unusable.is_empty() && self.fail_unnamed(&unusable, now_ms)? {
-            // More of them are left.
+            // More unusable rows are left.
             found.is_end = false;
             return Ok(found);
         }
@@ -103,12 +104,12 @@ impl Store {
         Ok(found)
     }
 
-    /// The next [`Store::queued_plugins`] gives the same names as the last one.
-    pub fn look_again(&mut self) {
+    /// Makes the next call of [`Store::queued_plugins`] begin where the last one began.
+    pub fn poll_again(&mut self) {
         self.names_after.clone_from(&self.names_before);
     }
 
-    /// Gives whether it has ended rows and left others.
+    /// Ends rows with unusable plugin names. True when it has ended rows and more are left.
     fn fail_unnamed(&mut self, names: &[Unusable], now_ms: i64) -> Result<bool, Error> {
         let mut transaction = self.begin()?;
         let mut found: Vec<(i64, String)> = Vec::new();
@@ -143,7 +144,7 @@ impl Store {
         Ok(is_full && failed > 0)
     }
 
-    /// Hash of the code that a job's last attempt ran; none where that is not known.
+    /// Hash of the code that a job's last attempt ran. None where that is unknown.
     pub fn ran_with(&self, job_id: i64) -> Result<Option<String>, Error> {
         let query = "SELECT artifact_hash FROM cf_processing_queue WHERE id = ?1";
         let mut statement = self.connection.prepare_cached(query)?;
@@ -151,8 +152,7 @@ impl Store {
         Ok(found.optional()?.flatten())
     }
 
-    /// The file version that a job's last attempt ran over, or its next one will; none where that is
-    /// not known.
+    /// The file version of a job's last or next attempt. None where that is unknown.
     pub fn file_version(&self, job_id: i64) -> Result<Option<i64>, Error> {
         let query = "SELECT file_version_id FROM cf_processing_queue WHERE id = ?1";
         let mut statement = self.connection.prepare_cached(query)?;
@@ -160,7 +160,7 @@ impl Store {
         Ok(found.optional()?.flatten())
     }
 
-    /// Why jobs of a plugin wait, if they do: no code of it can run.
+    /// Why jobs of a plugin wait. None when its code can run.
     pub fn waits(&self, plugin: &str) -> Result<Option<String>, Error> {
         Ok(match code::read(&self.connection, plugin)? {
             Code::Waits(reason) => Some(reason),
@@ -168,8 +168,9 @@ impl Store {
         })
     }
 
-    /// Why a job of a plugin that waits or not will not end by itself: another program has removed
-    /// or changed its row, or the plugin cannot run. None while the job runs, or is to run.
+    /// Why a job of a plugin will not end by itself: another program has removed or changed its row, or the
+    /// plugin cannot run. None while the job runs or will run. `waits` = the result of [`Store::waits`] for
+    /// the plugin.
     pub fn is_stuck(
         &self,
         job_id: i64,
@@ -204,13 +205,13 @@ impl Store {
         self.running_after(i64::MIN, usize::MAX)
     }
 
-    /// RUNNING rows with IDs above `after`, rising, at most `limit`.
+    /// RUNNING rows with IDs above `after`, in ascending order, at most `limit`.
     pub fn running_after(&self, after: i64, limit: usize) -> Result<Vec<Running>, Error> {
         running(&self.connection, after, limit)
     }
 }
 
-/// RUNNING rows with IDs above `after`, rising, at most `limit`.
+/// RUNNING rows with IDs above `after`, in ascending order, at most `limit`.
 pub(super) fn running(
     connection: &Connection,
     after: i64,
@@ -232,7 +233,7 @@ pub(super) fn running(
 }
 
 impl Transaction<'_> {
-    /// Adds a job; gives its id.
+    /// Adds a job and returns its ID.
     pub fn enqueue(
         &mut self,
         plugin: &str,
@@ -254,8 +255,8 @@ impl Transaction<'_> {
         Ok(self.inner.last_insert_rowid())
     }
 
-    /// QUEUED → PENDING, and no retries of PENDING rows, so that no worker takes them;
-    /// [`Transaction::requeue`] brings one back. Gives how many were QUEUED.
+    /// Makes QUEUED rows PENDING, and cancels the retries of PENDING rows, so that no worker gets them.
+    /// [`Transaction::requeue`] queues one again. Returns how many were QUEUED.
     pub fn park_queued(&mut self) -> Result<usize, Error> {
         self.inner.execute(
             "UPDATE cf_processing_queue SET next_run = NULL, next_run_boot_ms = NULL, \
@@ -268,10 +269,9 @@ impl Transaction<'_> {
         )?)
     }
 
-    /// Puts a job that is not RUNNING back into the queue, for a (new) version of its file.
-    /// The attempt number goes on counting, failures are counted anew. Of another version no
-    /// code has run yet. False when it is RUNNING
-    /// or gone.
+    /// Queues a job again that is not RUNNING, for the same or another version of its file. Attempt numbers
+    /// continue. Failures are counted from zero. For another version the hash of the code is cleared, because
+    /// no code has run over it yet. False when the job is RUNNING or does not exist.
     pub fn requeue(&mut self, job_id: i64, file_version_id: i64) -> Result<bool, Error> {
         let mut statement = self.inner.prepare_cached(
             "UPDATE cf_processing_queue SET status = 'QUEUED', file_version_id = ?2, \

@@ -1,4 +1,4 @@
--- What this system adds: attempts, leases, receipts, and indexes that serve the claim.
+-- What Casparian adds: attempts, leases, receipts, and indexes for the claim.
 
 ALTER TABLE cf_processing_queue ADD COLUMN attempt INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE cf_processing_queue ADD COLUMN lease_until_ms INTEGER;
@@ -8,8 +8,8 @@ ALTER TABLE cf_processing_queue ADD COLUMN receipt TEXT;
 ALTER TABLE cf_processing_queue ADD COLUMN log_tail TEXT;
 ALTER TABLE cf_processing_queue ADD COLUMN created_at DATETIME;
 
--- Neither serves a query (the claim orders by priority DESC, id ASC), and every status change
--- pays for them.
+-- No query can use these (the claim orders by priority DESC, id ASC), and every status change has to
+-- update them.
 DROP INDEX IF EXISTS ix_queue_pop;
 DROP INDEX IF EXISTS ix_cf_processing_queue_priority;
 

@@ -1,4 +1,4 @@
-//! Deploying: manifests, environments and the sinks that manifests declare.
+//! Deploys plugins: writes manifests, environments and the sinks that manifests declare.
 
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
@@ -16,40 +16,40 @@ pub fn sha256_hex(parts: &[&[u8]]) -> String {
     text::hex(&hasher.finalize())
 }
 
-/// SHA-256 hex of source and lockfile: what a job ran.
+/// SHA-256 of source and lockfile in hex. It identifies the code that a job ran.
 pub fn artifact_hash(source_code: &str, lockfile_content: &str) -> String {
     sha256_hex(&[source_code.as_bytes(), lockfile_content.as_bytes()])
 }
 
-/// What is deployed.
+/// A deployment of a plugin.
 #[derive(Clone, Copy, Debug)]
 pub struct Deploy<'a> {
     /// The plugin.
     pub plugin_name: &'a str,
-    /// Its version; the next patch number when absent.
+    /// Its version. The next patch number when absent.
     pub version: Option<&'a str>,
     /// The source.
     pub source_code: &'a str,
-    /// The lockfile; empty = the default environment.
+    /// The lockfile. Empty = the default environment.
     pub lockfile_content: &'a str,
-    /// Sinks of its MANIFEST. They take the place of those of the version before; a topic that
-    /// operators have configured stays as it is.
+    /// Sinks of its MANIFEST. They replace those of the previous version. A topic that operators have
+    /// configured keeps their sinks.
     pub sinks: &'a [ManifestSink],
 }
 
-/// What a deployment came to.
+/// The result of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deployed {
     /// The manifest's row.
     pub manifest_id: i64,
     /// Its version.
     pub version: String,
-    /// False when that very source was registered before.
+    /// False when the same source was already registered.
     pub new: bool,
 }
 
 impl Transaction<'_> {
-    /// How often the plugin's jobs are retried, unless a number is set already.
+    /// Sets how often the plugin's jobs are retried, unless a number is already set.
     pub fn set_retries(&mut self, plugin: &str, retries: u32) -> Result<(), Error> {
         self.inner.execute(
             "UPDATE cf_plugin_config SET retries = coalesce(retries, ?2) WHERE plugin_name = ?1",
@@ -58,7 +58,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Registers a plugin's source and makes it the one that runs.
+    /// Registers a plugin's source as the deployed one.
     pub fn deploy(&mut self, deploy: &Deploy<'_>, now_ms: i64) -> Result<Deployed, Error> {
         let now = format_time(now_ms);
         self.cache.codes.remove(deploy.plugin_name);
@@ -83,8 +83,8 @@ impl Transaction<'_> {
         let owner: Option<(i64, String, String)> = self.manifest(&source_hash)?;
         let known = match owner {
             Some((_, owner, _)) if owner != deploy.plugin_name => {
-                // `source_hash` is unique over all plugins; the same source under another name
-                // gets a hash of name and source.
+                // `source_hash` is unique over all plugins, so the same source under another name gets a hash
+                // of name and source.
                 source_hash = sha256_hex(&[
                     deploy.plugin_name.as_bytes(),
                     b"\0",
@@ -149,8 +149,8 @@ impl Transaction<'_> {
         })
     }
 
-    /// Gives a manifest the highest `deploy_order`: the triggers do it only when `deployed_at`
-    /// changes, and that is a time.
+    /// Gives a manifest the highest `deploy_order`. The triggers do this only when `deployed_at` changes,
+    /// which does not change when the clock shows the same time.
     fn make_newest(&self, manifest_id: i64) -> Result<(), Error> {
         self.inner.execute(
             "UPDATE cf_plugin_manifest SET deploy_order = \

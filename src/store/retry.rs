@@ -1,42 +1,44 @@
-//! When a job that did not end well is tried again.
+//! Decides whether and when a failed job is tried again.
 //!
 //! Policy:
-//! - A final cause (`plugin`, `input`, `operator`), or none (old workers report none): FAILED.
-//! - `lost`: counted in `retry_count`. Losing its worker may be the job's own doing (it may have
-//!   used up the memory), so a job that does it more than `retries_max` times is FAILED, alone.
-//!   The first retry is at once: most often the worker was only restarted.
-//! - `lost` together with other jobs of the same worker: counted in `shared_count`, because most of
-//!   them are innocent. The pause is drawn from a range that doubles from 1 s to 5 min, so that the
-//!   jobs come back at different times. After [`limits::SHARED_LOSSES_TOGETHER`] such losses a job
-//!   is claimed alone (`claim.rs`), so the one that kills its worker loses it alone, which counts.
-//!   More than 20 such losses are FAILED as well.
-//! - `lost` where the worker goes on and its plugin process alone was killed: counted in
-//!   `killed_count`, and tried again [`limits::KILLED_RETRIES_MAX`] times at most.
+//! - A final cause (`plugin`, `input`, `operator`), or no cause (as from workers of the reference system):
+//!   FAILED.
+//! - `lost`: counted in `retry_count`. The job itself may have caused the loss of its worker (for example by
+//!   using up the memory). So a job is FAILED after more than `retries_max` losses. The first retry is at
+//!   once, because most often the worker was only restarted.
+//! - `lost` together with other jobs of the same worker: counted in `shared_count`, because most of these
+//!   jobs have not caused the loss. The pause is random, from a range that doubles from 1 s to 5 min, so that
+//!   the jobs are retried at different times. After [`limits::SHARED_LOSSES_TOGETHER`] such losses a job is
+//!   claimed alone (`claim.rs`). So a job that kills its worker then loses it alone, which counts in
+//!   `retry_count`. After more than [`limits::SHARED_LOSSES_MAX`] such losses a job is FAILED, too.
+//! - `lost` where only the plugin process was killed and its worker continues: counted in
+//!   `killed_count`, with at most [`limits::KILLED_RETRIES_MAX`] retries.
 //! - `environment` and `worker`: counted in `infra_count`. Unless `retries_max` is 0, or the plugin has
-//!   a number of its own, there are 10 retries or `retries_max` if that is more: with their pauses
+//!   a number of its own, there are 10 retries, or `retries_max` if that is more. With their pauses
 //!   they outlast a quarter of an hour of a full disk or a missing network.
-//! - `worker` where others have the database of a sink locked, which a plugin can do as long as its job
-//!   lasts: counted in `locked_count`. There are [`limits::LOCKED_RETRIES_MAX`] retries at least,
-//!   unless there are to be none.
-//! - `input` where the input changed while the job ran: counted in `changed_count`, and tried again
-//!   [`limits::INPUT_RETRIES_MAX`] times at most.
-//! - Each of these limits has its count, so that no fault uses up the retries after another one.
-//! - A job that a worker gives back (`returned`), or whose worker lost its ID to another process,
-//!   is not counted at all, unless its workers were stopped while it ran more than
-//!   [`limits::GIVEN_BACK_MAX`] times in a row, which
-//!   `cf_job_attempt` shows: it may be what stops them. Each further time counts as a loss: with
-//!   other jobs until it runs alone, then alone.
-//! - An attempt that is refused because of output of another job, which may still go (`waits.rs`),
-//!   is not counted at all. Its pause doubles up to 32 s.
-//! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
-//! - All counts begin anew when a job is queued again by [`Transaction::requeue`].
+//! - `worker` where another program has the database of a sink locked, which a plugin can do while its job
+//!   runs: counted in `locked_count`. There are at least [`limits::LOCKED_RETRIES_MAX`] retries, unless
+//!   retries are disabled.
+//! - `input` where the input changed while the job ran: counted in `changed_count`, with at most
+//!   [`limits::INPUT_RETRIES_MAX`] retries.
+//! - Each of these limits has a count of its own, so that one kind of failure does not use up the retries of
+//!   another.
+//! - A job that a worker gives back (`returned`), or whose worker lost its ID to another process, is not
+//!   counted. The exception is a job whose workers were stopped while it ran more than
+//!   [`limits::GIVEN_BACK_MAX`] times in a row, by `cf_job_attempt`, because the job may be what stops them.
+//!   Each further time counts as a loss: together with other jobs until the job runs alone, then as a loss
+//!   alone.
+//! - An attempt that is refused because of output of another job that may still be removed (`waits.rs`) is
+//!   not counted. Its pause doubles up to 32 s.
+//! - `cf_plugin_config.retries` replaces `retries_max` for the plugin's jobs.
+//! - [`Transaction::requeue`] resets all counts.
 //!
-//! The pause is 1 s and doubles with each failure of the kind, up to 5 min, give or take a fifth
-//! that depends on job and attempt: jobs that failed together do not come back together. While it
-//! lasts the row is PENDING with `next_run`; a PENDING row without `next_run` is never touched.
-//! The end of the pause is on the clock that counts from the machine's start
-//! (`next_run_boot_ms`); after another start, or on another machine, the time of day decides, and
-//! one that is further away than any pause can be is over.
+//! The pause is 1 s and doubles with each failure of the kind, up to 5 min. Up to a fifth is added or
+//! subtracted, depending on job and attempt, so that jobs that failed together are not retried together.
+//! During the pause the row is PENDING with `next_run`. A PENDING row without `next_run` is never changed.
+//! The end of the pause is in milliseconds since boot (`next_run_boot_ms`). After a reboot, or on another
+//! host, the time of day in `next_run` decides. If that is further away than the longest pause, the pause is
+//! over.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -52,9 +54,9 @@ pub(super) struct Failures {
     pub(super) lost: i64,
     /// Environments and workers: `infra_count`.
     pub(super) infra: i64,
-    /// Lost workers that held other jobs too: `shared_count`.
+    /// Lost workers that ran other jobs too: `shared_count`.
     pub(super) shared: i64,
-    /// Databases of sinks that others had locked: `locked_count`.
+    /// Databases of sinks that other programs had locked: `locked_count`.
     pub(super) locked: i64,
     /// Inputs that changed while the job ran: `changed_count`.
     pub(super) changed: i64,
@@ -63,7 +65,7 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// Those of all kinds.
+    /// The sum of all kinds.
     pub(super) fn all(&self) -> i64 {
         let kinds = [
             self.lost,
@@ -85,7 +87,7 @@ pub(super) struct Retries {
 }
 
 impl Retries {
-    /// Those of the sentinel, unless the plugin has a number of its own.
+    /// The sentinel's numbers, unless the plugin has a number of its own.
     pub(super) fn new(retries_max: u32, own: Option<u32>) -> Self {
         match own {
             Some(own) => Retries {
@@ -101,58 +103,58 @@ impl Retries {
     }
 }
 
-/// What becomes of a job after a failure.
+/// The next state of a job after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// QUEUED at once.
     Queued,
-    /// PENDING for so many milliseconds.
+    /// PENDING for this number of milliseconds.
     After(u64),
     /// FAILED.
     Failed,
 }
 
-/// What matters of a failure beyond its cause.
+/// What the policy needs of a failure in addition to its cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Detail {
     None,
-    /// A lost worker held other jobs too.
+    /// The lost worker ran other jobs too.
     Shared,
     /// The input changed while the job ran.
     InputChanged,
-    /// Others had the database of a sink locked for as long as the worker waits.
+    /// Another program had the database of a sink locked for as long as the worker waits.
     SinkLocked,
     /// Its worker never started it, and gave it back.
     NotStarted,
     /// A worker that was stopped while the job ran gave it back.
     Stopped,
-    /// Another process has taken over the ID of its worker, or that was lost while it created the
-    /// environment: it may have left output.
+    /// Another process has taken over the ID of its worker, or the worker was lost while it created the
+    /// environment. The attempt may have left output.
     Displaced,
-    /// Its plugin process was killed by others, while its worker ran no other job.
+    /// Its plugin process was killed from outside, while its worker ran no other job.
     Killed,
-    /// Its run was interrupted: it may have left output.
+    /// Its `casparian run` was interrupted. The attempt may have left output.
     Interrupted,
 }
 
 impl Detail {
-    /// The job is queued again at once, uncounted, unless its workers were stopped too often.
+    /// True when the job is queued again at once, uncounted, unless its workers were stopped too often.
     pub(super) fn is_returned(self) -> bool {
         matches!(self, Detail::NotStarted) || self.was_stopped() || self == Detail::Interrupted
     }
 
-    /// The worker stopped running the job, which may be the job's doing.
+    /// True when the worker stopped running the job. The job may be the reason.
     pub(super) fn was_stopped(self) -> bool {
         matches!(self, Detail::Stopped | Detail::Displaced)
     }
 
-    /// It is not known whether the attempt has left output.
+    /// True when the attempt may have left output.
     pub(super) fn may_have_output(self) -> bool {
         matches!(self, Detail::Displaced | Detail::Interrupted)
     }
 }
 
-/// Counts a failure and decides.
+/// Counts a failure and decides what follows.
 pub(super) fn decide(
     cause: Option<Cause>,
     failures: &mut Failures,
@@ -196,8 +198,7 @@ pub(super) fn decide(
     }
 }
 
-/// Decides about a job whose worker was stopped while it ran, after `before` such attempts in a
-/// row.
+/// Decides about a job whose worker was stopped while the job ran, after `before` such attempts in a row.
 pub(super) fn decide_stopped(
     before: i64,
     failures: &mut Failures,
@@ -215,8 +216,8 @@ pub(super) fn decide_stopped(
 }
 
 /// Decides about a job whose input has other content than its file version, after `before` such
-/// attempts in a row. Most often the file was replaced once, long before; where it goes on changing,
-/// as while it is copied, the pauses give it time.
+/// attempts in a row. Most often the file was replaced once, long ago, so the first retry is at once. A file
+/// that keeps changing, for example while it is copied, gets time by the pauses.
 pub(super) fn decide_moved(before: i64, attempt: Attempt) -> Next {
     match before {
         0 => Next::Queued,
@@ -225,7 +226,7 @@ pub(super) fn decide_moved(before: i64, attempt: Attempt) -> Next {
     }
 }
 
-/// The pause after `before` earlier ones, without its jitter.
+/// The pause in milliseconds after `before` earlier ones, without its jitter.
 fn pause_range_ms(before: i64) -> u64 {
     let ms = |wait: std::time::Duration| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     let doublings = u32::try_from(before.clamp(0, 32)).unwrap_or(32);
@@ -235,10 +236,10 @@ fn pause_range_ms(before: i64) -> u64 {
         .max(1)
 }
 
-/// The pause after `before` earlier ones.
+/// The pause in milliseconds after `before` earlier ones.
 pub(super) fn pause_ms(before: i64, attempt: Attempt) -> u64 {
     let pause = pause_range_ms(before);
-    // 800 to 1200 thousandths.
+    // 80 to 120 percent, in thousandths.
     let share = 800 + scramble(attempt) % 401;
     pause.saturating_mul(share) / 1000
 }
@@ -258,24 +259,24 @@ fn scramble(attempt: Attempt) -> u64 {
     x ^ (x >> 31)
 }
 
-/// PENDING rows whose pause is over on this machine's clock.
+/// PENDING rows whose pause is over by the clock since boot. ?1 = the boot ID, ?2 = now.
 pub(super) const DUE_QUERY: &str = "SELECT id FROM cf_processing_queue \
      INDEXED BY ix_casparian_retry WHERE status = 'PENDING' AND next_run IS NOT NULL \
      AND next_run_boot_id = ?1 AND next_run_boot_ms <= ?2 LIMIT ?3";
 
-/// The end of a row's pause.
+/// Ends a row's pause.
 pub(super) const WAKE: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', next_run = NULL, \
      next_run_boot_ms = NULL, next_run_boot_id = NULL WHERE id = ?1";
 
-/// Finds a row as [`WAKE`] left it.
+/// Checks that a row is as [`WAKE`] left it.
 pub(super) const IS_QUEUED: &str =
     "SELECT 1 FROM cf_processing_queue WHERE id = ?1 AND status = 'QUEUED'";
 
-/// A row's pause on this machine's clock.
+/// Sets the end of a row's pause in milliseconds since this boot.
 const ADOPT: &str = "UPDATE cf_processing_queue SET next_run_boot_ms = ?2, next_run_boot_id = ?3 \
      WHERE id = ?1";
 
-/// A range of PENDING rows with `next_run`; parameters as of `foreign_parameters`.
+/// A range of PENDING rows with `next_run`. The parameters are those of `foreign_parameters`.
 macro_rules! foreign {
     ($range:literal) => {
         concat!(
@@ -287,9 +288,9 @@ macro_rules! foreign {
     };
 }
 
-/// PENDING rows whose pause this machine's clock does not bound: of another start of the machine,
-/// or with a moment that no pause reaches, or that is no number. Each is found by a range of the
-/// index, so that none costs nothing.
+/// PENDING rows with an end of the pause that is not valid for this boot: it is of another boot, further away
+/// than the longest pause, or no number. Each query searches a range of the index, so it costs almost nothing
+/// when there are no such rows.
 pub(super) const FOREIGN_QUERIES: [&str; 5] = [
     foreign!("next_run_boot_id IS NULL AND ?1 IS ?1 AND ?2 IS ?2"),
     foreign!("next_run_boot_id < ?1 AND ?2 IS ?2"),
@@ -298,14 +299,14 @@ pub(super) const FOREIGN_QUERIES: [&str; 5] = [
     foreign!("next_run_boot_id = ?1 AND next_run_boot_ms > ?2"),
 ];
 
-/// The next moment at which a pause ends on this machine's clock.
+/// The next end of a pause, in milliseconds since this boot.
 pub(super) const NEXT_DUE_QUERY: &str = "SELECT next_run_boot_ms FROM cf_processing_queue \
      INDEXED BY ix_casparian_retry WHERE status = 'PENDING' AND next_run IS NOT NULL \
      AND next_run_boot_id = ?1 AND next_run_boot_ms IS NOT NULL ORDER BY next_run_boot_ms LIMIT 1";
 
 impl Store {
-    /// When [`Transaction::wake_due`] has something to do next, in milliseconds of the machine's clock
-    /// ([`Now::boot_ms`]); none when no job waits for a retry.
+    /// When [`Transaction::wake_due`] must be called next, in milliseconds since boot ([`Now::boot_ms`]).
+    /// None when no job waits for a retry.
     pub fn next_due_boot_ms(&self, now: &Now) -> Result<Option<u64>, Error> {
         for query in FOREIGN_QUERIES {
             let mut statement = self.connection.prepare_cached(query)?;
@@ -323,12 +324,12 @@ impl Store {
 }
 
 impl Transaction<'_> {
-    /// Queues PENDING jobs whose pause is over, at most [`limits::WOKEN_PER_TRANSACTION`]; gives
-    /// how many rows it changed. Call it again while that many were.
+    /// Queues PENDING jobs whose pause is over. Changes at most [`limits::WOKEN_PER_TRANSACTION`] rows and
+    /// returns how many. Call it again while the result is that number.
     pub fn wake_due(&mut self, now: &Now) -> Result<usize, Error> {
         let limit = limits::WOKEN_PER_TRANSACTION;
         let mut changed = self.adopt_foreign(now, limit)?;
-        // Rows that are passed over stay due.
+        // Skipped rows stay due, so more rows are read.
         let read = i64::try_from(limit.saturating_add(self.refused.len())).unwrap_or(i64::MAX);
         let boot_ms = i64::try_from(now.boot_ms).unwrap_or(i64::MAX);
         let due: Vec<i64> = self
@@ -353,8 +354,8 @@ impl Transaction<'_> {
         Ok(changed)
     }
 
-    /// Puts rows of another start of the machine on this one's clock, due at once where their
-    /// time of day has passed, cannot be read, or is out of reach.
+    /// Gives rows of another boot an end of the pause for this boot, by their time of day. They are due at
+    /// once where that time has passed, cannot be read, or is further away than the longest pause.
     fn adopt_foreign(&mut self, now: &Now, limit: usize) -> Result<usize, Error> {
         let mut found: Vec<(i64, u64)> = Vec::new();
         let read = limit.saturating_add(self.refused.len());
@@ -385,7 +386,7 @@ impl Transaction<'_> {
     }
 }
 
-/// This start of the machine, the last moment a pause can reach, and how many rows.
+/// The boot ID, the latest possible end of a pause, and the number of rows.
 fn foreign_parameters(now: &Now, limit: usize) -> (String, i64, i64) {
     let reach = now.boot_ms.saturating_add(pause_max_ms());
     (
@@ -460,7 +461,7 @@ mod tests {
         );
     }
 
-    /// A job that has used up the retries after one kind of failure has all of each other kind.
+    /// A job that has used up the retries of one kind of failure still has all retries of each other kind.
     #[test]
     fn no_kind_of_failure_uses_up_the_retries_of_another() {
         let kinds = [

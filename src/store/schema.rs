@@ -6,8 +6,8 @@ use rusqlite::{CachedStatement, Connection, Transaction, TransactionBehavior};
 
 use super::Error;
 
-/// One script a version: script `n` brings version `n` to `n + 1`. The reference system leaves
-/// `user_version` at 0, so the first script must find its tables in place or make them.
+/// One script for each version: script `n` migrates version `n` to `n + 1`. The reference system leaves
+/// `user_version` at 0, so the first script creates its tables only where they do not exist.
 const MIGRATIONS: &[&str] = &[
     include_str!("legacy.sql"),
     include_str!("queue.sql"),
@@ -30,8 +30,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("counts.sql"),
 ];
 
-/// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may
-/// have dropped one.
+/// Indexes that statements name (`INDEXED BY`). Without its index a statement fails. Another program may have
+/// dropped one.
 const INDEXES: &str = "
 CREATE INDEX IF NOT EXISTS ix_casparian_claim
     ON cf_processing_queue (plugin_name, (coalesce(shared_count, 0) >= 2), priority DESC, id)
@@ -50,8 +50,8 @@ pub(super) fn restore_indexes(connection: &Connection) -> Result<(), Error> {
     Ok(connection.execute_batch(INDEXES)?)
 }
 
-/// The statement, also where another program has dropped the index that it names: for programs that only
-/// read, and so cannot create it again.
+/// Prepares a statement, without its `INDEXED BY` where another program has dropped the index. For programs
+/// that only read, which cannot create the index again.
 pub(super) fn prepare_for_reading<'c>(
     connection: &'c Connection,
     query: &str,
@@ -80,8 +80,11 @@ pub(super) fn version(connection: &Connection) -> Result<i64, Error> {
     Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
 }
 
-/// Runs what is missing, each migration in one transaction with its version number; safe when
-/// several programs do it at once. Tables without columns that they must have are named.
+/// Runs the missing migrations, each in one transaction with its version number. Safe when several programs
+/// do it at once.
+///
+/// # Errors
+/// [`Error::Columns`] names a table that lacks required columns.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Error> {
     let columns = |missing: Vec<(String, Vec<String>)>| {
         missing
@@ -109,8 +112,7 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Er
     }
 }
 
-/// Tables that lack columns which a version gives them, and these columns. Tables that are not there
-/// are left out.
+/// Tables that lack columns of a version, with these columns. Missing tables are not reported.
 fn missing_columns(
     connection: &Connection,
     version: i64,
@@ -153,7 +155,7 @@ fn run_migrations(connection: &mut Connection, path: &Path) -> Result<(), Error>
             return restore_indexes(connection);
         }
         let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
-        // Another program may have migrated while we waited for the lock.
+        // Another program may have migrated while this one waited for the lock.
         let locked = version(&transaction)?;
         if locked != found {
             continue;
@@ -174,8 +176,8 @@ fn run_migrations(connection: &mut Connection, path: &Path) -> Result<(), Error>
     }
 }
 
-/// Whether a database is another program's: it has tables or views, and none of the reference
-/// system, which every database of ours has.
+/// Whether a database is another program's: it has tables or views, but none of the reference system's
+/// tables, which every database of Casparian has.
 pub(super) fn is_foreign(connection: &Connection) -> Result<bool, Error> {
     let legacy = MIGRATIONS.first().copied().unwrap_or_default();
     let mut statement = connection.prepare(
@@ -194,7 +196,7 @@ pub(super) fn is_foreign(connection: &Connection) -> Result<bool, Error> {
     Ok(!is_empty)
 }
 
-/// Names of triggers and views that the migrations do not make, or make otherwise.
+/// Names of triggers and views that the migrations do not create, or create with another text.
 pub(super) fn foreign_code(connection: &Connection) -> Result<Vec<String>, Error> {
     let own = Connection::open_in_memory()?;
     for script in MIGRATIONS {
@@ -208,7 +210,7 @@ pub(super) fn foreign_code(connection: &Connection) -> Result<Vec<String>, Error
         .collect())
 }
 
-/// Name and text of each trigger and view.
+/// Name and SQL text of each trigger and view.
 fn code(connection: &Connection) -> Result<Vec<(String, String)>, Error> {
     let mut statement = connection.prepare(
         "SELECT name, coalesce(sql, '') FROM sqlite_master WHERE type IN ('trigger', 'view')",

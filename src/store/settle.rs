@@ -1,15 +1,15 @@
-//! Jobs that have ended, and whose output may not be what their rows say: a worker was lost after
-//! it had published and before its receipt arrived, or another program ended the job meanwhile.
+//! Settlements: for ended jobs whose output may differ from their rows. A worker was lost after it had
+//! published and before its receipt arrived, or another program ended the job meanwhile.
 //!
-//! Such a row has `unsettled = 1`, from the moment when the attempt ended without its worker's word.
-//! When no attempt follows, a worker settles the output by a [`Settlement`], which is an attempt
-//! of its own, so that it bars those before it. A row that is queued again, or will be (PENDING with
-//! `next_run`), needs none: its next attempt replaces what an earlier one left. Every other status
-//! but RUNNING is an end, whatever another program has written there. A row of which no settlement can be made has
+//! Such a row has `unsettled = 1` from the end of the attempt without a report of its worker. When no attempt
+//! follows, a worker settles the output by a [`Settlement`]. It has an attempt number of its own, so that it
+//! bars the earlier attempts. A row that is QUEUED again, or will be (PENDING with `next_run`), needs no
+//! settlement: its next attempt replaces what an earlier one left. Every other status except RUNNING counts
+//! as ended, including those that other programs write. A row for which no settlement can be created has
 //! `unsettled = 2`, so that it is not considered again.
 //!
-//! Output that stands is of the file version, the code and the sinks that its attempt was dispatched
-//! with. The row may have others by now: then it does not complete the job.
+//! Output that stays was made with the file version, the code and the sinks with which its attempt was
+//! dispatched. The row may have others by now. Then the output does not complete the job.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
@@ -32,7 +32,7 @@ pub(super) const UNSETTLED_QUERY: &str = "SELECT id FROM cf_processing_queue \
 pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_queue \
      INDEXED BY ix_casparian_unsettled WHERE unsettled = 1 AND id > 0 LIMIT ?1";
 
-/// A row to settle, unless it is to run again.
+/// A row to settle. Empty for a row that runs or will run again.
 pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
      coalesce(published, receipt), published IS NULL, \
      (SELECT value FROM cf_casparian WHERE key = 'incarnation'), \
@@ -43,19 +43,19 @@ pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, wo
      AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED') \
      AND (status IS NOT 'PENDING' OR next_run IS NULL)";
 
-/// The attempt behind which nothing is to be settled.
+/// The last attempt up to which nothing is left to settle.
 const SETTLED_QUERY: &str = "SELECT max(attempt) FROM cf_job_attempt \
      WHERE job_id = ?1 AND status IN ('COMPLETED', 'SETTLED')";
 
-/// How many attempts above ?2 ended without output by the word of their workers.
+/// How many attempts above ?2 ended without output, as their workers reported.
 pub(super) const WITHOUT_OUTPUT_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
      WHERE job_id = ?1 AND attempt > ?2 AND (status = 'RETURNED' OR \
      status = 'FAILED' AND (cause IS NULL OR cause NOT IN ('lost', 'worker')))";
 
-/// What attempt ?2 was dispatched with, and whether the row still means the same file version and
-/// plugin: 1 or 0. Of an attempt of an earlier release it is not known; then it counts as the same while
-/// nothing that is known of it and those after it shows another (?3 = how [`OTHER_ROW`] begins). The
-/// version is 0 where it is not known.
+/// Whether the row still has the file version and plugin with which attempt ?2 was dispatched (1 or 0), and
+/// what that attempt was dispatched with. For an attempt of an earlier release this is unknown. It then
+/// counts as the same, unless this or a later attempt shows that it has changed (?3 = [`OTHER_ROW`], the
+/// start of such a message). The version is 0 where it is unknown.
 pub(super) const STANDING_QUERY: &str = "SELECT own, iif(dispatched IS NOT NULL, \
      CAST(dispatched AS INTEGER), iif(own, file_version_id, 0)), artifact_hash, sinks_hash \
      FROM (SELECT q.file_version_id, a.dispatched, a.artifact_hash, a.sinks_hash, \
@@ -68,33 +68,33 @@ pub(super) const STANDING_QUERY: &str = "SELECT own, iif(dispatched IS NOT NULL,
      FROM cf_processing_queue q LEFT JOIN cf_job_attempt a ON a.job_id = q.id AND a.attempt = ?2 \
      WHERE q.id = ?1)";
 
-/// The end of a lost job by output of what its row means.
+/// Completes a lost job that has output of the row's file version and plugin.
 const COMPLETE: &str = "UPDATE cf_processing_queue SET status = 'COMPLETED', \
      error_message = NULL, failure_cause = NULL, result_summary = 'Success' \
      WHERE id = ?1 AND status = 'FAILED' AND failure_cause = 'lost'";
 
-/// A lost job whose output is of something else runs again. Its losses stay counted.
+/// Queues a lost job again that has output of another file version or plugin. Its count of losses stays.
 const QUEUE_AGAIN: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', end_time = NULL, \
      error_message = NULL, failure_cause = NULL, result_summary = NULL, claim_time = NULL, \
      worker_id = NULL, worker_host = NULL, worker_pid = NULL \
      WHERE id = ?1 AND status = 'FAILED' AND failure_cause = 'lost'";
 
-/// What a COMPLETED row ran with.
+/// Sets the hashes of code and sinks of a COMPLETED row.
 const RAN_WITH: &str = "UPDATE cf_processing_queue SET artifact_hash = coalesce(?2, artifact_hash), \
      sinks_hash = coalesce(?3, sinks_hash) WHERE id = ?1 AND status = 'COMPLETED'";
 
-/// What became of a row by its settlement.
+/// How a settlement has changed a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// Its status is what it was.
+    /// Its status has not changed.
     Unchanged,
     /// The job was lost and is COMPLETED.
     Completed,
-    /// The job was lost and is QUEUED again: the output is of another file version or plugin.
+    /// The job was lost and is QUEUED again, because the output is of another file version or plugin.
     QueuedAgain,
 }
 
-/// What the output of an attempt is of.
+/// What the output of an attempt was made with.
 struct Origin {
     /// File version and plugin are those of the row.
     is_own: bool,
@@ -103,13 +103,13 @@ struct Origin {
     sinks_hash: Option<String>,
 }
 
-/// Jobs that may have output which no receipt names.
+/// Jobs that may have output which no receipt names, because they run or must be settled.
 const WITHOUT_WORD_QUERY: &str =
     "SELECT id FROM cf_processing_queue WHERE status = 'RUNNING' OR unsettled = 1 ORDER BY id";
 
 impl Store {
-    /// Jobs that may have output which no receipt names, because they run or are to be settled: how
-    /// many, and the IDs of the first `limit`.
+    /// The number of jobs that may have output which no receipt names, and the IDs of the first `limit`.
+    /// These are jobs that run or must be settled.
     pub fn without_word(&self, limit: usize) -> Result<(usize, Vec<i64>), Error> {
         let mut statement = self.connection.prepare(WITHOUT_WORD_QUERY)?;
         let (mut found, mut first) = (0, Vec::new());
@@ -123,19 +123,19 @@ impl Store {
         Ok((found, first))
     }
 
-    /// IDs above `after` of jobs to settle, rising, at most [`limits::SETTLED_PER_TURN`].
+    /// IDs above `after` of jobs to settle, in ascending order, at most [`limits::SETTLED_PER_ITERATION`].
     pub fn unsettled(&self, after: i64) -> Result<Vec<i64>, Error> {
         let mut statement = self.connection.prepare_cached(UNSETTLED_QUERY)?;
-        let limit = i64::try_from(limits::SETTLED_PER_TURN).unwrap_or(i64::MAX);
+        let limit = i64::try_from(limits::SETTLED_PER_ITERATION).unwrap_or(i64::MAX);
         let ids = statement.query_map(params![after, limit], |row| row.get(0))?;
         Ok(ids.collect::<Result<_, _>>()?)
     }
 
-    /// Attempts of rows that do not run, of whose workers the last word is missing: some of those
-    /// workers may be paused while they publish. At most [`limits::SETTLED_PER_TURN`].
+    /// The last attempts of rows with `unsettled = 1`, at most [`limits::SETTLED_PER_ITERATION`]. Their
+    /// workers have not reported how they ended. Such a worker may be paused while it publishes.
     pub fn silent(&self) -> Result<Vec<Attempt>, Error> {
         let mut statement = self.connection.prepare_cached(SILENT_QUERY)?;
-        let limit = i64::try_from(limits::SETTLED_PER_TURN).unwrap_or(i64::MAX);
+        let limit = i64::try_from(limits::SETTLED_PER_ITERATION).unwrap_or(i64::MAX);
         let rows = statement.query_map([limit], |row| {
             Ok(Attempt::new(row.get(0)?, count(cell(row, 1))))
         })?;
@@ -144,9 +144,9 @@ impl Store {
 }
 
 impl Transaction<'_> {
-    /// Jobs that wait for an attempt, and of which an earlier one may have left output, fail as lost:
-    /// so they can be settled without another attempt. Only for a program that has the database to
-    /// itself, and is asked for the attempts that are to follow. Gives how many.
+    /// Sets QUEUED and PENDING jobs that must be settled to FAILED with the cause `lost`, so that they can be
+    /// settled without another attempt. Returns how many. Only for a program that is alone on the database,
+    /// and that queues by itself the jobs that are to run again.
     pub fn fail_unsettled(&mut self, reason: &str, now: &Now) -> Result<usize, Error> {
         let fail = "UPDATE cf_processing_queue INDEXED BY ix_casparian_unsettled SET status = 'FAILED', \
              failure_cause = 'lost', error_message = ?1, result_summary = 'Failed', \
@@ -156,9 +156,9 @@ impl Transaction<'_> {
         Ok(self.change_rows(fail, parameters)?.unwrap_or(0))
     }
 
-    /// What a worker needs to settle a job, and the worker that had it last: it is the one that
-    /// certainly has the output's root. None when there is nothing to settle (any more), or the
-    /// row cannot be used.
+    /// Creates a settlement of a job, with the number of its next attempt. Also returns the worker that had
+    /// the job last, which certainly has the output root. None when there is nothing to settle (any more), or
+    /// the row cannot be used.
     pub fn take_settlement(
         &mut self,
         job_id: i64,
@@ -191,7 +191,7 @@ impl Transaction<'_> {
         let note = "INSERT OR REPLACE INTO cf_job_attempt (job_id, attempt, status, attempt_key) \
              VALUES (?1, ?2, 'SETTLING', ?3)";
         self.change_job(job_id, note, parameters)?;
-        // Settlements that fail are tried again without end.
+        // Settlements that fail are repeated without end, so old ones are deleted.
         let oldest = attempt.number.saturating_sub(limits::ATTEMPTS_KEPT);
         let forget = "DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2 \
              AND status = 'SETTLING'";
@@ -206,7 +206,7 @@ impl Transaction<'_> {
         Ok(Some((settlement, worker)))
     }
 
-    /// The output of a job whose row cannot be used stays as it is.
+    /// Sets `unsettled = 2` for a row that cannot be used. The job's output stays as it is.
     fn give_up_settling<T>(
         &mut self,
         job_id: i64,
@@ -219,11 +219,11 @@ impl Transaction<'_> {
         Ok(None)
     }
 
-    /// A worker has settled a job. Output that stands without a receipt gets one: its attempt was
-    /// the last to publish. A job that failed because it was lost is COMPLETED by it, or QUEUED again
-    /// where the output is not of the row's file version and plugin. A settlement that failed, or is
-    /// not the last one, changes nothing, but that the next one counts from above the attempt that
-    /// has barred it.
+    /// Applies a worker's report on a settlement. Output that stays without a receipt gets one. Its attempt
+    /// was the last one that published. A job that failed as lost is then COMPLETED, or QUEUED again where
+    /// the output is not of the row's file version and plugin. A settlement that failed, or is not the last
+    /// one, changes nothing, with one exception: after one that failed because a higher attempt number has
+    /// barred it, the next number is above that.
     pub fn settle(
         &mut self,
         attempt: Attempt,
@@ -280,7 +280,7 @@ impl Transaction<'_> {
         Ok(became)
     }
 
-    /// What the output of an attempt of a job is of.
+    /// What the output of an attempt of a job was made with.
     fn origin(&self, job_id: i64, attempt: i64) -> Result<Origin, Error> {
         let mut statement = self.inner.prepare_cached(STANDING_QUERY)?;
         Ok(
@@ -300,8 +300,8 @@ impl Transaction<'_> {
         Ok(statement.query_row([job_id], |row| Ok(count(cell(row, 0))))?)
     }
 
-    /// `unsettled` of a job whose attempt fails: for this or an earlier attempt the word of its
-    /// worker that there is no output is missing.
+    /// The value of `unsettled` for a job whose attempt fails. True unless workers have reported for this and
+    /// all earlier attempts since the last settled one that there is no output.
     pub(super) fn is_unsettled(
         &self,
         attempt: Attempt,
@@ -314,8 +314,8 @@ impl Transaction<'_> {
         let settled = self.last_settled(attempt.job_id)?.max(first);
         let mut statement = self.inner.prepare_cached(WITHOUT_OUTPUT_QUERY)?;
         let parameters = params![attempt.job_id, settled];
-        let told = statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?;
+        let found = statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?;
         let before = attempt.number.saturating_sub(settled).saturating_sub(1);
-        Ok(told < before)
+        Ok(found < before)
     }
 }

@@ -1,4 +1,4 @@
-//! Where the topics of a plugin go: `cf_topic_config`, and the `config_overrides` of one job.
+//! Sinks of a plugin's topics: from `cf_topic_config`, and from the `config_overrides` of a job.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use super::{Error, PluginCode, Transaction, sha256_hex};
 use crate::job::{Parameters, Sink};
 use crate::limits;
 
-/// Bytes of a topic's name, a URI, a mode; those of a schema are as those of overrides.
+/// Maximum size in bytes of a topic's name, a URI or a mode. A schema has the limit of overrides.
 const NAME_SIZE_MAX: usize = 4096;
-/// The topic of what a plugin returns; it always has a sink.
+/// The topic of what a plugin returns. It always has a sink.
 const OUTPUT: &str = "output";
 
-/// `config_overrides`: a topic's sink or sinks.
+/// The sink or sinks of one topic in `config_overrides`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Override {
@@ -34,7 +34,8 @@ enum OverrideSink {
     },
 }
 
-/// A plugin's sinks. What an operator has configured for a topic hides what a manifest declared.
+/// A plugin's sinks. Where an operator has configured a topic, sinks that a manifest declares for it are
+/// ignored.
 pub(super) const SINKS_QUERY: &str = "SELECT id, topic_name, uri, mode, schema_json \
      FROM cf_topic_config AS sink \
      WHERE plugin_name = ?1 AND (manifest_id IS NULL OR NOT EXISTS ( \
@@ -67,7 +68,7 @@ pub(super) fn configured(
 }
 
 impl Transaction<'_> {
-    /// The sinks that a job would publish into now, or why they cannot be used.
+    /// The sinks into which a job would publish now, or why they cannot be used.
     pub fn sinks_of(&self, job_id: i64) -> Result<Result<Vec<Sink>, String>, Error> {
         let query = "SELECT plugin_name, config_overrides FROM cf_processing_queue WHERE id = ?1";
         let mut statement = self.inner.prepare_cached(query)?;
@@ -111,7 +112,7 @@ fn sink(row: &Row<'_>) -> Result<Sink, String> {
     Ok(sink)
 }
 
-/// The sinks of a job with overrides: each topic that they name has theirs instead.
+/// The sinks of a job with overrides. Topics in the overrides have only the sinks of the overrides.
 pub(super) fn overridden(
     configured: &[Sink],
     overrides: &str,
@@ -151,7 +152,7 @@ pub(super) fn overridden(
     with_output(sinks, plugin)
 }
 
-/// What distinguishes lists of sinks, whatever their order, and what the plugin is configured with.
+/// A hash of sinks, independent of their order, and of parameters.
 pub(super) fn hash(sinks: &[Sink], parameters: &Parameters) -> String {
     let line = |sink: &Sink| {
         let schema = sink.schema_def.as_deref().unwrap_or_default();
@@ -169,8 +170,8 @@ pub(super) fn hash(sinks: &[Sink], parameters: &Parameters) -> String {
     sha256_hex(&parts)
 }
 
-/// True when a job with these overrides and parameters would have the sinks and parameters of a hash.
-/// Without one it had no parameters, and the sinks of a plugin that none are configured for.
+/// True when a job with these overrides and parameters has the hash `known` of sinks and parameters. None in
+/// `known` = the hash of no parameters and the sinks of a plugin without configured sinks.
 pub(super) fn are_those_of(
     code: &PluginCode,
     overrides: Option<&str>,
@@ -188,7 +189,7 @@ pub(super) fn are_those_of(
             .map(|sinks| hash(&sinks, &Parameters::default())),
     };
     let parameters = code.parameters.with(own);
-    // Unusable sinks are reported when the job is run.
+    // Unusable sinks are reported when the job is claimed.
     sinks.is_ok_and(|sinks| Ok(hash(&sinks, &parameters)) == known)
 }
 

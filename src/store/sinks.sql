@@ -1,9 +1,8 @@
--- Sinks that a plugin's MANIFEST declares, apart from those that operators have configured: the
--- manifest they are from, NULL for operators'.
+-- The manifest that declares a sink. NULL for sinks that operators have configured.
 
 ALTER TABLE cf_topic_config ADD COLUMN manifest_id INTEGER;
 
--- What an operator changes is theirs from then on.
+-- A declared sink that an operator changes counts as configured by the operator.
 CREATE TRIGGER casparian_operators_sink
     AFTER UPDATE OF topic_name, uri, mode, schema_json ON cf_topic_config
     WHEN NEW.manifest_id IS NOT NULL

@@ -1,8 +1,8 @@
-//! Jobs whose attempts come to nothing, because another program changes their rows while they run.
-//! One that is queued again right after each claim would take a slot again and again, before all
-//! jobs behind it: after some such attempts in a row it is claimed after a growing pause only.
+//! Pauses for jobs whose rows another program changes while they run, so that their attempts do not count. If
+//! the other program queues such a job again after each claim, it would occupy a slot again and again, before
+//! all jobs behind it. So after some such attempts in a row it is claimed only after a growing pause.
 //!
-//! This is kept in memory: after a restart of the sentinel the pauses begin anew.
+//! This is kept in memory only. After a restart of the sentinel the counts begin from zero.
 
 use std::collections::HashMap;
 
@@ -18,16 +18,16 @@ pub(super) struct Strays {
 
 #[derive(Debug)]
 struct Stray {
-    /// The last attempt that came to nothing.
+    /// The last attempt whose row was changed.
     number: i64,
-    /// How many did, in a row.
+    /// How many such attempts there were in a row.
     times: u32,
-    /// The pause lasts until then ([`super::Now::boot_ms`]).
+    /// The end of the pause ([`super::Now::boot_ms`]).
     until_boot_ms: Option<u64>,
 }
 
 impl Strays {
-    /// The job is not claimed for now.
+    /// True while the job is not claimed.
     pub(super) fn is_paused(&self, job_id: i64) -> bool {
         let stray = self.jobs.get(&job_id);
         stray.is_some_and(|stray| stray.until_boot_ms.is_some())
@@ -35,8 +35,8 @@ impl Strays {
 }
 
 impl Store {
-    /// An attempt has ended, and its row was another's by then. Gives how many attempts of the job
-    /// did so in a row, and for how long it is not claimed, where it is not.
+    /// Notes that an attempt has ended after another program had changed its row. When the job is paused,
+    /// returns the number of such attempts in a row and the pause in milliseconds.
     pub fn note_stray(&mut self, attempt: Attempt, boot_ms: u64) -> Option<(u32, u64)> {
         let jobs = &mut self.refused.strays.jobs;
         if !jobs.contains_key(&attempt.job_id) && jobs.len() >= limits::REFUSED_ROWS_MAX {
@@ -49,7 +49,7 @@ impl Store {
             times: 0,
             until_boot_ms: None,
         });
-        // A receipt may come again.
+        // A receipt may arrive twice.
         if attempt.number <= stray.number {
             return None;
         }
@@ -61,7 +61,7 @@ impl Store {
         Some((stray.times, pause_ms))
     }
 
-    /// An attempt of the job has ended as its row says.
+    /// Notes that an attempt of the job has ended without such a change.
     pub fn note_no_stray(&mut self, job_id: i64) {
         let stray = self.refused.strays.jobs.remove(&job_id);
         if stray.is_some_and(|stray| stray.until_boot_ms.is_some()) {
@@ -69,7 +69,7 @@ impl Store {
         }
     }
 
-    /// Jobs whose pause is over are claimed again. True when there are any.
+    /// Ends pauses that are over, so that these jobs are claimed again. True when there are any.
     pub fn resume_strays(&mut self, boot_ms: u64) -> bool {
         let mut any = false;
         for stray in self.refused.strays.jobs.values_mut() {

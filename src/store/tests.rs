@@ -1,4 +1,4 @@
-//! Tests of the store as its callers see it; a [`Scene`] is a database with one plugin.
+//! Tests of the store by its public functions. A [`Scene`] is a database with one plugin.
 
 use super::*;
 use crate::job::{Attempt, Cause, JobStatus, Loss, Mode, Receipt};
@@ -27,7 +27,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A fresh database with plugin `p` deployed.
+    /// A new database with the plugin `p` deployed.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("q.db"), Open::Create).unwrap();
@@ -102,7 +102,7 @@ impl Scene {
         claimed
     }
 
-    /// A worker's report of the end of an attempt, so many ms after [`DAY_MS`].
+    /// A worker's report of the end of an attempt, `at` milliseconds after [`DAY_MS`].
     fn report(&mut self, worker_id: &str, attempt: Attempt, receipt: &Receipt, at: u64) -> Ended {
         let mut transaction = self.store.begin().unwrap();
         let completion = Completion {

@@ -1,6 +1,6 @@
 //! Timestamps as text, UTC.
 
-/// `2025-12-20 12:00:00.000000`, as the reference writes it.
+/// `2025-12-20 12:00:00.000000`, as the reference system writes it.
 pub fn format(unix_ms: i64) -> String {
     let days = unix_ms.div_euclid(86_400_000);
     let ms = unix_ms.rem_euclid(86_400_000);
@@ -10,8 +10,8 @@ pub fn format(unix_ms: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{micro:06}")
 }
 
-/// Milliseconds since the epoch of `YYYY-MM-DD[ T]HH:MM[:SS[.frac]][Z|±HH:MM]`; text without an
-/// offset is UTC.
+/// Milliseconds since the epoch of `YYYY-MM-DD[ T]HH:MM[:SS[.frac]][Z|±HH:MM]`. A text without an offset is
+/// UTC.
 pub fn parse(text: &str) -> Option<i64> {
     let text = text.trim();
     let date = text.get(..10)?;

@@ -1,4 +1,4 @@
-//! What a client deploys over the wire: the rows that the reference system writes for it.
+//! Deployments over the wire: writes the same rows as the reference system.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use rusqlite::{OptionalExtension, params};
 use super::{Deploy, Deployed, Error, Manifest, Transaction, artifact_hash, format_time};
 use crate::limits;
 
-/// Who publishes a plugin.
+/// The publisher of a plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Author {
-    /// Their name.
+    /// The publisher's name.
     pub name: String,
-    /// Their mail address.
+    /// The mail address.
     pub email: Option<String>,
-    /// Their directory ID.
+    /// The directory ID.
     pub azure_oid: Option<String>,
 }
 
@@ -23,23 +23,23 @@ pub struct Author {
 pub struct Upload {
     /// The plugin.
     pub plugin_name: String,
-    /// Its version; the next patch number when absent.
+    /// Its version. The next patch number when absent.
     pub version: Option<String>,
     /// The source.
     pub source_code: String,
-    /// The lockfile; empty = the default environment.
+    /// The lockfile. Empty = the default environment.
     pub lockfile_content: String,
-    /// The signature over the artifact hash, when it was verified.
+    /// The signature over the artifact hash, if it was verified.
     pub signature: Option<String>,
-    /// Who publishes it.
+    /// Its publisher.
     pub author: Author,
-    /// What a host must have.
+    /// What a host must have, for people.
     pub system_requirements: Vec<String>,
     /// The source's MANIFEST.
     pub manifest: Manifest,
 }
 
-/// Without source and lockfile.
+/// Omits source and lockfile.
 impl fmt::Debug for Upload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upload")
@@ -50,7 +50,7 @@ impl fmt::Debug for Upload {
     }
 }
 
-/// An error when a source or a lockfile is larger than what may be deployed.
+/// Checks that source and lockfile are not larger than what may be deployed.
 pub fn check_deploy_size(source_code: &str, lockfile_content: &str) -> Result<(), String> {
     let (source, lockfile) = (source_code.len(), lockfile_content.len());
     for (what, size, size_max) in [
@@ -74,8 +74,8 @@ pub fn check_deploy_size(source_code: &str, lockfile_content: &str) -> Result<()
 }
 
 impl Transaction<'_> {
-    /// Registers what a client deploys, with its publisher and routing, and makes it what runs.
-    /// All of it or nothing: the inner error is why the database refuses this deployment.
+    /// Registers a deployment with its publisher and routing, as the deployed code of its plugin. All of it
+    /// or nothing: the inner error is the reason why the database refuses this deployment.
     pub fn deploy_upload(
         &mut self,
         upload: &Upload,
@@ -116,8 +116,8 @@ impl Transaction<'_> {
         Ok(deployed)
     }
 
-    /// The row of a publisher, which is known by its name. No signature covers a directory ID: one that
-    /// another publisher has stays there, and counts for nothing.
+    /// Finds or adds the row of a publisher, who is identified by the name. Signatures do not cover directory
+    /// IDs. So a directory ID that another publisher already has is ignored.
     fn author(&mut self, author: &Author, now_ms: i64) -> Result<i64, Error> {
         let now = format_time(now_ms);
         let query = "SELECT EXISTS (SELECT 1 FROM cf_publisher \
@@ -152,8 +152,8 @@ impl Transaction<'_> {
         Ok(self.inner.last_insert_rowid())
     }
 
-    /// Files whose names match the pattern get the plugin's own tag, to which it subscribes. What
-    /// operators have added stays.
+    /// Adds the routing rule and subscriptions: files with names that match the pattern get the tag
+    /// `auto_<plugin>`, to which the plugin subscribes. What operators have added stays.
     fn route(&mut self, plugin: &str, manifest: &Manifest) -> Result<(), Error> {
         let tag = format!("auto_{plugin}");
         let changed = self.inner.execute(

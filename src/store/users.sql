@@ -1,4 +1,4 @@
--- Who a worker proved to be (its CURVE key and the key's name), NULL where nobody has to: its jobs
--- are that user's affair.
+-- The authenticated user of a worker (its CURVE key and the key's name). NULL where workers are not
+-- authenticated. Only this user may report on the worker's jobs.
 
 ALTER TABLE cf_worker_session ADD COLUMN user_id TEXT;

@@ -1,15 +1,15 @@
-//! Reading columns that other programs wrote: SQLite lets any column hold a value of any type.
+//! Reads columns that other programs may have written. SQLite permits values of any type in any column.
 //!
-//! What a job needs is read strictly ([`text`], [`integer`]): a value of the wrong type is a
-//! [`Malformed`] that names table, column and value, and costs the row that it stands in. What is
-//! only shown is read leniently ([`shown`], [`number`]). Neither fails the statement.
+//! Values that a job needs are read strictly ([`text`], [`integer`]): a value of the wrong type is a
+//! [`Malformed`] that names table, column and value, and makes its row unusable. Values that are
+//! only displayed are read leniently ([`shown`], [`number`]). Neither makes the statement fail.
 
 use std::fmt;
 
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
-/// A value that its column must not hold.
+/// A value that is invalid for its column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Malformed(pub(super) String);
 
@@ -19,15 +19,15 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// Characters of a value that messages show.
+/// Characters of a value in a message.
 const SHOWN_MAX: usize = 60;
 
-/// A column's value; NULL for a column that the statement does not have.
+/// A column's value. NULL for a column that the statement does not have.
 pub(super) fn cell<'r>(row: &'r Row<'_>, index: usize) -> ValueRef<'r> {
     row.get_ref(index).unwrap_or(ValueRef::Null)
 }
 
-/// A value as messages show it: short, on one line.
+/// A value for a message: short, in one line.
 pub(super) fn abridged(value: ValueRef<'_>) -> String {
     match value {
         ValueRef::Null => "NULL".to_owned(),
@@ -60,7 +60,7 @@ pub(super) fn malformed(
     ))
 }
 
-/// A text of at most `size_max` bytes; none for NULL.
+/// A text of at most `size_max` bytes. None for NULL.
 pub(super) fn text(
     value: ValueRef<'_>,
     size_max: usize,
@@ -83,7 +83,7 @@ pub(super) fn text(
     }
 }
 
-/// A text that must be there.
+/// As [`text`], but NULL is an error.
 pub(super) fn needed(
     value: ValueRef<'_>,
     size_max: usize,
@@ -93,7 +93,7 @@ pub(super) fn needed(
     text(value, size_max, column, row)?.ok_or_else(|| malformed(column, row, value, "text"))
 }
 
-/// A whole number; none for NULL.
+/// An integer. None for NULL.
 pub(super) fn integer(
     value: ValueRef<'_>,
     column: &str,
@@ -106,7 +106,7 @@ pub(super) fn integer(
     }
 }
 
-/// A value for people: texts as they are, as far as they are UTF-8; none for NULL.
+/// A value for people. Bytes of a text that are not UTF-8 are replaced. None for NULL.
 pub(super) fn shown(value: ValueRef<'_>) -> Option<String> {
     match value {
         ValueRef::Null => None,
@@ -115,7 +115,7 @@ pub(super) fn shown(value: ValueRef<'_>) -> Option<String> {
     }
 }
 
-/// A whole number where it is one, else none.
+/// The integer, or none for another type.
 pub(super) fn number(value: ValueRef<'_>) -> Option<i64> {
     match value {
         ValueRef::Integer(number) => Some(number),
@@ -123,7 +123,7 @@ pub(super) fn number(value: ValueRef<'_>) -> Option<i64> {
     }
 }
 
-/// A count: negative and other values are 0.
+/// A count. Negative numbers and values of other types are 0.
 pub(super) fn count(value: ValueRef<'_>) -> i64 {
     number(value).unwrap_or(0).max(0)
 }

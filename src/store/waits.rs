@@ -1,13 +1,12 @@
-//! An attempt whose sink of mode `error` has output of another job that may not stay.
+//! Decides whether a job waits for the output of another job, which it has found in its sink of mode `error`.
 //!
-//! Output is a reason to fail for good once it has a receipt, or once nothing can remove it any
-//! more. Before that the attempt waits (PENDING with a pause) and nothing is counted: the other job
-//! may be cancelled or fail, and its output goes then. What the worker saw is older than what the
-//! row of the other job says now. So output that can only stay is checked once more by another
-//! attempt before it counts.
+//! Such output is a final reason to fail when it has a receipt, or when nothing can remove it any
+//! more. Before that the job waits (PENDING with a pause), uncounted, because the other job may be cancelled
+//! or may fail, and then its output is removed. The worker's observation is older than the present row of the
+//! other job. So before output counts that nothing can remove any more, another attempt checks it once more.
 //!
-//! Jobs do not wait for each other for ever: an attempt that fails removes what its job has
-//! published without a receipt. For output that outlives that, and for settlements, the waits are
+//! Two jobs cannot wait for each other without end, because an attempt that fails removes what its job has
+//! published without a receipt. The waits for output that stays nevertheless, and for settlements, are
 //! bounded.
 
 use rusqlite::{OptionalExtension, params};
@@ -17,11 +16,11 @@ use super::{Error, Transaction};
 use crate::job::{Attempt, Receipt};
 use crate::limits;
 
-/// Metrics of a receipt that the sentinel adds to the row: how often in a row the job has waited
-/// for this output; how often since it waits for a settlement; and since the output can only stay.
+/// Metrics that the sentinel adds to the receipt in the row: how often in a row the job has waited for this
+/// output, how often of these for a settlement, and how often since nothing can remove the output any more.
 const WAITS: [&str; 3] = ["waits", "waits_unsettled", "waits_settled"];
 
-/// What is known of the output in the way: ?1 its job, ?2 its attempt.
+/// The state of the other output. ?1 = its job, ?2 = its attempt.
 pub(super) const OTHER_QUERY: &str = "SELECT attempt, status IN ('RUNNING', 'QUEUED') \
      OR status = 'PENDING' AND next_run IS NOT NULL, unsettled = 1, \
      EXISTS (SELECT 1 FROM cf_job_attempt WHERE job_id = ?1 AND attempt >= ?2 \
@@ -30,24 +29,23 @@ pub(super) const OTHER_QUERY: &str = "SELECT attempt, status IN ('RUNNING', 'QUE
      AND status = 'FAILED' AND cause IN ('plugin', 'input', 'operator')) \
      FROM cf_processing_queue WHERE id = ?1";
 
-/// The job that holds the output in the way.
+/// The state of the job that has published the other output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Other {
-    /// Its output has a receipt, or the job is none of the database.
+    /// Its output has a receipt, or the database has no such job.
     Final,
-    /// It runs, or will.
+    /// It runs or will run.
     Runs,
-    /// Its output should have gone with a later attempt that failed, or waits for a worker to
-    /// settle the job.
+    /// A later attempt failed, which should have removed the output, or the job must be settled.
     Unsettled,
-    /// Nothing removes its output any more.
+    /// Nothing will remove its output.
     Settled,
 }
 
 /// How often a job has waited in a row, as [`WAITS`].
 type Counts = [i64; 3];
 
-/// The counts after one more wait; none when there is nothing to wait for.
+/// The counts after one more wait. None when the job must not wait.
 fn next(other: Other, [waits, unsettled, settled]: Counts) -> Option<Counts> {
     let waits = waits.saturating_add(1);
     match other {
@@ -62,9 +60,9 @@ fn next(other: Other, [waits, unsettled, settled]: Counts) -> Option<Counts> {
 
 /// A wait for the output of another job.
 pub(super) struct Wait {
-    /// The job.
+    /// The other job.
     pub(super) job_id: i64,
-    /// How often it has waited before.
+    /// How often the job has waited before.
     pub(super) before: i64,
     /// The metrics to keep in the row.
     pub(super) counts: Vec<(&'static str, i64)>,
@@ -79,7 +77,7 @@ impl Wait {
 }
 
 impl Transaction<'_> {
-    /// What a failed attempt waits for; none when its failure is final.
+    /// What the job of a failed attempt waits for. None when its failure is final.
     pub(super) fn waits_for(
         &self,
         attempt: Attempt,
@@ -106,7 +104,7 @@ impl Transaction<'_> {
             let is = |index| count(cell(row, index)) != 0;
             let is_other_job = last.incarnation() != by.incarnation();
             Ok(match (is(1), is(2), is(3), is(4)) {
-                // Of attempt 0 a receipt alone is known.
+                // Attempt 0 is only known from a receipt.
                 (_, _, is_receipted, _) if is_receipted || is_other_job || by.ordinal() == 0 => {
                     Other::Final
                 }
@@ -128,7 +126,7 @@ impl Transaction<'_> {
         let Some(mut last) = last else {
             return Ok(Counts::default());
         };
-        // Rows keep no cause in the receipt.
+        // The receipt in the row has no cause, which `taken_by` requires.
         last.cause = Some(crate::job::Cause::Operator);
         Ok(match last.taken_by() == Some(by) {
             true => WAITS.map(|name| last.metrics.get(name).copied().unwrap_or(0).max(0)),

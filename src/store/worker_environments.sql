@@ -1,4 +1,4 @@
--- Environments that workers have reported as ready. Rows go with the worker's.
+-- Environments that workers have reported as ready. The rows are deleted with the worker's row.
 CREATE TABLE cf_worker_environment (
     worker_id TEXT NOT NULL,
     env_hash TEXT NOT NULL,
@@ -9,6 +9,6 @@ CREATE TABLE cf_worker_environment (
     PRIMARY KEY (worker_id, env_hash)
 ) WITHOUT ROWID;
 
--- The newest manifest of each plugin, without reading the sources beside it.
+-- For finding the newest manifest of each plugin without reading the sources in its row.
 CREATE INDEX ix_casparian_deployed
     ON cf_plugin_manifest (plugin_name, deploy_order, env_hash) WHERE status = 'ACTIVE';

@@ -1,4 +1,4 @@
-//! Workers as operators see them.
+//! Rows of workers, for operators: what they have reported, and whether they are connected.
 
 use std::collections::BTreeMap;
 
@@ -8,31 +8,31 @@ use super::value::{cell, count, number, shown};
 use super::{Error, Store, Transaction, format_time};
 use crate::limits;
 
-/// What a worker said of itself when it was last heard.
+/// What a worker last reported about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerSession {
     /// Its id.
     pub worker_id: String,
-    /// Who it proved to be to the sentinel, as [`crate::socket::Socket::user`] says it.
+    /// Its authenticated user ([`crate::socket::Socket::user`]).
     pub user_id: Option<String>,
     /// Its host.
     pub hostname: String,
     /// Its process.
     pub pid: Option<i64>,
-    /// Plugins it runs; `*` = any.
+    /// Plugins that it runs. `*` = any.
     pub capabilities: Vec<String>,
     /// Jobs at a time.
     pub slots: i64,
-    /// Why it takes no jobs, one line; none while it takes them.
+    /// Why it accepts no jobs, in one line. None while it accepts jobs.
     pub trouble: Option<String>,
-    /// Environments whose jobs fail there for now, with the reason. It gets no such jobs.
+    /// Environments that it reports as unusable for now, with the reason. It gets none of their jobs.
     pub environments: BTreeMap<String, String>,
-    /// What a worker of the old system is known by after a restart of the sentinel: its routing ID as
-    /// text. Rows of earlier releases have none where that is its ID.
+    /// The routing ID as text, by which a worker of the reference system is recognized after a restart of the
+    /// sentinel. Rows of earlier releases have none where it is the worker ID.
     pub routing_id: Option<String>,
 }
 
-/// A worker's row, of any types. Capabilities that cannot be read are none.
+/// Reads a worker's row, with values of any types. Capabilities that cannot be read count as none.
 pub(super) fn session(row: &Row<'_>) -> WorkerSession {
     let names = shown(cell(row, 3)).unwrap_or_default();
     let environments = shown(cell(row, 7)).unwrap_or_default();
@@ -49,12 +49,12 @@ pub(super) fn session(row: &Row<'_>) -> WorkerSession {
     }
 }
 
-/// Columns as [`session`] reads them.
+/// The columns in the order in which [`session`] reads them.
 pub(super) const SESSION_COLUMNS: &str = "worker_id, hostname, pid, capabilities, slots, user_id, trouble, environments, \
      routing_id";
 
 impl Store {
-    /// Workers that a sentinel has heard, the latest first.
+    /// Workers that have been connected to a sentinel, the last seen one first.
     pub fn workers(&self) -> Result<Vec<WorkerSession>, Error> {
         let mut statement = self.connection.prepare(&format!(
             "SELECT {SESSION_COLUMNS} FROM cf_worker_session ORDER BY last_seen_ms DESC"
@@ -65,7 +65,7 @@ impl Store {
 }
 
 impl Transaction<'_> {
-    /// A worker is there. Its row in the reference's `cf_worker_node` is kept true as well.
+    /// Writes the row of a connected worker, and its row in `cf_worker_node` of the reference system.
     pub fn save_worker(&mut self, worker: &WorkerSession, now_ms: i64) -> Result<(), Error> {
         let names = serde_json::to_string(&worker.capabilities)
             .map_err(|error| Error::Row(error.to_string()))?;
@@ -74,7 +74,7 @@ impl Transaction<'_> {
             false => serde_json::to_string(&worker.environments).ok(),
         };
         let id = worker.worker_id.as_str();
-        // The host and process that it was before are no more.
+        // The worker's previous host and process are offline.
         let before = "UPDATE cf_worker_node SET status = 'OFFLINE' WHERE (hostname, pid) IN \
              (SELECT hostname, coalesce(pid, 0) FROM cf_worker_session WHERE worker_id = ?1)";
         self.change_worker(id, before, [id])?;
@@ -99,7 +99,7 @@ impl Transaction<'_> {
         ];
         self.change_worker(id, session, parameters)?;
         if let Some(routing_id) = &worker.routing_id {
-            // Its user's worker that had the routing ID before is known by it no more.
+            // Another worker of the same user that had this routing ID before is no longer recognized by it.
             let reused = "UPDATE cf_worker_session SET routing_id = NULL \
                  WHERE routing_id = ?1 AND worker_id <> ?2 AND user_id IS ?3";
             self.change_worker(id, reused, params![routing_id, id, worker.user_id])?;
@@ -113,9 +113,9 @@ impl Transaction<'_> {
         self.change_worker(id, node, parameters)
     }
 
-    /// Any peer that may connect can invent IDs, so only so many of the workers that are offline
-    /// are kept, and for [`limits::WORKER_SESSION_KEPT`] at most; those with RUNNING jobs are. What is
-    /// known of environments goes with its worker.
+    /// Deletes rows of offline workers after [`limits::WORKER_SESSION_KEPT`], and the oldest ones above
+    /// [`limits::WORKER_SESSIONS_MAX`], because any peer that may connect can invent IDs. Workers with
+    /// RUNNING jobs are kept. The environments of a worker are deleted with it.
     pub fn forget_old_workers(&mut self, now_ms: i64) -> Result<(), Error> {
         let kept_ms = i64::try_from(limits::WORKER_SESSION_KEPT.as_millis()).unwrap_or(i64::MAX);
         let oldest_ms = now_ms.saturating_sub(kept_ms);
@@ -156,7 +156,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Workers are still there.
+    /// Notes that workers are still connected.
     pub fn touch_workers(&mut self, worker_ids: &[String], now_ms: i64) -> Result<(), Error> {
         let touch = "UPDATE cf_worker_session SET last_seen_ms = ?2 WHERE worker_id = ?1";
         for worker_id in worker_ids {
@@ -165,8 +165,8 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// A worker is disconnected. What it had ready, and what it avoided, counts no more: its next
-    /// process reports it anew.
+    /// Notes that a worker is disconnected. The environments that it has reported as ready or unusable are
+    /// deleted, because its next process reports them again.
     pub fn worker_offline(&mut self, worker_id: &str, now_ms: i64) -> Result<(), Error> {
         let session = "UPDATE cf_worker_session SET status = 'OFFLINE', last_seen_ms = ?2, \
              environments = NULL WHERE worker_id = ?1";
@@ -178,7 +178,7 @@ impl Transaction<'_> {
         self.change_worker(worker_id, node, params![worker_id, format_time(now_ms)])
     }
 
-    /// No worker is connected: a sentinel has just started.
+    /// Notes that no worker is connected, for a sentinel that has just started.
     pub fn all_workers_offline(&mut self, now_ms: i64) -> Result<(), Error> {
         let sessions = "UPDATE cf_worker_session SET status = 'OFFLINE', environments = NULL \
              WHERE status = 'ONLINE'";

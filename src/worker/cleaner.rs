@@ -1,5 +1,6 @@
-//! Removes what jobs leave in their folders, on a thread of its own. A plugin process that got away may
-//! go on writing meanwhile; what it adds is removed with the next request, or by the next worker's sweep.
+//! Removes what jobs leave in their folders, on a thread of its own. A plugin process that escaped may
+//! continue to write at the same time. What it adds is removed with the next request, or when the next worker
+//! starts.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use crate::remover;
 use crate::thread;
 
-/// The thread's handle; the thread ends with it.
+/// The handle of the thread. The thread ends when it is dropped.
 #[derive(Debug)]
 pub(super) struct Cleaner {
     requests: SyncSender<PathBuf>,
@@ -27,8 +28,8 @@ impl Cleaner {
         Ok(Cleaner { requests })
     }
 
-    /// Asks for everything in a trash folder to be removed. A request that waits already will
-    /// see what is in the folder then.
+    /// Requests that everything in a trash folder is removed. If a request is already waiting, it will cover
+    /// the folder's content at its start.
     pub(super) fn empty(&self, trash: &Path) {
         if let Err(TrySendError::Disconnected(_)) = self.requests.try_send(trash.to_owned()) {
             log::warn!("cannot empty {}: the thread has ended", trash.display());

@@ -19,19 +19,19 @@ use crate::protocol::{
 use crate::reactor::BootTime;
 use crate::socket::Event;
 
-/// Why a worker that stops gives its jobs back.
+/// The reason when a stopping worker gives back its jobs.
 pub(super) const STOPPED: &str = "its worker was stopped";
 
 impl Worker {
     pub(super) fn receive(&mut self, clock: Instant, now: BootTime) {
-        for _ in 0..limits::MESSAGES_PER_TURN {
+        for _ in 0..limits::MESSAGES_PER_ITERATION {
             let Some(id) = self.socket.receive(clock) else {
                 return;
             };
             let Some(message) = self.socket.message(id) else {
                 continue;
             };
-            // A ROUTER that puts an empty delimiter in front is understood too.
+            // An empty delimiter frame, which some ROUTERs send first, is accepted.
             let empty_first = message.get(0).is_some_and(<[u8]>::is_empty);
             let decoded = View::decode(message.iter().skip(usize::from(empty_first)))
                 .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
@@ -104,9 +104,9 @@ impl Worker {
                 return;
             }
             self.leases.handle_dispatch(attempt, lease);
-            // The next request may have been put off for longer than this lease allows.
+            // The next request may be scheduled later than this lease allows.
             self.heartbeat_at = self.heartbeat_at.min(now + self.leases.interval());
-            // A new attempt means that the earlier one is not this worker's any more.
+            // A new attempt of a job means that this worker no longer has the earlier one.
             let earlier = self.holds().into_iter();
             let earlier = earlier.filter(|other| other.job_id == attempt.job_id);
             for other in earlier.collect::<Vec<_>>() {
@@ -123,7 +123,7 @@ impl Worker {
         }
     }
 
-    /// The job goes back to the sentinel.
+    /// Gives the job back to the sentinel.
     pub(super) fn give_back(&mut self, order: &Order, reason: &str, was_running: bool) {
         let attempt = order.job.attempt;
         let mut receipt = Receipt::failed(attempt, Cause::Operator, reason);
@@ -132,13 +132,13 @@ impl Worker {
         receipt.was_running = was_running;
         match order.lease {
             Some(_) => self.leases.owe(attempt, receipt),
-            // An old sentinel would end the job as failed.
+            // A sentinel of the reference system would end the job as failed.
             None => log::warn!("{attempt} is left to the sentinel: {reason}"),
         }
     }
 
-    /// While writers do not answer, jobs that have not started go back; those of a sentinel that
-    /// gives no leases wait.
+    /// Gives back jobs that have not started, while writers do not respond. Jobs of a sentinel without leases
+    /// wait.
     pub(super) fn give_back_waiting(&mut self) {
         let backlog = std::mem::take(&mut self.backlog);
         for order in backlog {
@@ -152,8 +152,8 @@ impl Worker {
         }
     }
 
-    /// Of the jobs that wait for an environment whose creation takes long one stays, which fails with
-    /// it. The others may find the environment elsewhere.
+    /// Gives back jobs that wait for an environment whose creation takes long, all but one. That one fails if
+    /// the creation fails. Other workers may have the environment.
     pub(super) fn give_back_surplus(&mut self, now: BootTime) {
         let slow: BTreeSet<String> = self.environments.slow(now).map(str::to_owned).collect();
         if slow.is_empty() {
@@ -169,7 +169,7 @@ impl Worker {
                 continue;
             }
             self.give_back(&order, "its environment is being created", false);
-            // The sentinel must know first that the environment is.
+            // The sentinel must learn by a HEARTBEAT that the environment is being created.
             self.heartbeat_at = now;
         }
     }
@@ -184,7 +184,7 @@ impl Worker {
         self.settle(&answer.settle);
     }
 
-    /// What the writers may do follows the leases.
+    /// Updates the writers' permits from the leases.
     pub(super) fn update_permits(&mut self) {
         for run in self.publishing.iter().chain(self.slots.iter().flatten()) {
             if run.order.lease.is_some() {
@@ -194,7 +194,7 @@ impl Worker {
         }
     }
 
-    /// Sends a receipt, and keeps it until it is acknowledged where the sentinel does that.
+    /// Sends a receipt. It is kept until it is acknowledged, if the sentinel acknowledges receipts.
     pub(super) fn report(&mut self, attempt: Attempt, is_leased: bool, receipt: Receipt) {
         let receipt = bounded(attempt, receipt);
         if is_leased {
@@ -206,7 +206,7 @@ impl Worker {
     }
 
     pub(super) fn send_receipts(&mut self, now: BootTime) {
-        if self.socket.heard_at(self.sentinel).is_none() {
+        if self.socket.received_at(self.sentinel).is_none() {
             return;
         }
         for (attempt, receipt) in self.leases.due_receipts(now) {
@@ -218,7 +218,7 @@ impl Worker {
         }
     }
 
-    /// Queues a message for the sentinel; false when that cannot be done now.
+    /// Queues a message for the sentinel. Returns false if that is not possible now.
     pub(super) fn send(&mut self, job_id: u64, payload: &Payload<'_>) -> bool {
         let sent = payload
             .encode(job_id)
@@ -234,7 +234,7 @@ impl Worker {
         sent.is_ok()
     }
 
-    /// Attempts that this worker has, those with an unacknowledged receipt too.
+    /// The attempts that this worker has, including those with an unacknowledged receipt.
     pub(super) fn holds(&self) -> Vec<Attempt> {
         let running = self.slots.iter().flatten().chain(&self.publishing);
         running
@@ -270,7 +270,7 @@ impl Worker {
                     self.update_permits();
                     let identify = self.identify(now);
                     self.send(0, &identify);
-                    // What IDENTIFY does not carry follows at once.
+                    // A HEARTBEAT with what IDENTIFY does not contain follows at once.
                     self.heartbeat_at = now;
                 }
                 Event::Disconnected { reason, .. } => {
@@ -278,7 +278,7 @@ impl Worker {
                     self.leases.handle_connected();
                     self.update_permits();
                 }
-                // Logged once; the attempts go on. Failed handshakes are logged by the socket.
+                // Logged once; the socket continues to try. Failed handshakes are logged by the socket.
                 Event::ConnectFailed { reason, .. } if !self.is_unreachable_logged => {
                     self.is_unreachable_logged = true;
                     log::warn!(
@@ -297,7 +297,7 @@ impl Worker {
             return;
         }
         self.heartbeat_at = now + self.leases.interval();
-        if self.socket.heard_at(self.sentinel).is_none() {
+        if self.socket.received_at(self.sentinel).is_none() {
             return;
         }
         for (hash, environment) in self.environments.changed(now) {
@@ -337,7 +337,7 @@ impl Worker {
         self.send(current.map_or(0, i64::unsigned_abs), &payload);
     }
 
-    /// ABORT names a job: all its attempts here stop.
+    /// Stops all attempts of the job that ABORT names.
     fn abort(&mut self, job_id: u64) {
         let reason = "aborted by the sentinel";
         log::info!("job {job_id}: {reason}");
@@ -347,8 +347,8 @@ impl Worker {
         );
     }
 
-    /// Stops jobs, waiting and running. With a reason a receipt follows; without one the sentinel
-    /// does not want any. False when there was none to stop.
+    /// Stops jobs, both waiting and running. With a reason, receipts are sent; without one, the sentinel does
+    /// not want receipts. Returns false if there was no job to stop.
     fn stop(&mut self, mut is_meant: impl FnMut(&Order) -> bool, reason: Option<&str>) -> bool {
         let backlog = std::mem::take(&mut self.backlog);
         let (stopped, rest): (VecDeque<Order>, VecDeque<Order>) =
@@ -374,8 +374,8 @@ impl Worker {
     }
 }
 
-/// A receipt that always fits a message: an oversized one lists the first of its files, and how many
-/// others there are ([`ARTIFACTS_TRUNCATED`]).
+/// Limits a receipt to the size of a message. An oversized one lists the first of its files and the number of
+/// the others ([`ARTIFACTS_TRUNCATED`]).
 fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
     let size =
         |receipt: &Receipt| serde_json::to_vec(receipt).map_or(usize::MAX, |json| json.len());
@@ -400,7 +400,7 @@ fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
         receipt.metrics.insert(name, i64::MAX);
         let mut room = limits::RECEIPT_SIZE_MAX.saturating_sub(size(&receipt));
         let fits = |artifact: &BTreeMap<String, String>| {
-            // With the comma behind it.
+            // Including the comma after it.
             let size = serde_json::to_vec(artifact).map_or(usize::MAX, |json| json.len() + 1);
             let left = room.checked_sub(size);
             room = left.unwrap_or(0);
@@ -418,7 +418,7 @@ fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
     receipt
 }
 
-/// The job of a DISPATCH, or why it cannot be run.
+/// Reads the job of a DISPATCH. The error is the reason why it cannot be run.
 fn read_dispatch(
     job_id: i64,
     dispatch: &Dispatch<'_>,

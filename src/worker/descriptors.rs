@@ -1,5 +1,4 @@
-//! File descriptors (RLIMIT_NOFILE): how many a worker may have, and for how many slots they
-//! suffice.
+//! The limit of file descriptors (RLIMIT_NOFILE) of a worker, and the number of slots for which it suffices.
 
 use std::fmt;
 use std::io;
@@ -13,17 +12,17 @@ use crate::job::Cause;
 use crate::limits;
 use crate::plugin::process::Process;
 
-/// The soft limit that the program was started with.
+/// The soft limit with which the program was started.
 static AT_START: OnceLock<Option<u64>> = OnceLock::new();
 
-/// Raises the soft limit to the hard limit. Plugin processes get the one of before.
+/// Raises the soft limit to the hard limit. Plugin processes get the earlier soft limit.
 #[cfg(feature = "cli")]
 pub(crate) fn raise_limit() -> io::Result<()> {
     AT_START.get_or_init(|| getrlimit(Resource::Nofile).current);
     crate::sink::raise_descriptor_limit().map(|_| ())
 }
 
-/// Gives a process that was just started the soft limit that the program was started with.
+/// Sets the soft limit of a process that was just started to the one with which this program was started.
 pub(super) fn restore_limit(process: &Process) {
     if let Some(limit) = AT_START.get()
         && let Err(error) = process.limit_descriptors(*limit)
@@ -32,13 +31,13 @@ pub(super) fn restore_limit(process: &Process) {
     }
 }
 
-/// The limit does not suffice for the slots that were asked for.
+/// The limit does not suffice for the requested slots.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Shortage {
     wanted: usize,
     needed: u64,
     limit: u64,
-    /// Slots for which it suffices.
+    /// Number of slots for which it suffices.
     pub(super) slots: usize,
 }
 
@@ -67,9 +66,9 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// Whether the present limit suffices for so many slots.
+/// Checks whether the current limit suffices for that many slots.
 pub(super) fn check(wanted: usize) -> Result<(), Shortage> {
-    // A folder of /proc that cannot be read says nothing.
+    // If the folder cannot be read, only stdin, stdout and stderr are counted.
     let open = std::fs::read_dir("/proc/self/fd").map_or(3, Iterator::count);
     shortage(wanted, open as u64, getrlimit(Resource::Nofile).current)
 }
@@ -93,7 +92,7 @@ fn shortage(wanted: usize, open: u64, limit: Option<u64>) -> Result<(), Shortage
     })
 }
 
-/// An error of the operating system, with what to do when it is a lack of descriptors.
+/// Text of an OS error, with advice if descriptors are used up.
 fn explained(error: &io::Error) -> String {
     match Errno::from_io_error(error) {
         Some(Errno::MFILE) => match getrlimit(Resource::Nofile).current {
@@ -106,14 +105,14 @@ fn explained(error: &io::Error) -> String {
     }
 }
 
-/// A failure of a job because of an error of the operating system that is the worker's own.
+/// A failure of a job because of an OS error that is the worker's fault.
 pub(super) fn worker_failure(what: &str, error: &io::Error) -> Failure {
     Failure::new(Cause::Worker, format!("{what}: {}", explained(error)))
 }
 
-/// Like [`worker_failure`], before the job's process runs: what is used up then (threads, memory,
-/// descriptors) was used by others, so the job is given back, and the worker takes no more jobs
-/// until it has tested itself.
+/// As [`worker_failure`], before the job's process runs. If threads, memory or descriptors are used up, other
+/// jobs have used them. So the job is given back, and the worker takes no more jobs until it has tested
+/// itself.
 pub(super) fn start_failure(what: &str, error: &io::Error) -> Failure {
     let used_up = matches!(
         error.kind(),
@@ -147,7 +146,7 @@ mod tests {
             let failure = start_failure("writer thread", &error);
             let found = (failure.cause, failure.is_innocent, failure.is_trouble);
             assert_eq!(found, (Cause::Worker, given_back, given_back), "{errno}");
-            // As of a thread.
+            // An error as for a thread, without an errno.
             let named = io::Error::new(error.kind(), "thread writer-1 cannot be started");
             if matches!(errno, Errno::AGAIN | Errno::NOMEM) {
                 assert!(

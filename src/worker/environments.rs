@@ -1,13 +1,13 @@
 //! The environments of a worker.
 //!
-//! An environment is created on its own thread, with a few tries. One that could not be created
-//! fails the jobs that wait for it. It is tried again for a job that comes once a pause that grows
-//! is over; jobs that come before are innocent of the failure. Lockfiles are kept for that, within
-//! a bound.
+//! An environment is created on a thread of its own, in a few attempts. When it cannot be created, the jobs
+//! that wait for it fail. The next job that arrives after a pause starts another creation. The pause grows.
+//! Jobs that arrive before its end do not count the failure (`is_innocent`). Lockfiles are kept for later
+//! creations, within a bound.
 //!
-//! A few are created at once; those that jobs wait for come first. What jobs and interpreters run in is
-//! locked (`plugin/cache.rs`). Where an environment has been created, those that were not used for
-//! longest are evicted when all are too large.
+//! A few environments are created at the same time, those that jobs wait for first. Environments in which
+//! jobs and fork servers run are locked (`plugin/cache.rs`). After an environment has been created, the least
+//! recently used ones are evicted if the cache is too large.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::plugin::environment::{self, Build, Environment, provision};
 use crate::reactor::BootTime;
 use crate::thread;
 
-/// Where an environment stands.
+/// State of an environment.
 #[derive(Clone, Debug)]
 pub(super) enum State {
     Making,
@@ -33,24 +33,24 @@ pub(super) enum State {
     Failed(Failure),
 }
 
-/// An environment that was asked for.
+/// An environment that a job or PREPARE_ENV has requested.
 #[derive(Debug)]
 struct Known {
     state: State,
-    /// None when there was no room for it.
+    /// None after it was dropped because the lockfiles were too large together.
     lockfile: Option<Arc<str>>,
-    /// Times in a row that it could not be created, and when the next is allowed.
+    /// Number of failed creations in a row, and the time from which the next one is allowed.
     failures: u32,
     retry_at: BootTime,
-    /// When its creation was begun.
+    /// When its creation began.
     begun_at: BootTime,
     /// It was created, and was missing at the last poll.
     is_gone: bool,
 }
 
 impl Known {
-    /// Its state for a job that comes now: one that comes before the environment is tried again
-    /// is innocent of its failure.
+    /// Its state for a job that arrives now. A job that arrives before the next creation is allowed does not
+    /// count the failure.
     fn after_failure(&self, now: BootTime) -> State {
         match &self.state {
             State::Failed(failure) => State::Failed(Failure {
@@ -62,7 +62,7 @@ impl Known {
     }
 }
 
-/// The lock of an environment that is used here.
+/// The lock of an environment that is used by this worker.
 struct Held {
     lock: InUse,
     used_at: BootTime,
@@ -71,21 +71,21 @@ struct Held {
 
 pub(super) struct Environments {
     home: PathBuf,
-    /// Bytes of all environments of the home; 0 = as many as there are.
+    /// Limit of the bytes of all environments in the cache; 0 = no limit.
     cache_max: u64,
     build: Arc<Build>,
     held: HashMap<String, Held>,
-    /// Environments in creation that have no thread yet.
+    /// Environments that are to be created and have no thread yet.
     queue: VecDeque<(String, Arc<str>)>,
-    /// Threads that create one.
+    /// Number of threads that create environments.
     threads: usize,
     known: HashMap<String, Known>,
-    /// When it is checked again which of them exist.
-    look_at: Option<BootTime>,
+    /// When to check again which environments exist.
+    poll_at: Option<BootTime>,
     /// The environment of jobs that name none.
     default_lockfile: Arc<str>,
     default_hash: String,
-    /// The sentinel knows it by its hash, too.
+    /// The sentinel has also named it by its hash.
     default_is_named: bool,
     cancel: Arc<AtomicBool>,
     events: Sender<ThreadEvent>,
@@ -109,7 +109,7 @@ impl Environments {
             queue: VecDeque::new(),
             threads: 0,
             known: HashMap::new(),
-            look_at: None,
+            poll_at: None,
             default_hash: environment::hash(&default_lockfile),
             default_lockfile: default_lockfile.into(),
             default_is_named: false,
@@ -119,12 +119,12 @@ impl Environments {
         }
     }
 
-    /// The hash of the environment of jobs that name none.
+    /// Hash of the environment of jobs that name none.
     pub(super) fn default_hash(&self) -> &str {
         &self.default_hash
     }
 
-    /// The hash under which the environment is kept that a job names.
+    /// Key of the environment that a job names.
     pub(super) fn key(&mut self, env_hash: &str) -> String {
         self.default_is_named |= env_hash == self.default_hash;
         match env_hash {
@@ -133,19 +133,19 @@ impl Environments {
         }
     }
 
-    /// True when the sentinel has named the environment by its hash.
+    /// True if the sentinel has named the environment by its hash.
     pub(super) fn is_named(&self, hash: &str) -> bool {
         self.default_is_named || hash != self.default_hash
     }
 
-    /// The state of an environment that a job needs. One that is new here is searched for on
-    /// disk, the default one is created, and one that failed or was removed is created again,
-    /// unless [`Environments::paused_until`] says otherwise. One that is ready is locked.
+    /// The state of an environment that a job needs. If it is not in the table, it is searched for on disk,
+    /// or created if it is the default one. If it has failed or was removed, it is created again, but not
+    /// before [`Environments::paused_until`]. If it is ready, it is locked.
     pub(super) fn state(&mut self, hash: &str) -> State {
         match self.unlocked(hash) {
             State::Ready(environment) => self.hold(hash, environment),
             State::Making => {
-                // A job waits for it: it comes before those that none waits for.
+                // A job waits for it, so it is created before those without jobs.
                 let index = self.queue.iter().position(|(queued, _)| queued == hash);
                 if let Some(entry) = index.and_then(|index| self.queue.remove(index)) {
                     self.queue.push_front(entry);
@@ -156,8 +156,8 @@ impl Environments {
         }
     }
 
-    /// Locks an environment that is ready. While another program checks or evicts it, a thread
-    /// waits for what becomes of it, as if it were created.
+    /// Locks an environment that is ready. If another program is checking or evicting it, a thread waits for
+    /// the result, as for a creation.
     fn hold(&mut self, hash: &str, environment: Environment) -> State {
         let now = BootTime::now();
         if let Some(held) = self.held.get_mut(hash) {
@@ -194,13 +194,13 @@ impl Environments {
         self.held.insert(hash.to_owned(), held);
     }
 
-    /// True when locks of environments may be given up.
+    /// True if the lock of an environment may be released.
     pub(super) fn has_idle(&self, now: BootTime) -> bool {
         let mut held = self.held.values();
         held.any(|held| held.used_at + limits::ENVIRONMENT_IDLE <= now)
     }
 
-    /// Gives up the locks of environments in which nothing runs.
+    /// Releases the locks of environments in which nothing has run for `ENVIRONMENT_IDLE`.
     pub(super) fn release(&mut self, in_use: &BTreeSet<&str>, now: BootTime) {
         self.held.retain(|hash, held| {
             if in_use.contains(hash.as_str()) {
@@ -256,13 +256,13 @@ impl Environments {
         }
     }
 
-    /// Environments that were ready and are missing since the last poll (none), or exist again:
-    /// other programs of the host evict and create them, too.
+    /// Environments that were ready and are missing since the last poll (none), or that exist again. Other
+    /// programs of the host also evict and create environments.
     pub(super) fn changed(&mut self, now: BootTime) -> Vec<(String, Option<Environment>)> {
-        if self.look_at.is_some_and(|at| now < at) {
+        if self.poll_at.is_some_and(|at| now < at) {
             return Vec::new();
         }
-        self.look_at = Some(now + limits::ENVIRONMENTS_LOOK_INTERVAL);
+        self.poll_at = Some(now + limits::ENVIRONMENTS_POLL_INTERVAL);
         let mut changed = Vec::new();
         for (hash, known) in &mut self.known {
             if let State::Ready(environment) = &known.state
@@ -282,7 +282,7 @@ impl Environments {
         known.is_some_and(|known| matches!(known.state, State::Making))
     }
 
-    /// Environments whose creation takes long.
+    /// Environments whose creation takes longer than `ENVIRONMENT_SLOW`.
     pub(super) fn slow(&self, now: BootTime) -> impl Iterator<Item = &str> {
         let is_slow = move |known: &Known| {
             matches!(known.state, State::Making) && known.begun_at + limits::ENVIRONMENT_SLOW <= now
@@ -291,18 +291,18 @@ impl Environments {
         slow.map(|(hash, _)| hash.as_str())
     }
 
-    /// The process of another program that an environment in creation waits for.
+    /// The process of another program for which the creation of an environment waits.
     pub(super) fn waits_for(&self, hash: &str) -> Option<String> {
         environment::waits_for(&self.home, hash)
     }
 
-    /// Until when an environment that could not be created is not tried again.
+    /// Until when the creation of a failed environment is not repeated.
     pub(super) fn paused_until(&self, hash: &str) -> Option<BootTime> {
         let known = self.known.get(hash)?;
         matches!(known.state, State::Failed(_)).then_some(known.retry_at)
     }
 
-    /// Makes the environment of a lockfile unless it is there or being made.
+    /// Creates the environment of a lockfile, unless it exists or is being created.
     pub(super) fn prepare(&mut self, hash: &str, lockfile: &str) -> State {
         self.default_is_named |= hash == self.default_hash;
         self.make(hash, lockfile.into())
@@ -341,8 +341,8 @@ impl Environments {
         state
     }
 
-    /// Drops entries that are not in creation when there are too many, and lockfiles of
-    /// others when they are too large together.
+    /// Removes entries that are not being created if there are too many, and the lockfiles of other entries
+    /// if they are too large together.
     fn make_room(&mut self, hash: &str, size: usize) {
         if self.known.len() >= limits::WORKER_ENVIRONMENTS_MAX {
             self.known
@@ -372,7 +372,7 @@ impl Environments {
             };
             let is_new = result.as_ref().is_ok_and(|made| !made.cached);
             let event = ThreadEvent::Environment { hash, result, lock };
-            // The loop is gone only when the whole worker stops.
+            // The receiver is dropped only when the worker stops.
             if events.send(event).is_ok()
                 && let Err(error) = waker.wake()
             {
@@ -391,7 +391,7 @@ impl Environments {
         }
     }
 
-    /// Brings the environments that are there within their bound, on a thread.
+    /// Evicts environments until the cache is within its limit, on a thread.
     pub(super) fn evict(&self) {
         let (home, cancel, cache_max) = (self.home.clone(), self.cancel.clone(), self.cache_max);
         let started = thread::start("evict", move || evict(&home, cache_max, &cancel));
@@ -400,7 +400,7 @@ impl Environments {
         }
     }
 
-    /// A thread has ended.
+    /// A thread has ended that created an environment.
     pub(super) fn handle_made(
         &mut self,
         hash: &str,
@@ -435,20 +435,20 @@ impl Environments {
         }
     }
 
-    /// Environments in creation are given up.
+    /// Cancels the creation of environments.
     pub(super) fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
     }
 }
 
-/// The pause after a failure that follows so many others.
+/// The pause after a failure, by the number of failures before it.
 pub(super) fn pause_after(failures: u32) -> Duration {
     limits::ENVIRONMENT_RETRY_AFTER
         .saturating_mul(1 << failures.min(16))
         .min(limits::ENVIRONMENT_RETRY_AFTER_MAX)
 }
 
-/// Creates an environment and locks it before it is used: another program may evict it between.
+/// Creates an environment and locks it. If another program evicts it in between, it is created again.
 fn make_and_lock(
     home: &Path,
     lockfile: &str,
@@ -470,7 +470,7 @@ fn make_and_lock(
     }
 }
 
-/// Evicts environments that were not used for longest when all are too large.
+/// Evicts the least recently used environments if the cache is too large.
 fn evict(home: &Path, cache_max: u64, cancel: &AtomicBool) {
     if cache_max == 0 {
         return;
@@ -486,8 +486,8 @@ fn evict(home: &Path, cache_max: u64, cancel: &AtomicBool) {
     }
 }
 
-/// A tool may fail for a moment (a registry that does not answer, a full disk), which should not
-/// fail every job that waits.
+/// Creates an environment, in several attempts: a temporary failure (a registry that does not respond, a full
+/// disk) should not fail every job that waits.
 fn try_to_make(
     home: &Path,
     lockfile: &str,

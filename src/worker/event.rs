@@ -1,4 +1,4 @@
-//! What threads of a worker report to its loop.
+//! Reports of a worker's threads to its event loop.
 
 use super::meter::Usage;
 use super::settling::Standing;
@@ -8,24 +8,24 @@ use crate::job::Attempt;
 use crate::plugin::cache::InUse;
 use crate::plugin::environment::Environment;
 
-/// Sent over one channel, followed by a wake-up.
+/// A report. It is sent over one channel, followed by a wake-up.
 pub(super) enum ThreadEvent {
-    /// The writer of the job with that number in this worker's life.
+    /// From the writer of the job with that serial number.
     Writer { serial: u64, report: Report },
-    /// An environment is made, or could not be.
+    /// An environment was created, or its creation failed.
     Environment {
         hash: String,
         result: Result<Environment, Failure>,
-        /// Keeps it from being evicted before it is used.
+        /// Keeps the environment from being evicted before it is used.
         lock: Option<InUse>,
     },
-    /// A job's output is settled, or could not be.
+    /// A job's output was settled, or its settlement failed.
     Settled {
         attempt: Attempt,
         result: Result<Standing, Failure>,
     },
-    /// What running jobs use.
+    /// Resource usage of running jobs.
     Usage(Vec<Usage>),
-    /// The worker has tested itself.
+    /// Result of a self-test.
     SelfTest(Result<(), String>),
 }

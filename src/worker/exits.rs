@@ -1,4 +1,4 @@
-//! Ends of plugin processes, and the messages of the warm interpreters that they are children of.
+//! Exits of plugin processes, and messages of the fork servers whose children they are.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use crate::plugin::Exit;
 use crate::plugin::warm::{self, Started, WarmEvent};
 use crate::reactor::BootTime;
 
-/// Why an interpreter is given up that sends more than its jobs account for.
+/// Why a fork server is given up that sends more messages than its jobs explain.
 const FLOOD: &str = "the warm interpreter sends more than it was asked";
 
 impl Worker {
@@ -26,16 +26,16 @@ impl Worker {
             return;
         };
         let registry = self.reactor.registry();
-        // Readiness may be that of the slot's last process.
+        // The event may belong to the previous process of the slot.
         if !process.has_exited() {
             return;
         }
         run.handle_exit_seen(slot_index, registry, now);
     }
 
-    /// A warm interpreter has sent something, or has exited.
+    /// A fork server has sent something, or has exited.
     pub(super) fn warm_events(&mut self, index: usize, now: BootTime) {
-        // Asked before: what it sent is read first.
+        // Checked first, so that all messages are read before the exit is handled.
         let has_exited = self.interpreters.has_exited(index);
         for _ in 0..limits::WARM_MESSAGES_MAX {
             let event = match self.interpreters.next_event(index, now) {
@@ -45,7 +45,7 @@ impl Worker {
                     return;
                 }
                 Ok(None) => return,
-                // A process closes its descriptors before it has exited, which is seen as well.
+                // A process closes its descriptors before it exits. The exit is detected by its pidfd.
                 Err(warm::Error::Gone) if !self.interpreters.has_exited(index) => {
                     self.interpreters.handle_closed(index, now);
                     return;
@@ -73,7 +73,7 @@ impl Worker {
             WarmEvent::Failed { key, message } => {
                 if let Some((_, run)) = self.warm_run(index, key) {
                     run.process = ProcessState::None;
-                    // Its own word, and code of its environment may speak for it.
+                    // Only the fork server's report, and code of its environment may have sent it.
                     let message = format!("the warm interpreter cannot fork: {message}");
                     let failure = Failure::new(Cause::Environment, message);
                     run.slot.handle_start_failed(failure);
@@ -121,13 +121,13 @@ impl Worker {
                 run.process = ProcessState::None;
                 let failure = Failure::new(Cause::Environment, message.clone());
                 run.slot.handle_start_failed(failure);
-                // What it has started, and cannot be watched, ends with it.
+                // The process cannot be watched, so it is ended with the fork server.
                 self.warm_lost(index, &message, now);
                 return;
             }
         };
         let killed = matches!(run.process, ProcessState::Requested { kill: true });
-        // Without a pidfd its end could be missed; it may also have ended already.
+        // Without a pidfd its exit could be missed. It may also have ended already.
         if let Err(error) = run.watch_process(process, slot_index, registry) {
             let failure = worker_failure("cannot watch the plugin's process", &error);
             run.slot.handle_start_failed(failure);
@@ -138,11 +138,11 @@ impl Worker {
         if killed {
             run.kill();
         }
-        // It may have connected, or exited, before its start was reported.
+        // It may have connected or exited before its start was reported.
         run.accept(slot_index, registry, now);
     }
 
-    /// The slot whose process was asked of the interpreter by that key.
+    /// The slot whose process was requested from the fork server with that key.
     fn warm_run(&mut self, index: usize, key: u64) -> Option<(usize, &mut Run)> {
         self.slots
             .iter_mut()
@@ -155,7 +155,7 @@ impl Worker {
             })
     }
 
-    /// Indexes of the interpreters that jobs need.
+    /// Indexes of the fork servers that jobs need.
     pub(super) fn interpreters_in_use(&self) -> Vec<usize> {
         let runs = self.slots.iter().flatten();
         runs.filter(|run| !matches!(run.process, ProcessState::None))
@@ -163,7 +163,7 @@ impl Worker {
             .collect()
     }
 
-    /// A warm interpreter has died. What it sent before is read first: it may say why.
+    /// A fork server has ended. Its messages are read first, because they may contain the reason.
     pub(super) fn warm_gone(&mut self, index: usize, now: BootTime) -> Failure {
         for _ in 0..limits::WARM_MESSAGES_MAX {
             match self.interpreters.next_event(index, now) {
@@ -179,16 +179,16 @@ impl Worker {
         self.warm_lost(index, &reason, now)
     }
 
-    /// A warm interpreter has exited or does not answer. Its children go with it; those whose own
-    /// end is known are decided by it. Gives what the others failed of.
+    /// A fork server has exited or does not respond. Its children end with it. Jobs whose process's own exit
+    /// is known are decided by that. Returns the failure of the others.
     pub(super) fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) -> Failure {
         log::error!("{reason}");
         let concerned = |run: &Run| run.interpreter == Some(index);
-        // The kernel kills the children with their interpreter, which may be seen first.
+        // The kernel kills the children when their fork server ends. That may be detected before its end.
         let killed = |exit: Option<Exit>| {
             exit.is_none_or(|exit| exit.signal == Some(9) || exit == Exit::UNKNOWN)
         };
-        // One that is lost again before its start is reported may have done it in that moment.
+        // A process that is lost a second time before its start was reported may have caused the loss.
         let alive = |run: &Run| match &run.process {
             ProcessState::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
             ProcessState::Requested { .. } => run.asked_again,
@@ -218,7 +218,7 @@ impl Worker {
                 self.leftovers.add(process, now);
             }
         }
-        // Last: as long as it lives, the kernel keeps how its children ended.
+        // Last, because the kernel keeps the children's exit statuses until the fork server is reaped.
         if let Some(process) = self.interpreters.remove(index, registry) {
             self.leftovers.add(process, now);
         }
@@ -228,7 +228,7 @@ impl Worker {
         failure
     }
 
-    /// Starts the process of a job whose interpreter was lost before it started.
+    /// Starts the process of a job again, whose fork server was lost before the process started.
     fn ask_again(&mut self, slot_index: usize, now: BootTime) {
         let Some(Some(run)) = self.slots.get(slot_index) else {
             return;
@@ -249,8 +249,8 @@ impl Worker {
         }
     }
 
-    /// Checks what no readiness is reported for: interpreters that do not answer, processes that
-    /// were killed, the worker's own health.
+    /// Checks conditions without readiness events: fork servers that do not respond, processes that were
+    /// killed, the worker's own health.
     pub(super) fn tend(&mut self, now: BootTime) {
         self.leftovers.reap(now);
         let used = self.interpreters_in_use();
@@ -263,7 +263,7 @@ impl Worker {
         self.release_environments(now);
     }
 
-    /// Has what running jobs use measured when that is due.
+    /// Requests a measurement of the running jobs if one is due.
     fn measure(&mut self, now: BootTime) {
         let is_busy = self.slots.iter().any(Option::is_some);
         let slots = &self.slots;
@@ -271,7 +271,7 @@ impl Worker {
         self.meter.poll(is_busy, subjects, now);
     }
 
-    /// Locks of environments in which nothing runs are given up.
+    /// Releases the locks of environments in which nothing runs.
     fn release_environments(&mut self, now: BootTime) {
         if !self.environments.has_idle(now) {
             return;

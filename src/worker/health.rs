@@ -1,23 +1,24 @@
-//! Whether a worker should take jobs, as a state machine without I/O.
+//! Decides whether a worker should take jobs: a state machine without I/O.
 //!
-//! Failures that are the worker's own (its folders, processes, memory) are counted while they
-//! come in a row; at [`limits::TROUBLE_FAILURES`] the worker is in trouble and should take no
-//! jobs. It then tests itself, again and again with growing pauses, until a test succeeds.
-//! A worker that has healed is on probation until a job that it has started since shows that it
-//! works: it takes one job at a time (beside long ones more, see [`tries`]), one more failure of its
-//! own is trouble again, and the pauses
-//! go on growing.
-//! An environment that failed is avoided for a pause, which grows with each failure after it and
-//! ends with the first success: its jobs wait or go elsewhere, and the others stay usable.
+//! Failures that are the worker's own (its folders, processes, memory) are counted while they come in a row.
+//! At [`limits::TROUBLE_FAILURES`] the worker is in trouble and should take no jobs. It then tests itself
+//! with growing pauses until a test succeeds.
 //!
-//! A writer thread that does not answer is trouble at once, and a self-test cannot end it before
-//! the thread has ended: its storage hangs, and each further job could cost a thread.
+//! After that the worker is on probation, until a job that was started after the test shows that the worker
+//! works. On probation it takes one job at a time (more beside long jobs, see [`tries`]), one more failure of
+//! its own is trouble again, and the pauses continue to grow.
 //!
-//! An output folder that is not there any more, or belongs to another database, is trouble at once
-//! too. What is known to be about a job or its sink alone is not reported here.
+//! An environment that failed is avoided for a pause. Its jobs wait or are run by other workers, and other
+//! environments stay usable. The pause grows with each further failure and ends with the first success.
 //!
-//! The loop reports ends of jobs by [`Health::handle_end`], starts a self-test when
-//! [`Health::poll_test`] asks for one, and reports it by [`Health::handle_test`].
+//! A writer thread that does not respond is trouble at once, and no self-test ends this trouble before the
+//! thread has ended: its storage hangs, and each further job could cost a thread.
+//!
+//! An output folder that is missing or belongs to another database is trouble at once, too. Failures that
+//! concern only a job or its sink are not reported here.
+//!
+//! The event loop reports ends of jobs by [`Health::handle_end`], starts a self-test when
+//! [`Health::poll_test`] returns true, and reports its result by [`Health::handle_test`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -56,31 +57,31 @@ enum Test {
 /// An environment that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Broken {
-    /// How often, a pause after the last time each.
+    /// Number of failures, each after the end of the previous pause.
     failures: u32,
-    /// Until then jobs that need it should go elsewhere, or wait.
+    /// Until then jobs that need it should wait or be run by other workers.
     until: BootTime,
     reason: String,
 }
 
-/// See the module's head.
+/// State after a successful self-test, see the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Probation {
-    /// The pause before the test that healed the worker.
+    /// The pause before the successful self-test.
     pause: Duration,
-    /// The last job that it had been given before, by number in its life.
+    /// Serial number of the last job that was started before the test succeeded.
     after: u64,
 }
 
-/// See the module's head.
+/// Health of a worker, see the module's documentation.
 #[derive(Debug)]
 pub(super) struct Health {
     worker: Row,
     environments: BTreeMap<String, Broken>,
     test: Test,
-    /// Jobs whose writers were given up and have not ended, by number in the worker's life.
+    /// Serial numbers of jobs whose writers were given up and have not ended.
     silent: BTreeSet<u64>,
-    /// None once a job has shown that it works.
+    /// None if the worker is not on probation.
     probation: Option<Probation>,
 }
 
@@ -96,9 +97,9 @@ impl Health {
         }
     }
 
-    /// A job has ended, with its failure or with success. Failures of other causes show that
-    /// worker and environment work, except those that an operator caused, which show nothing.
-    /// `serial` = the job's number in the worker's life.
+    /// A job has ended, with a failure or successfully. Failures of other causes show that worker and
+    /// environment work, except those caused by an operator, which show nothing. `serial` = the job's serial
+    /// number in this worker process.
     pub(super) fn handle_end(
         &mut self,
         serial: u64,
@@ -116,7 +117,7 @@ impl Health {
             }
             Some((Cause::Environment, reason)) => {
                 let broken = self.broken(environment, reason, now);
-                // Jobs that were there already fail in the same pause.
+                // Other jobs that were already running fail in the same pause.
                 if broken.until <= now {
                     broken.until = now + environments::pause_after(broken.failures);
                     broken.failures = broken.failures.saturating_add(1);
@@ -125,7 +126,9 @@ impl Health {
             Some((Cause::Operator, _)) => {}
             Some((Cause::Plugin | Cause::Input, _)) | None => {
                 self.environments.remove(environment);
-                // In trouble only a self-test heals: jobs that were started before may still end.
+                // While a self-test is due or runs, only it ends the trouble: jobs that were started before
+                // may still end.
+                // still end.
                 let is_old = self.tries_after().is_some_and(|after| serial <= after);
                 if self.test == Test::None && !is_old {
                     self.worker = Row::default();
@@ -135,14 +138,14 @@ impl Health {
         }
     }
 
-    /// Something is missing without which no job can run.
+    /// Reports trouble at once: something is missing that every job needs.
     pub(super) fn handle_trouble(&mut self, reason: &str, now: BootTime) {
         self.worker.add(reason);
         self.worker.count = self.worker.count.max(limits::TROUBLE_FAILURES);
         self.expect_test(now);
     }
 
-    /// In trouble, a first self-test follows.
+    /// Schedules the first self-test if the worker is in trouble.
     fn expect_test(&mut self, now: BootTime) {
         if self.worker.trouble().is_some() && self.test == Test::None {
             let pause = match self.probation {
@@ -154,7 +157,7 @@ impl Health {
         }
     }
 
-    /// A job's writer was given up: its thread has not answered.
+    /// A job's writer was given up, because its thread has not responded.
     pub(super) fn handle_silent_writer(&mut self, serial: u64, reason: &str, now: BootTime) {
         self.silent.insert(serial);
         self.handle_trouble(reason, now);
@@ -181,7 +184,7 @@ impl Health {
         }
     }
 
-    /// Jobs of an environment are to stay away until then, without a failure of its own.
+    /// Avoids jobs of an environment until then, without counting a failure of the environment.
     pub(super) fn avoid(&mut self, environment: &str, reason: &str, until: BootTime) {
         let broken = self.broken(environment, reason, until);
         broken.until = broken.until.max(until);
@@ -211,8 +214,7 @@ impl Health {
         self.worker.trouble()
     }
 
-    /// On probation the number of the last job that the worker had been given before: those behind
-    /// it are tried, see [`tries`].
+    /// On probation: the serial number of the last job before it. Later jobs are tried, see [`tries`].
     pub(super) fn tries_after(&self) -> Option<u64> {
         self.probation.map(|probation| probation.after)
     }
@@ -233,7 +235,7 @@ impl Health {
         }
     }
 
-    /// True when a self-test has to be started now. One runs at a time.
+    /// True if a self-test must be started now. Only one runs at a time.
     pub(super) fn poll_test(&mut self, now: BootTime) -> bool {
         match self.test {
             Test::Due { at, pause } if at <= now => {
@@ -244,8 +246,8 @@ impl Health {
         }
     }
 
-    /// A self-test has ended. True when the worker has just healed. `last` = the number of the last
-    /// job that it has been given.
+    /// A self-test has ended. Returns true if it ended the trouble. `last` = the serial number of the last
+    /// job that was started.
     pub(super) fn handle_test(
         &mut self,
         result: Result<(), String>,
@@ -272,8 +274,9 @@ impl Health {
     }
 }
 
-/// How many further jobs a worker on probation tries, beside those that it began to try at these
-/// moments: one, and as many again as have run for so long that they are likely to end well.
+/// How many further jobs a worker on probation takes. `started` has the times at which it started the jobs
+/// that are tried now. While one of them is younger than `TRIAL_TIME`, the result is 0. Otherwise it is the
+/// number of these jobs, at least one.
 pub(super) fn tries(started: &[BootTime], now: BootTime) -> u32 {
     let is_young = |at: &BootTime| now < *at + limits::TRIAL_TIME;
     match started.iter().any(is_young) {
@@ -432,7 +435,7 @@ mod tests {
             assert!(health.poll_test(now));
             assert!(!health.poll_test(now), "one at a time");
             assert_eq!(health.poll_timeout(), None);
-            // A job that ends well meanwhile does not heal it.
+            // A job that ends well in the meantime does not end the trouble.
             health.handle_end(1, "a", None, now);
             assert!(!health.handle_test(Err("still full".to_owned()), 0, now));
             assert_eq!(health.trouble(), Some("still full"));
@@ -451,7 +454,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..7 {
             health.handle_end(1, "a", ENVIRONMENT, now);
-            // Its neighbours end in the same way.
+            // Other jobs of the environment fail in the same pause.
             health.handle_end(1, "a", ENVIRONMENT, now);
             let until = health.environments["a"].until;
             assert_eq!(

@@ -1,8 +1,9 @@
-//! A job's input before and after the job, checked by a thread of its own, because the input's
-//! storage may not respond: that is a fault of the input, not of the output folder.
+//! Checks a job's input before and after the job. A thread of its own does that, because the input's storage
+//! may not respond. That is a fault of the input, not of the output folder.
 //!
-//! At the start size and time are compared with what the job's file version says. Where they differ,
-//! or are not known, the content is hashed. At the end the file is compared with what it was at the start.
+//! At the start, size and modification time are compared with those of the job's file version. Where they
+//! differ or are unknown, the content is hashed. At the end, the file is compared with its state at the
+//! start.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -23,16 +24,16 @@ use crate::limits;
 use crate::reactor::BootTime;
 use crate::thread;
 
-/// Threads that check an input now. One whose storage does not respond stays.
+/// Number of threads that check an input now. A thread whose storage does not respond stays counted.
 static WATCHERS: AtomicUsize = AtomicUsize::new(0);
 
-/// What a file is, as far as its metadata show it.
+/// Identity and state of a file, from its metadata.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Identity {
     inode: u64,
     size: u64,
     modified: (i64, i64),
-    /// Also changes with permissions, names and links, and cannot be set.
+    /// Time of status change. It also changes with permissions, names and links, and cannot be set.
     changed: (i64, i64),
     /// Mode, owner, group and number of links.
     attributes: (u32, u32, u32, u64),
@@ -49,14 +50,14 @@ impl Identity {
         }
     }
 
-    /// None of what is not a regular file, or cannot be asked for.
+    /// None if it is not a regular file, or its metadata cannot be read.
     fn of(path: &Path) -> Option<Self> {
         let found = fs::metadata(path).ok()?;
         found.is_file().then(|| Identity::new(&found))
     }
 
-    /// True where attributes have changed, and nothing else shows. Where the time of the last change
-    /// alone is another, it was written to perhaps, and its modification time put back (`cp -p`).
+    /// True if attributes have changed and no other difference is visible. If only `changed` differs, the
+    /// file may have been written to and its modification time restored (`cp -p`), so that is false.
     fn differs_in_attributes_alone(&self, other: &Identity) -> bool {
         let Identity {
             changed,
@@ -72,7 +73,7 @@ impl Identity {
     }
 }
 
-/// A folder or link on the way to a file, by its metadata.
+/// A folder or link on the path to a file, with its metadata.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Step {
     device: u64,
@@ -84,13 +85,13 @@ struct Step {
 }
 
 impl Step {
-    /// True where it was replaced or renamed between these two: the path may have led to another file
-    /// meanwhile, though it leads to the same one again.
+    /// True if the folder or link was replaced or renamed between these two states. Then the path may have
+    /// led to another file in between, even if it leads to the same file again.
     fn was_moved(&self, after: &Step) -> bool {
         let is_same =
             (self.device, self.inode, self.is_link) == (after.device, after.inode, after.is_link);
-        // A new entry sets both times of a folder to the same instant, a rename its `ctime` alone. utimes
-        // sets `mtime`, usually to an earlier instant, and `ctime` to now.
+        // A new entry sets `mtime` and `ctime` of a folder to the same time. A rename of the folder sets only
+        // its `ctime`. utimes sets `mtime`, usually to an earlier time, and `ctime` to the current time.
         let set_by_entries = after.modified == self.modified || after.modified > self.changed;
         let is_renamed = self.is_link
             || after.changed != after.modified
@@ -100,7 +101,7 @@ impl Step {
     }
 }
 
-/// What a path leads through. Where a link leads is in its folders again.
+/// The folders and links of a path, first as it is written, then with all links followed.
 fn steps_to(path: &Path) -> Vec<Step> {
     let real = fs::canonicalize(path).unwrap_or_default();
     let folders = path.ancestors().skip(1);
@@ -124,19 +125,19 @@ fn steps_to(path: &Path) -> Vec<Step> {
         .collect()
 }
 
-/// An input that is watched from the start of its job.
+/// An input that is checked from the start of its job.
 pub(super) struct Input {
     path: PathBuf,
-    /// Asks for what it is now, for which the answer comes second; true = see [`Input::check_briefly`].
+    /// Requests the second check. true = see [`Input::check_briefly`].
     again: Sender<bool>,
     answers: Receiver<Result<(), Failure>>,
     progress: Arc<Progress>,
 }
 
-/// What an input and its thread see of each other.
+/// State that an input shares with its thread.
 #[derive(Default)]
 struct Progress {
-    /// Steps that the storage has taken.
+    /// Number of steps of reading that have completed.
     steps: AtomicU64,
     is_unwanted: AtomicBool,
 }
@@ -148,8 +149,8 @@ impl Drop for Input {
 }
 
 impl Input {
-    /// Looks at it for the first time. A failure when no thread can be had, or when too many wait
-    /// for storage that does not respond. `serial` = the job's number in the worker's life.
+    /// Starts the first check. Fails if no thread can be started, or if too many threads wait for storage
+    /// that does not respond. `serial` = the job's serial number in this worker process.
     pub(super) fn watch(
         path: &Path,
         content: Option<&Content>,
@@ -171,14 +172,15 @@ impl Input {
         };
         thread::start(format!("input-{serial}"), move || {
             let _counted = counted;
-            // Before it owns one.
+            // Before the thread opens a descriptor.
             if let Err(error) = crate::descriptors::unshare() {
                 log::warn!("descriptors of the thread that reads an input: {error}");
             }
             let (before, begun) = match watcher.begin() {
                 Ok(before) => (before, Ok(())),
                 Err(failure) => {
-                    // It says nothing about the worker: the plugin may not have run.
+                    // It does not count against the worker, and does not show that the worker works: the
+                    // plugin may not have run.
                     let spares_worker = true;
                     let failure = Failure {
                         spares_worker,
@@ -205,9 +207,9 @@ impl Input {
         })
     }
 
-    /// Waits until it is known whether it is what the job's file version says: a failure when it is
-    /// not, or has not responded for so long. None once `is_wanted` is false, which is asked every
-    /// tenth of a second.
+    /// Waits for the first check. Fails if the input is not that of the job's file version, or if its storage
+    /// has not responded for `silence_max`. Returns none once `is_wanted` is false, which is polled every 100
+    /// ms.
     pub(super) fn begin(
         &self,
         silence_max: Duration,
@@ -216,20 +218,21 @@ impl Input {
         self.answer(silence_max, is_wanted)
     }
 
-    /// Looks at it again, at the job's end, once it has begun: a failure when it has changed, or has
-    /// not responded for so long. None as for [`Input::begin`].
+    /// Starts the second check, at the job's end and after [`Input::begin`], and waits for it. Fails if the
+    /// input has changed, or if its storage has not responded for `silence_max`. Returns none as
+    /// [`Input::begin`] does.
     pub(super) fn compare(
         &self,
         silence_max: Duration,
         is_wanted: impl Fn() -> bool,
     ) -> Option<Result<(), Failure>> {
-        // A thread that has ended gives no answer.
+        // If the thread has ended, there is no answer.
         let _ = self.again.send(false);
         self.answer(silence_max, is_wanted)
     }
 
-    /// As [`Input::compare`], after the plugin has failed and whether or not the job has begun: no more
-    /// is read than the next attempt needs to find what has changed.
+    /// As [`Input::compare`], after the plugin has failed. `has_begun`: [`Input::begin`] has returned. No
+    /// more is read than the next attempt needs to detect what has changed.
     pub(super) fn check_briefly(
         &self,
         has_begun: bool,
@@ -280,16 +283,16 @@ impl Input {
 const MOVED: &str = "a folder or link above it was replaced or renamed while the job ran, so the job may \
                      have read another file";
 
-/// The thread's end of an input.
+/// The thread's side of an input.
 struct Watcher {
     path: PathBuf,
-    /// What the job's file version says of it.
+    /// Content of the job's file version.
     content: Option<Content>,
     progress: Arc<Progress>,
 }
 
 impl Watcher {
-    /// What the file is at the start: a failure when its content is not that of the file version.
+    /// The state of the file at the start. Fails if its content is not that of the file version.
     fn begin(&self) -> Result<Option<Identity>, Failure> {
         let Some(known) = self
             .content
@@ -298,8 +301,8 @@ impl Watcher {
         else {
             return Ok(Identity::of(&self.path));
         };
-        // What cannot be asked for, and kinds of files that no plugin could read, the plugin process
-        // refuses. Of a folder a plugin may read, where that is what was registered.
+        // The plugin process refuses paths without metadata, and kinds of files that no plugin could read. A
+        // plugin may read a folder, if a folder was registered.
         let Ok(found) = fs::metadata(&self.path) else {
             return Ok(None);
         };
@@ -332,7 +335,8 @@ impl Watcher {
         }
     }
 
-    /// A descriptor by which the file is known wherever it is moved; it can be neither read nor locked by it.
+    /// A descriptor that refers to the file wherever it is moved. It can neither read nor lock the file
+    /// (O_PATH).
     fn keep(&self, before: Identity) -> Option<File> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let kept = rustix::fs::open(&self.path, flags, Mode::empty()).ok()?;
@@ -343,7 +347,7 @@ impl Watcher {
         is_it.then_some(kept)
     }
 
-    /// Whether the file is at the end what it was at the start. `is_brief`: see [`Input::check_briefly`].
+    /// Whether the file at the end is that of the start. `is_brief`: see [`Input::check_briefly`].
     fn end(
         &self,
         before: Option<Identity>,
@@ -353,7 +357,7 @@ impl Watcher {
     ) -> Result<(), Failure> {
         let reason = "it changed while the job ran, so the job may have read parts of both";
         let Some(after) = Identity::of(&self.path) else {
-            // A plugin may have moved it away; it is the same one wherever it is.
+            // A plugin may have moved it. The descriptor still refers to it.
             let now = kept.and_then(|kept| Some(Identity::new(&kept.metadata().ok()?)));
             let content = |it: Identity| (it.size, it.modified);
             return match before.zip(now) {
@@ -377,7 +381,7 @@ impl Watcher {
                 };
             }
             Some(before) => !before.differs_in_attributes_alone(&after),
-            // It was not there.
+            // The file did not exist at the start.
             None if is_comparable => true,
             None => return Ok(()),
         };
@@ -393,7 +397,7 @@ impl Watcher {
         }
         let hashed = known.map(|_| self.hash());
         let content = match hashed {
-            // Only its attributes are others.
+            // Only its attributes differ.
             Some(Err(_)) if !is_other => return Ok(()),
             Some(Ok(hashed)) => hashed.map(|(_, content)| content),
             Some(Err(_)) | None => None,
@@ -408,7 +412,7 @@ impl Watcher {
         Err(self.changed(reason, content.filter(|_| !is_known)))
     }
 
-    /// None when it was written to, or replaced, while it was read.
+    /// Hashes the file. None if it was written to or replaced while it was read.
     fn hash(&self) -> io::Result<Option<(Identity, Content)>> {
         let mut file = input_file::open(&self.path)?;
         let before = Identity::new(&file.metadata()?);
@@ -442,7 +446,7 @@ fn failure(path: &Path, reason: &str) -> Failure {
     Failure::new(Cause::Input, format!("input: {}: {reason}", path.display()))
 }
 
-/// Counts a thread until it ends.
+/// Decrements [`WATCHERS`] when it is dropped at the end of a thread.
 struct Counted;
 
 impl Drop for Counted {

@@ -1,10 +1,10 @@
-//! The warm interpreters of a worker: started, watched, given up.
+//! The fork servers of a worker: starting, watching, giving up.
 //!
-//! When an interpreter dies, its children die with it. Which of them did it, if any, cannot be
-//! seen from outside: it may have ended before the loss is seen. So all are given back and nothing
-//! is counted; but each is remembered, and the next attempt of it on this worker gets an
-//! interpreter of its own. The loss of that one counts ([`Cause::Worker`]), and at
-//! [`limits::WARM_DEATHS_MAX`] such losses the job is to blame. No other is harmed by it meanwhile.
+//! When a fork server dies, its children die with it. Which of them caused that, if any, cannot be observed:
+//! it may have ended before the loss is detected. So all their jobs are given back, uncounted. But each of
+//! these jobs is recorded as a suspect, and its next attempt on this worker gets a fork server of its own.
+//! The loss of that one counts ([`Cause::Worker`]). At [`limits::WARM_DEATHS_MAX`] such losses the job fails
+//! with [`Cause::Plugin`]. In the meantime it cannot harm other jobs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, RawFd};
@@ -29,29 +29,29 @@ use crate::sandbox::Mounts;
 
 struct Interpreter {
     hash: String,
-    /// Where it finds its jobs.
+    /// Folder with the sockets and working directories of its jobs.
     folder: PathBuf,
-    /// The [`state`](crate::keys_in_use::state) of the key files that it is kept from.
+    /// The [`state`](crate::keys_in_use::state) of the key files that are hidden from it.
     keys: u64,
-    /// The job that has it to itself.
+    /// The only job that may use it.
     only: Option<i64>,
     kind: Kind,
     warm: Warm,
     watchdog: Watchdog,
 }
 
-/// What an interpreter runs, and for whom.
+/// What a fork server runs, and for which jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It does its environment's imports, for all its jobs.
+    /// It runs its environment's imports, for all jobs of the environment.
     Warm,
-    /// It imports nothing, and is for one attempt alone.
+    /// It imports nothing, for a single attempt.
     Bare,
-    /// It runs no code of its environment; its children become the environment's interpreter.
+    /// It runs no code of its environment. Its children execute the environment's interpreter.
     Apart,
 }
 
-/// The interpreter that a job needs.
+/// The fork server that a job needs.
 pub(super) struct Start<'a> {
     pub(super) job_id: i64,
     pub(super) kind: Kind,
@@ -59,25 +59,25 @@ pub(super) struct Start<'a> {
     pub(super) folder: &'a Path,
     pub(super) keys: u64,
     pub(super) environment: &'a Environment,
-    /// The program: for [`Kind::Apart`] not the environment's own.
+    /// The program. For [`Kind::Apart`] it is not the environment's own.
     pub(super) interpreter: &'a Path,
     pub(super) shim: &'a Path,
-    /// A program of ours that runs it with those mounts.
+    /// The program that runs it with the given mounts.
     pub(super) launcher: Option<(&'a Path, &'a Mounts)>,
 }
 
-/// Interpreters of an environment that were lost in a row.
+/// Fork servers of an environment that were lost in a row.
 struct Losses {
     count: u32,
     start_at: BootTime,
     reason: Failure,
 }
 
-/// See the module's head. An interpreter's index is that of its token.
+/// The fork servers, see the module's documentation. A fork server's index is that of its token.
 pub(super) struct Interpreters {
     table: Vec<Option<Interpreter>>,
     losses: HashMap<String, Losses>,
-    /// Jobs that ran while an interpreter died, and how often one of their own has died.
+    /// Jobs that ran while a fork server died, with the number of deaths of fork servers of their own.
     suspects: BTreeMap<i64, u32>,
     start_timeout: Duration,
 }
@@ -92,7 +92,7 @@ impl Interpreters {
         }
     }
 
-    /// The interpreter that runs a job, if it is there: a suspect has its own.
+    /// The fork server that can run a job, if there is one. A suspect has its own.
     pub(super) fn find(
         &self,
         job_id: i64,
@@ -110,7 +110,7 @@ impl Interpreters {
         self.table.iter().position(is_it)
     }
 
-    /// The environments that interpreters run in.
+    /// The environments of the fork servers.
     pub(super) fn environments(&self) -> impl Iterator<Item = &str> {
         self.table.iter().flatten().map(|found| found.hash.as_str())
     }
@@ -119,7 +119,7 @@ impl Interpreters {
         self.suspects.contains_key(&job_id).then_some(job_id)
     }
 
-    /// Takes out an idle interpreter when there are too many: it has to be killed and reaped.
+    /// Removes an idle fork server if there are too many. The caller kills and reaps it.
     pub(super) fn make_room(
         &mut self,
         in_use: &dyn Fn(usize) -> bool,
@@ -138,8 +138,8 @@ impl Interpreters {
         self.remove(idle, registry)
     }
 
-    /// Takes out an idle interpreter of an environment whose jobs have another folder now, or are to be kept
-    /// from other keys.
+    /// Removes an idle fork server of an environment whose jobs now have another folder, or from which other
+    /// key files must be hidden.
     pub(super) fn remove_stale(
         &mut self,
         hash: &str,
@@ -157,7 +157,7 @@ impl Interpreters {
         self.remove(index, registry)
     }
 
-    /// Starts an interpreter, unless those of its environment were lost just now.
+    /// Starts a fork server, unless the pause after losses of its environment's fork servers lasts.
     pub(super) fn start(
         &mut self,
         start: &Start<'_>,
@@ -222,7 +222,7 @@ impl Interpreters {
         Ok(index)
     }
 
-    /// Until when no interpreter of an environment is started, because some were lost.
+    /// Until when no fork server of an environment is started, because some were lost.
     pub(super) fn paused_until(&self, hash: &str) -> Option<BootTime> {
         self.losses.get(hash).map(|losses| losses.start_at)
     }
@@ -231,7 +231,7 @@ impl Interpreters {
         self.table.get_mut(index)?.as_mut()
     }
 
-    /// Asks for a child that runs a job.
+    /// Requests a child that runs a job.
     pub(super) fn request(
         &mut self,
         index: usize,
@@ -241,32 +241,32 @@ impl Interpreters {
     ) -> Result<Pipes, warm::Error> {
         let interpreter = self.at(index).ok_or(warm::Error::Gone)?;
         let pipes = interpreter.warm.request(key, job);
-        // One that takes no messages is held to its deadline, too.
+        // One that does not read messages has the same deadline.
         interpreter.watchdog.handle_sent(now);
         pipes
     }
 
-    /// True when an interpreter's process has exited. Messages of it may still be unread.
+    /// True if a fork server's process has exited. Messages of it may still be unread.
     pub(super) fn has_exited(&self, index: usize) -> bool {
         let interpreter = self.table.get(index).and_then(Option::as_ref);
         interpreter.is_some_and(|found| found.warm.process().has_exited())
     }
 
-    /// How an interpreter has ended that is not reaped; none while that is not known.
+    /// How a fork server ended that has not been reaped. None if that is unknown.
     pub(super) fn exit(&self, index: usize) -> Option<Exit> {
         let interpreter = self.table.get(index).and_then(Option::as_ref)?;
         let process = interpreter.warm.process();
         process.has_exited().then(|| process.unreaped_exit())?
     }
 
-    /// An interpreter has closed its socket and will exit, or be given up.
+    /// A fork server has closed its socket. It must exit, or is given up.
     pub(super) fn handle_closed(&mut self, index: usize, now: BootTime) {
         if let Some(interpreter) = self.at(index) {
             interpreter.watchdog.handle_closed(now);
         }
     }
 
-    /// Takes one message of an interpreter; none when there is none now.
+    /// Reads one message of a fork server. None if there is none now.
     pub(super) fn next_event(
         &mut self,
         index: usize,
@@ -291,14 +291,14 @@ impl Interpreters {
             }
             None => None,
         };
-        // It has done its work, so the next start needs no pause.
+        // It has completed a job, so the next start needs no pause.
         if let Some(hash) = hash {
             self.losses.remove(&hash);
         }
         Ok(event)
     }
 
-    /// When [`Interpreters::check`] is due. `in_use` = jobs need the interpreter.
+    /// When [`Interpreters::check`] is due. `in_use` = jobs need the fork server.
     pub(super) fn poll_timeout(&self, in_use: &dyn Fn(usize) -> bool) -> Option<BootTime> {
         let due = |(index, entry): (usize, &Option<Interpreter>)| {
             entry.as_ref()?.watchdog.poll_timeout(in_use(index))
@@ -306,7 +306,7 @@ impl Interpreters {
         self.table.iter().enumerate().filter_map(due).min()
     }
 
-    /// Pings those that are due; gives those that do not answer.
+    /// Pings those that are due. Returns those that do not respond.
     pub(super) fn check(&mut self, in_use: &dyn Fn(usize) -> bool, now: BootTime) -> Vec<usize> {
         let mut silent = Vec::new();
         for (index, entry) in self.table.iter_mut().enumerate() {
@@ -325,7 +325,7 @@ impl Interpreters {
         silent
     }
 
-    /// Takes an interpreter out of the table: it has to be killed and reaped.
+    /// Removes a fork server from the table. The caller kills and reaps it.
     pub(super) fn remove(&mut self, index: usize, registry: &mio::Registry) -> Option<Process> {
         let interpreter = self.table.get_mut(index)?.take()?;
         for fd in watched(&interpreter.warm) {
@@ -336,7 +336,8 @@ impl Interpreters {
         Some(interpreter.warm.into_process())
     }
 
-    /// An interpreter is lost, with the children of these jobs: what each of them failed of.
+    /// A fork server is lost, with the children that ran these jobs. Returns the failure of each of these
+    /// jobs.
     pub(super) fn handle_lost(
         &mut self,
         index: usize,
@@ -354,7 +355,7 @@ impl Interpreters {
         let failure = if ready {
             self.blame(only, jobs, reason)
         } else if killed && is_first {
-            // By the kernel or another program, as far as one time shows.
+            // The kernel or another program has killed it, as far as one occurrence shows.
             Failure {
                 spares_worker: true,
                 ..Failure::new(Cause::Worker, reason)
@@ -365,14 +366,14 @@ impl Interpreters {
                 format!("the environment's interpreter does not start: {reason}"),
             )
         };
-        // A suspect's damage to its own interpreter does not concern its environment.
+        // Damage that a suspect does to its own fork server does not concern its environment.
         if !(only.is_some() && ready) {
             self.count_loss(&hash, failure.clone(), now);
         }
         failure
     }
 
-    /// Counts the death of an interpreter, that of one job or of all, with these jobs in it.
+    /// Counts the death of a fork server in which these jobs ran. `only`: the job that had it alone.
     fn blame(&mut self, only: Option<i64>, jobs: &[i64], reason: &str) -> Failure {
         for job in jobs {
             self.suspects.entry(*job).or_insert(0);
@@ -402,7 +403,7 @@ impl Interpreters {
         }
     }
 
-    /// The first loss is followed by a start at once.
+    /// After the first loss the next start is allowed at once.
     fn count_loss(&mut self, hash: &str, reason: Failure, now: BootTime) {
         if self.losses.len() >= limits::WORKER_ENVIRONMENTS_MAX {
             self.losses.clear();
@@ -421,7 +422,7 @@ impl Interpreters {
         losses.count = losses.count.saturating_add(1);
         losses.start_at = now + pause;
         losses.reason = Failure {
-            // Jobs that come while it lasts have not brought it about.
+            // Jobs that arrive during the pause have not caused it.
             is_innocent: true,
             cause: match reason.cause {
                 Cause::Plugin => Cause::Worker,
@@ -431,15 +432,15 @@ impl Interpreters {
         };
     }
 
-    /// Closes all: each kills what it has started, and ends.
+    /// Removes all fork servers. Each kills the processes that it has started, and ends.
     pub(super) fn close(&mut self, registry: &mio::Registry) -> Vec<Process> {
         (0..self.table.len())
             .filter_map(|index| self.remove(index, registry))
             .collect()
     }
 
-    /// A job has ended that ran in the interpreter of that index: one of its own is needed no
-    /// more, and a job that succeeded is no suspect. What has to be killed is returned.
+    /// A job has ended that ran in the fork server with that index. A fork server of its own is removed and
+    /// returned; the caller kills it. A job that succeeded is no longer a suspect.
     pub(super) fn handle_job_end(
         &mut self,
         job_id: i64,
@@ -456,13 +457,13 @@ impl Interpreters {
     }
 }
 
-/// What is readable when an interpreter has sent something or has exited.
+/// Descriptors that are readable when a fork server has sent something or has exited.
 fn watched(warm: &Warm) -> [RawFd; 2] {
     [warm.raw_fd(), warm.process().pidfd().as_raw_fd()]
 }
 
-/// A missing or broken interpreter is its environment's fault, a lack of processes, memory or
-/// descriptors the worker's.
+/// A missing or broken interpreter is the environment's fault. A lack of processes, memory or descriptors is
+/// the worker's.
 fn start_cause(environment: &Environment, error: &warm::Error) -> Cause {
     match error {
         warm::Error::Io(error) => spawn_cause(environment, error),
@@ -470,11 +471,11 @@ fn start_cause(environment: &Environment, error: &warm::Error) -> Cause {
     }
 }
 
-/// Whose fault it is that an interpreter could not be started.
+/// Cause of a failure to start a fork server.
 fn spawn_cause(environment: &Environment, error: &std::io::Error) -> Cause {
     use std::io::ErrorKind;
     match error.kind() {
-        // The working directory may be what is missing.
+        // The missing file may be the working directory.
         ErrorKind::NotFound if environment.interpreter.exists() => Cause::Worker,
         ErrorKind::NotFound | ErrorKind::PermissionDenied => Cause::Environment,
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
@@ -544,7 +545,7 @@ mod tests {
             assert!(failure.is_innocent, "{cause:?}");
             let until = interpreters.paused_until("hash").unwrap();
             assert_eq!(until, now + limits::WARM_RESTART_PAUSE);
-            // The pause is over: it is tried again.
+            // After the pause the start is tried again.
             let failure = start(&mut interpreters, until);
             assert!(failure.message.contains("cannot start"), "{failure:?}");
             assert!(!failure.is_innocent);

@@ -25,7 +25,7 @@ use crate::plugin::source::Source;
 use crate::reactor::{BootTime, token};
 use crate::sink::{Artifact, Bounds};
 
-/// Token owners of a slot's sources; the index is the slot.
+/// Token owners of a slot's event sources. The index of a token is that of the slot.
 pub(super) mod owner {
     pub(in crate::worker) const LISTENER: u8 = 3;
     pub(in crate::worker) const STREAM: u8 = 4;
@@ -34,11 +34,11 @@ pub(super) mod owner {
     pub(in crate::worker) const EXIT: u8 = 7;
 }
 
-/// A dispatched job.
+/// A job that the sentinel has dispatched.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     pub(super) job: Arc<Job>,
-    /// What it runs; `job.plugin` is the same.
+    /// The plugin's source. `source.plugin()` equals `job.plugin`.
     pub(super) source: Source,
     pub(super) lease: Option<Lease>,
     /// Hash of its environment, never empty.
@@ -51,26 +51,26 @@ impl Order {
     }
 }
 
-/// A job's plugin process.
+/// State of a job's plugin process.
 pub(super) enum ProcessState {
     None,
-    /// Asked of a warm interpreter.
+    /// Requested from a fork server.
     Requested {
         /// Kill it when it starts.
         kill: bool,
     },
     Running(Process),
-    /// The one of that number had ended before it could be watched; its interpreter reports how.
+    /// The process with that ID had ended before it could be watched. Its fork server reports how.
     Ended(i32),
 }
 
-/// A job in a slot.
+/// A job in a slot, or one that has left its slot.
 pub(super) struct Run {
     pub(super) serial: u64,
-    /// Empty until it is launched.
+    /// Empty until the job is started.
     pub(super) paths: JobPaths,
     pub(super) order: Order,
-    /// What it may use, and what of it are the operator's limits.
+    /// Limits of the job, and the operator's limits alone.
     pub(super) quota: Quota,
     own_quota: Quota,
     memory_at_start: u64,
@@ -81,15 +81,15 @@ pub(super) struct Run {
     reader: BridgeReader,
     pub(super) writer: Option<Writer>,
     pub(super) process: ProcessState,
-    /// Index of the warm interpreter that the process is a child of.
+    /// Index of the fork server whose child the process is.
     pub(super) interpreter: Option<usize>,
-    /// Its process was asked for again, after an interpreter was lost before it started.
+    /// True if its process was requested again, because a fork server was lost before the process started.
     pub(super) asked_again: bool,
     pub(super) stdout: LogTail,
     pub(super) stderr: LogTail,
-    /// More has been printed than one call reads; no new readiness will come for it.
+    /// One call has not read all printed bytes. No further readiness event follows for them.
     logs_pending: bool,
-    /// More connections wait than one call takes.
+    /// More connections are waiting than one call accepts.
     accepts_pending: bool,
     pub(super) dispatched_at: BootTime,
     pub(super) started_at: Option<BootTime>,
@@ -98,16 +98,16 @@ pub(super) struct Run {
     pub(super) bytes: u64,
     pub(super) rss_max_bytes: u64,
     rss_sampled_at: BootTime,
-    /// Processes that the kernel had ended for want of memory when the plugin process started.
+    /// The machine's count of processes killed for lack of memory, when the plugin process started.
     pub(super) oom_kills: Option<u64>,
     pub(super) artifacts: Vec<Artifact>,
-    /// How its process is held, once one was asked for.
+    /// How its process is restricted, once one was requested.
     pub(super) sandbox: Option<String>,
     /// Until when its writer may publish.
     pub(super) permit: Permit,
-    /// The sentinel wants no receipt.
+    /// The sentinel does not want a receipt.
     pub(super) is_unwanted: bool,
-    /// Why it failed, once it is over.
+    /// The failure, once the job has ended.
     pub(super) failure: Option<Failure>,
 }
 
@@ -161,7 +161,7 @@ impl Run {
         }
     }
 
-    /// Takes over a process's pipes and watches them.
+    /// Takes the pipes of a process and registers them.
     pub(super) fn watch_pipes(
         &mut self,
         pipes: Pipes,
@@ -182,7 +182,7 @@ impl Run {
         Ok(())
     }
 
-    /// Takes over a process that has started, and watches its exit.
+    /// Takes a process that has started, and registers its pidfd.
     pub(super) fn watch_process(
         &mut self,
         process: Process,
@@ -195,7 +195,7 @@ impl Run {
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
     }
 
-    /// Goes on with what no readiness will come for, and lets time pass.
+    /// Continues work for which no readiness event follows, and applies deadlines.
     pub(super) fn advance(&mut self, slot_index: usize, registry: &Registry, now: BootTime) {
         if self.accepts_pending {
             self.accept(slot_index, registry, now);
@@ -207,7 +207,7 @@ impl Run {
         self.handle_timeout(now);
     }
 
-    /// Lets time pass.
+    /// Applies deadlines that have passed.
     pub(super) fn handle_timeout(&mut self, now: BootTime) {
         if let Some(writer) = &self.writer {
             self.slot
@@ -216,7 +216,7 @@ impl Run {
         self.slot.handle_timeout(now);
     }
 
-    /// The writer is waited for no more, and may not publish any more. Its thread ends when its
+    /// Gives up the writer: it may no longer publish, and its reports are ignored. Its thread ends when its
     /// storage responds.
     pub(super) fn give_up_writer(&mut self, failure: Failure) {
         self.permit.revoke();
@@ -229,7 +229,7 @@ impl Run {
         self.wants_read() || self.logs_pending || self.accepts_pending
     }
 
-    /// Takes the process's connection. One of any other process is closed.
+    /// Accepts the connection of the plugin process. Connections of other processes are closed.
     pub(super) fn accept(&mut self, slot_index: usize, registry: &Registry, now: BootTime) {
         let process = match &self.process {
             ProcessState::Running(process) => process.id(),
@@ -280,7 +280,7 @@ impl Run {
         self.readable = true;
     }
 
-    /// True when bytes wait that can be taken now.
+    /// True if there are bytes to read and the writer has room for them.
     fn wants_read(&self) -> bool {
         self.readable && self.stream.is_some() && self.slot.reads() && !self.is_writer_full()
     }
@@ -291,13 +291,13 @@ impl Run {
         self.writer.as_ref().is_none_or(is_full)
     }
 
-    /// Reads the bridge until it blocks, the writer is full, or the call's budget is used up.
+    /// Reads the bridge until it would block, the writer is full, or the byte limit of a call is reached.
     fn read(&mut self, now: BootTime) {
         if self.slot.reads() && self.is_writer_full() {
-            // What the process sent waits for the disk, not for the process.
+            // The bytes that the process has sent wait for the disk, not for the process.
             self.slot.handle_progress(now);
         }
-        let mut budget = limits::BRIDGE_BYTES_PER_TURN;
+        let mut budget = limits::BRIDGE_BYTES_PER_ITERATION;
         while self.wants_read() && budget > 0 {
             let (Some(stream), Some(writer)) = (&mut self.stream, &mut self.writer) else {
                 return;
@@ -341,15 +341,15 @@ impl Run {
         }
     }
 
-    /// Keeps the most memory that the process has had: once it has exited, the kernel reports it
-    /// only to who reaps it.
+    /// Updates the process's largest resident size. Once it has exited, the kernel reports that only to the
+    /// process that reaps it.
     fn sample_rss(&mut self) {
         if let ProcessState::Running(process) = &self.process {
             self.rss_max_bytes = self.rss_max_bytes.max(process.rss_max_bytes());
         }
     }
 
-    /// Takes what the process has printed, a call's worth.
+    /// Reads printed bytes, as many as one call may.
     pub(super) fn read_logs(&mut self) {
         let stdout = self.stdout.read();
         let stderr = self.stderr.read();
@@ -364,7 +364,7 @@ impl Run {
         }
     }
 
-    /// What it is measured by; none while it has no process.
+    /// What the meter needs to measure the job. None while it has no process.
     pub(super) fn subject(&self) -> Option<Subject> {
         let ProcessState::Running(process) = &self.process else {
             return None;
@@ -378,7 +378,7 @@ impl Run {
         })
     }
 
-    /// The process has started: what it has in memory now is not the plugin's.
+    /// Records the memory of the process when it has started, which is not the plugin's.
     pub(super) fn note_start(&mut self) {
         if let ProcessState::Running(process) = &self.process
             && self.quota.memory > 0
@@ -387,7 +387,7 @@ impl Run {
         }
     }
 
-    /// What it uses has been measured.
+    /// Applies a measurement of the job's resource usage.
     pub(super) fn handle_usage(&mut self, usage: &Usage) {
         let excess = meter::excess(usage, self.memory_at_start, &self.quota, &self.own_quota);
         if let Some(message) = excess {
@@ -395,10 +395,10 @@ impl Run {
         }
     }
 
-    /// Takes all that an exited process has printed. Bounded: a process that left the group may
-    /// hold the pipe and go on printing.
+    /// Reads all that an exited process has printed. Bounded, because a process that left the group may keep
+    /// the pipe open and continue to print.
     fn read_last_logs(&mut self) {
-        for _ in 0..limits::LOG_TURNS_AT_EXIT {
+        for _ in 0..limits::LOG_ITERATIONS_AT_EXIT {
             self.read_logs();
             if !self.logs_pending {
                 break;
@@ -417,7 +417,7 @@ impl Run {
         }
     }
 
-    /// The process has exited: what it sent and printed before is taken first.
+    /// The process has exited. What it has sent and printed before is read first.
     pub(super) fn handle_exit(
         &mut self,
         exit: Exit,
@@ -431,7 +431,7 @@ impl Run {
         self.slot.handle_exited(exit, now);
     }
 
-    /// The exit was seen; the process that reaps it has not reported it yet.
+    /// The exit was seen, and the fork server that reaps the process has not reported it yet.
     pub(super) fn handle_exit_seen(
         &mut self,
         slot_index: usize,
@@ -446,7 +446,8 @@ impl Run {
         self.slot.handle_exit_seen(exit, now);
     }
 
-    /// The process is lost with its interpreter. If it ended by itself before, that counts.
+    /// The process is lost with its fork server. If it ended by itself before, that exit counts. Returns the
+    /// process, which is still to be watched.
     pub(super) fn handle_lost(
         &mut self,
         failure: Failure,
@@ -473,7 +474,7 @@ impl Run {
                 self.process = ProcessState::Running(process);
                 self.take_last_words(slot_index, registry, now);
                 match exit {
-                    // Killed by the kernel with its interpreter, or not known.
+                    // Killed by the kernel because of the fork server's end, or unknown.
                     None
                     | Some(
                         Exit::UNKNOWN
@@ -500,8 +501,8 @@ impl Run {
     }
 }
 
-/// True for a connection that the process itself has opened. Its children, and processes that
-/// joined its group, do not speak for the job.
+/// True if the process itself has opened the connection. Its children, and processes that joined its group,
+/// must not send output for the job.
 fn is_by(stream: &UnixStream, process: i32) -> bool {
     let peer = rustix::net::sockopt::socket_peercred(stream);
     peer.is_ok_and(|peer| peer.pid.as_raw_nonzero().get() == process)

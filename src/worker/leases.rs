@@ -1,12 +1,12 @@
-//! What a worker may publish, and what it still owes the sentinel, as a state machine.
+//! Leases of a worker's attempts, and receipts that are not acknowledged: a state machine without I/O.
 //!
-//! It owns no socket and no clock. The loop numbers its requests here, passes answers in, and
-//! asks before it publishes. Without a sentinel that answers requests (one of the old system)
+//! It has no socket and no clock. The event loop numbers its requests here, passes answers in, and checks
+//! here before it publishes. If the sentinel does not answer requests (one of the reference system),
 //! everything may be published, and receipts are sent once.
 //!
 //! Invariants:
-//! - A lease counts from when the answered request was sent, and ends with its connection.
-//! - A receipt is kept until it is acknowledged, and listed as held until then.
+//! - A lease counts from the time at which the answered request was sent, and ends with its connection.
+//! - A receipt is kept until it is acknowledged. Until then its attempt is listed in `running`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -16,22 +16,22 @@ use crate::limits;
 use crate::protocol::{Answer, PublishRequest};
 use crate::reactor::BootTime;
 
-/// A request whose answer may come.
+/// A request that may still be answered.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     sequence: u64,
     at: BootTime,
 }
 
-/// An attempt that waits for its exclusive sinks.
+/// An attempt that waits for the permission to publish into its exclusive sinks.
 #[derive(Clone, Debug)]
 struct Ask {
     sinks: Vec<String>,
-    /// Given: these attempts of other jobs must be barred first.
+    /// Permitted, after these attempts of other jobs have been barred.
     bar: Option<Vec<Attempt>>,
 }
 
-/// See the module's head.
+/// Leases and receipts, see the module's documentation.
 #[derive(Debug, Default)]
 pub struct Leases {
     next_sequence: u64,
@@ -40,14 +40,15 @@ pub struct Leases {
     /// Until when each attempt may be published.
     until: BTreeMap<Attempt, BootTime>,
     asks: BTreeMap<Attempt, Ask>,
-    /// Unacknowledged receipts, and when each was last sent.
+    /// Unacknowledged receipts, each with the time at which it was last sent.
     receipts: BTreeMap<Attempt, (Receipt, Option<BootTime>)>,
-    /// Bound of a lease, as the sentinel last said it.
+    /// Bound of a lease, as the sentinel last sent it.
     bound: Option<Duration>,
 }
 
 impl Leases {
-    /// A new connection: what an earlier one gave is void, and every receipt is due again.
+    /// A connection began or ended. Leases of the earlier connection are void, and every receipt is due
+    /// again.
     pub fn handle_connected(&mut self) {
         self.sent.clear();
         self.answered = None;
@@ -73,12 +74,12 @@ impl Leases {
         self.next_sequence
     }
 
-    /// The last request that was answered on this connection.
+    /// Number of the last request that was answered on this connection.
     pub fn answered(&self) -> Option<u64> {
         self.answered
     }
 
-    /// How often to ask: four times in a lease.
+    /// Interval of requests: a quarter of a lease.
     pub fn interval(&self) -> Duration {
         let default = limits::WORKER_HEARTBEAT_INTERVAL;
         self.bound.map_or(default, |bound| {
@@ -91,7 +92,7 @@ impl Leases {
         found.map(|sent| sent.at)
     }
 
-    /// DISPATCH brought a first lease.
+    /// A DISPATCH carried a first lease.
     pub fn handle_dispatch(&mut self, attempt: Attempt, lease: Lease) {
         self.bound = Some(lease.bound);
         if let Some(at) = self.sent_at(lease.request) {
@@ -99,7 +100,7 @@ impl Leases {
         }
     }
 
-    /// An answer renews the leases that it lists. Gives the attempts that must stop.
+    /// An answer renews the leases that it lists. Returns the attempts that must stop.
     pub fn handle_answer(&mut self, answer: &Answer) -> Vec<Attempt> {
         let bound = Duration::from_millis(answer.lease_ms);
         self.bound = Some(bound);
@@ -115,7 +116,7 @@ impl Leases {
                 }
             }
         }
-        // The answered request stays: a DISPATCH may count from it.
+        // The answered request is kept, because a DISPATCH may count from it.
         self.sent.retain(|sent| sent.sequence >= answer.sequence);
         for attempt in answer.acknowledged.iter().chain(&answer.abort) {
             self.receipts.remove(attempt);
@@ -126,14 +127,14 @@ impl Leases {
         answer.abort.clone()
     }
 
-    /// Until when an attempt may be published; none without a lease, or while its exclusive sinks
-    /// are not given.
+    /// Until when an attempt may be published. None without a lease, or while its exclusive sinks are not
+    /// permitted.
     pub fn may_publish_until(&self, attempt: Attempt) -> Option<BootTime> {
         let is_given = self.asks.get(&attempt).is_none_or(|ask| ask.bar.is_some());
         self.until.get(&attempt).copied().filter(|_| is_given)
     }
 
-    /// True when an attempt has no lease now and no request is on its way that could bring one.
+    /// True if an attempt has no lease now and no request is unanswered that could give one.
     pub fn must_ask(&self, attempt: Attempt, now: BootTime) -> bool {
         let has_lease = self.until.get(&attempt).is_some_and(|until| *until > now);
         !has_lease && self.answered == Some(self.next_sequence)
@@ -145,8 +146,8 @@ impl Leases {
         ask.and_then(|ask| ask.bar.clone()).unwrap_or_default()
     }
 
-    /// An attempt is ready to publish into exclusive sinks; true when that is news, so that a
-    /// request is due at once.
+    /// An attempt is ready to publish into exclusive sinks. Returns true if that was not known before, so
+    /// that a request is due at once.
     pub fn ask_exclusive(&mut self, attempt: Attempt, sinks: Vec<String>) -> bool {
         if sinks.is_empty() || self.asks.contains_key(&attempt) {
             return false;
@@ -155,7 +156,7 @@ impl Leases {
         true
     }
 
-    /// Attempts whose exclusive sinks are not given yet.
+    /// Attempts whose exclusive sinks are not permitted yet.
     pub fn publish_requests(&self) -> Vec<PublishRequest> {
         let waiting = self.asks.iter().filter(|(_, ask)| ask.bar.is_none());
         waiting
@@ -166,7 +167,7 @@ impl Leases {
             .collect()
     }
 
-    /// The attempt is over here, whatever its receipt.
+    /// Removes the lease of an attempt that has ended here. Its receipt is kept.
     pub fn forget(&mut self, attempt: Attempt) {
         self.until.remove(&attempt);
         self.asks.remove(&attempt);
@@ -183,7 +184,7 @@ impl Leases {
         self.receipts.keys().copied()
     }
 
-    /// Receipts that are due to be sent: new ones, and ones without an acknowledgement for long.
+    /// Receipts that are due: new ones, and those not acknowledged for `RECEIPT_RESEND_AFTER`.
     pub fn due_receipts(&mut self, now: BootTime) -> Vec<(Attempt, Receipt)> {
         let mut due = Vec::new();
         for (attempt, (receipt, sent_at)) in &mut self.receipts {
@@ -195,7 +196,7 @@ impl Leases {
         due
     }
 
-    /// A receipt could not be queued: it is due again at the next chance.
+    /// A receipt could not be queued, so it is due again.
     pub fn handle_unsent(&mut self, attempt: Attempt) {
         if let Some((_, sent_at)) = self.receipts.get_mut(&attempt) {
             *sent_at = None;
@@ -237,7 +238,7 @@ mod tests {
         assert_eq!(leases.may_publish_until(job), Some(at(10)));
         let second = leases.request(at(3));
         let third = leases.request(at(6));
-        // An old answer that arrives late extends nothing beyond its own bound.
+        // An answer to an earlier request that arrives late does not extend the lease beyond its own bound.
         leases.handle_answer(&answer(second, &[job]));
         assert_eq!(leases.may_publish_until(job), Some(at(13)));
         leases.handle_answer(&answer(third, &[]));
@@ -246,7 +247,7 @@ mod tests {
             Some(at(13)),
             "not listed: not renewed"
         );
-        // A lease that counts from an unknown request is none.
+        // A lease that counts from an unknown request is void.
         let other = Attempt::new(6, 1);
         leases.handle_dispatch(
             other,
@@ -272,7 +273,7 @@ mod tests {
         assert_eq!(leases.answered(), None);
         assert_eq!(leases.may_publish_until(job), None);
         assert_eq!(leases.due_receipts(at(1)).len(), 1);
-        // An answer to a request of the earlier connection gives nothing.
+        // An answer to a request of the earlier connection gives no lease.
         leases.handle_answer(&answer(first, &[job]));
         assert_eq!(leases.may_publish_until(job), None);
         let mut acknowledges = answer(first, &[]);

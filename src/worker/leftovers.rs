@@ -1,6 +1,6 @@
-//! Processes that were killed and have not ended yet, apart from the slots and never waited for:
-//! one that hangs in the kernel may take its time. What lost fork servers and tools have left is killed
-//! here as well.
+//! Processes that were killed and have not ended yet. They are watched outside the slots and never waited
+//! for, because one that hangs in the kernel may take any time. Orphans of lost fork servers and tools are
+//! killed here as well.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::plugin::process::Process;
 use crate::plugin::strays;
 use crate::reactor::BootTime;
 
-/// See the module's head. At most [`limits::LEFTOVERS_MAX`] are watched.
+/// The killed processes. At most [`limits::LEFTOVERS_MAX`] are watched.
 #[derive(Debug)]
 pub(super) struct Leftovers {
     processes: VecDeque<Process>,
-    /// Children that this worker has not started are killed.
+    /// True if children that this worker has not started are killed.
     kills_strays: bool,
     /// When to poll again.
     due_at: Option<BootTime>,
@@ -41,8 +41,8 @@ impl Leftovers {
         self.check_soon(now);
     }
 
-    /// Waits at most [`limits::LEFTOVERS_WAIT`] for processes that end by themselves, and kills them and
-    /// what they have left.
+    /// Waits at most [`limits::LEFTOVERS_WAIT`] for processes that end by themselves. Then kills them and
+    /// their orphans.
     pub(super) fn end(&mut self, processes: Vec<Process>) {
         let until = BootTime::now() + limits::LEFTOVERS_WAIT;
         for process in processes {
@@ -58,7 +58,7 @@ impl Leftovers {
         }
     }
 
-    /// A process of ours has ended, which may have left others.
+    /// Polls soon, because a child of the worker has ended and may have left orphans.
     pub(super) fn check_soon(&mut self, now: BootTime) {
         self.pause = limits::LEFTOVERS_INTERVAL;
         self.due_at = Some(now);
@@ -69,7 +69,7 @@ impl Leftovers {
         self.due_at
     }
 
-    /// Reaps those that have ended, and kills what they have left.
+    /// Reaps the processes that have ended, and kills their orphans.
     pub(super) fn reap(&mut self, now: BootTime) {
         if self.due_at.is_none_or(|due| now < due) {
             return;

@@ -1,4 +1,4 @@
-//! The last bytes a plugin process printed.
+//! The last bytes that a plugin process printed.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -7,7 +7,7 @@ use mio::unix::pipe::Receiver;
 
 use crate::limits;
 
-/// A pipe of the plugin process and the end of what came through it.
+/// A pipe of the plugin process, and the last bytes read from it.
 #[derive(Debug)]
 pub(super) struct LogTail {
     pipe: Option<Receiver>,
@@ -30,10 +30,10 @@ impl LogTail {
         self.pipe.as_mut()
     }
 
-    /// Reads what is there; true when the budget ended it before the pipe was empty.
+    /// Reads available bytes. Returns true if its limit of reads was reached before the pipe was empty.
     pub(super) fn read(&mut self) -> bool {
         let mut space = [0u8; 16 << 10];
-        for _ in 0..limits::LOG_READS_PER_TURN {
+        for _ in 0..limits::LOG_READS_PER_ITERATION {
             let Some(pipe) = &mut self.pipe else {
                 return false;
             };
@@ -48,7 +48,7 @@ impl LogTail {
         true
     }
 
-    /// Bytes that have come.
+    /// Number of bytes received.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
@@ -63,7 +63,7 @@ impl LogTail {
         }
     }
 
-    /// The text, from the first whole line when something was cut away.
+    /// The text. If bytes were dropped, it begins with the first complete line.
     pub(super) fn text(&self) -> String {
         let (first, second) = self.tail.as_slices();
         let bytes = [first, second].concat();

@@ -1,8 +1,8 @@
-//! What running jobs use, measured on a thread of its own: processes may be many, and a folder is
-//! whatever a plugin makes it.
+//! Measures what running jobs use, on a thread of its own, because a job may have many processes and its
+//! folder any content.
 //!
-//! A request names the jobs that run, the answer what each uses. While one is not answered, none
-//! follows. A job that ends before the first costs nothing.
+//! A request lists the running jobs. The answer has the resource usage of each. There is one request at a
+//! time. A job that ends before the first request is not measured.
 
 use std::fs;
 use std::io;
@@ -20,32 +20,34 @@ use crate::proc_file;
 use crate::reactor::BootTime;
 use crate::thread;
 
-/// A job that runs.
+/// A running job that is measured.
 pub(super) struct Subject {
     pub(super) serial: u64,
-    /// Its first process.
+    /// ID of its first process.
     pub(super) pid: i32,
     pub(super) work_dir: PathBuf,
-    /// Bytes there that are the plugin's own files.
+    /// Bytes of the plugin's own files in the working directory.
     pub(super) plugin_size: u64,
     pub(super) quota: Quota,
 }
 
-/// What a job uses.
+/// Resource usage of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     pub(super) serial: u64,
-    /// Processor time of its processes, and of those that they have waited for.
+    /// CPU time of its processes, and of children that they have waited for.
     pub(super) cpu: Duration,
-    /// Bytes of its processes in memory. Pages that several have count in each, unless that exceeds the
-    /// limit: then they count once, and the first process counts whole at least.
+    /// Resident bytes of its processes. Pages that several processes share count in each, unless the sum
+    /// exceeds the limit. Then each page counts once in total, but the result is at least the memory of the
+    /// first process.
     pub(super) memory: u64,
     pub(super) processes: u64,
-    /// Bytes in its working directory, as far as it was measured, without the plugin's own files.
+    /// Bytes in its working directory, without the plugin's own files. A lower bound if the walk was cut
+    /// short.
     pub(super) scratch: u64,
 }
 
-/// The thread's handle; the thread ends with it.
+/// The handle of the thread. The thread ends when it is dropped.
 pub(super) struct Meter {
     requests: SyncSender<Vec<Subject>>,
     due_at: Option<BootTime>,
@@ -57,7 +59,7 @@ impl Meter {
         thread::start("meter", move || {
             for subjects in received {
                 let usages = subjects.iter().map(measure).collect();
-                // The loop ends only when the whole worker stops.
+                // The receiver is dropped only when the worker stops.
                 if events.send(ThreadEvent::Usage(usages)).is_ok()
                     && let Err(error) = waker.wake()
                 {
@@ -76,7 +78,7 @@ impl Meter {
         self.due_at
     }
 
-    /// Asks for what jobs use when that is due. `subjects` = those that run.
+    /// Requests a measurement if one is due. `subjects` = the running jobs.
     pub(super) fn poll(
         &mut self,
         is_busy: bool,
@@ -90,7 +92,7 @@ impl Meter {
         let due = *self.due_at.get_or_insert(now + limits::METER_INTERVAL);
         if due <= now {
             self.due_at = Some(now + limits::METER_INTERVAL);
-            // The thread takes a request only when it waits for one.
+            // The thread accepts a request only while it waits for one.
             let _ = self.requests.try_send(subjects());
         }
     }
@@ -117,7 +119,7 @@ fn measure(subject: &Subject) -> Usage {
         if quota.memory > 0 {
             usage.memory = usage.memory.saturating_add(memory(pid));
         }
-        // One list may hold more.
+        // One list of children may have more than the limit.
         if usage.processes + found.len() as u64 > most {
             usage.processes += found.len() as u64;
             break;
@@ -137,21 +139,21 @@ fn measure(subject: &Subject) -> Usage {
     usage
 }
 
-/// Processor time of a process and of the children that it has waited for.
+/// CPU time of a process and of children that it has waited for.
 fn cpu(pid: i32) -> Duration {
     let stat = proc_file::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before may contain anything. The times are the fields 14 to 17.
+    // The process name may contain anything, so the fields after it are read. The times are fields 14 to 17.
     let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
     let times = fields.split_ascii_whitespace().skip(11).take(4);
     let ticks: u64 = times.filter_map(|time| time.parse::<u64>().ok()).sum();
-    // Linux counts hundredths here, whatever its own clock is.
+    // Linux reports hundredths of a second here, whatever its own clock frequency is.
     Duration::from_millis(ticks.saturating_mul(10))
 }
 
-/// Bytes of a process in memory, its page tables included.
+/// Resident bytes of a process, including its page tables.
 pub(super) fn memory(pid: i32) -> u64 {
     memory_by(&format!("/proc/{pid}/status")).unwrap_or_else(|| {
-        // Its first thread has ended, perhaps: others have the memory still.
+        // If the first thread has ended, only other threads show the memory.
         let threads = fs::read_dir(format!("/proc/{pid}/task"));
         let mut threads = threads.into_iter().flatten().flatten();
         let found = threads.find_map(|thread| memory_by(thread.path().join("status").to_str()?));
@@ -159,8 +161,8 @@ pub(super) fn memory(pid: i32) -> u64 {
     })
 }
 
-/// Bytes of a process in memory, a page that n processes have mapped as an nth. Where Linux does
-/// not report it, the whole process counts.
+/// Resident bytes of a process, in which a page that n processes have mapped counts 1/n. Where Linux does not
+/// report that, all of its resident bytes.
 fn memory_share(pid: i32) -> u64 {
     let share = field(&format!("/proc/{pid}/smaps_rollup"), "Pss:").filter(|&share| share > 0);
     let tables = || field(&format!("/proc/{pid}/status"), "VmPTE:").unwrap_or(0);
@@ -172,7 +174,7 @@ fn memory_by(status: &str) -> Option<u64> {
     Some(field(status, "VmRSS:")?.saturating_add(tables))
 }
 
-/// Bytes that a line of a file of `/proc` has in KiB.
+/// The value of a line in a file of `/proc`, converted from KiB to bytes.
 fn field(path: &str, name: &str) -> Option<u64> {
     let text = proc_file::read(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -180,8 +182,8 @@ fn field(path: &str, name: &str) -> Option<u64> {
     Some(kib.saturating_mul(1024))
 }
 
-/// Bytes of a folder's files on their disk. An entry counts 4 KiB at least, so a walk ends; it ends
-/// when the limit is passed, too, and after [`limits::METER_WALK_MAX`].
+/// Bytes that a folder's files occupy on disk. Each entry counts at least 4 KiB, so that the walk ends. It
+/// also ends when the limit is exceeded, and after [`limits::METER_WALK_MAX`].
 pub(super) fn folder_size(folder: &Path, limit: u64) -> u64 {
     let until = Instant::now() + limits::METER_WALK_MAX;
     let mut size = 0u64;
@@ -203,7 +205,7 @@ pub(super) fn folder_size(folder: &Path, limit: u64) -> u64 {
     size
 }
 
-/// Why a job is over one of its limits.
+/// The message if a job exceeds one of its limits.
 pub(super) fn excess(
     usage: &Usage,
     memory_at_start: u64,
@@ -244,7 +246,7 @@ pub(super) fn excess(
     None
 }
 
-/// Whose limit it is: the operator's option, or the plugin's word.
+/// The origin of a limit: the operator's option or the plugin's setting.
 pub(super) fn by(limit: u64, own: u64, name: &str) -> String {
     match limit == own {
         true => format!("--{name}"),
@@ -267,7 +269,7 @@ mod tests {
         assert!(folder_size(dir.path(), 4096) <= 3 * 4096 + (1 << 20));
     }
 
-    /// Its first thread ends; another one has the memory.
+    /// The first thread of the process ends. Another thread has the memory.
     #[test]
     fn the_memory_of_a_process_without_its_first_thread_counts() {
         use std::process::{Command, Stdio};

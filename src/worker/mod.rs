@@ -1,15 +1,15 @@
-//! Job slots: each runs one plugin process at a time and turns its batches into published output.
+//! Job slots: each runs one plugin process at a time, and publishes its batches as output.
 //!
-//! [`slot`] decides (a state machine without I/O); [`Worker`] is the loop that runs the slots:
-//! one thread for the control connection, the plugin processes' sockets, their output and exits; one
-//! writer thread a running job; one thread for each environment that is being made.
+//! [`slot`] decides (a state machine without I/O). [`Worker`] is the event loop that runs the slots. One
+//! thread serves the control connection, and the plugin processes' sockets, printed output and exits. There
+//! is one writer thread for each running job, and one thread for each environment that is being created.
 //!
-//! Backpressure reaches from the disk to the plugin: a writer's channel holds one frame; while
-//! it is full the plugin process's socket is not read, and the plugin blocks in `publish`. Memory does
-//! not grow with the output.
+//! Backpressure extends from the disk to the plugin: the channel to a writer has room for one frame. While it
+//! is full, the plugin process's socket is not read, and the plugin blocks in `publish`. So memory does not
+//! grow with the output.
 //!
-//! What it does not do: it has no queue of its own beyond what the sentinel has dispatched, and
-//! keeps nothing that a restart would need.
+//! The worker has no queue except the jobs that the sentinel has dispatched, and keeps no state that a
+//! restart would need.
 
 #![cfg_attr(
     not(test),

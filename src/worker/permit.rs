@@ -1,11 +1,11 @@
-//! Until when a writer thread may publish: set by the loop, read by the thread after every wait.
+//! Until when a writer thread may publish. The event loop sets it; the thread reads it after every wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::reactor::BootTime;
 
-/// Shared by a job's loop side and its writer.
+/// Shared by the event loop and the writer of a job.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Permit(Arc<State>);
 
@@ -16,14 +16,14 @@ struct State {
 }
 
 impl Permit {
-    /// For jobs of a sentinel that gives no leases.
+    /// For jobs of a sentinel without leases.
     pub(super) fn unlimited() -> Self {
         let permit = Permit::default();
         permit.0.until_ns.store(u64::MAX, Ordering::SeqCst);
         permit
     }
 
-    /// Publishing is allowed until then; none = not now.
+    /// Allows publishing until then; none = not now.
     pub(super) fn set(&self, until: Option<BootTime>) {
         let until_ns = until.map_or(0, |until| {
             u64::try_from(until.since_boot().as_nanos()).unwrap_or(u64::MAX)
@@ -31,7 +31,7 @@ impl Permit {
         self.0.until_ns.store(until_ns, Ordering::SeqCst);
     }
 
-    /// Publishing is never allowed again.
+    /// Ends the permission for good.
     pub(super) fn revoke(&self) {
         self.0.is_revoked.store(true, Ordering::SeqCst);
     }

@@ -1,4 +1,4 @@
-//! Versions of plugins that this worker has been sent, each kept once.
+//! Plugin versions that this worker has received. Each is kept in memory once.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,15 +8,15 @@ use crate::job::Plugin;
 use crate::limits;
 use crate::plugin::source::Source;
 
-/// By plugin name and artifact hash.
+/// Sources by plugin name and artifact hash.
 #[derive(Debug, Default)]
 pub(super) struct Plugins {
     known: HashMap<(String, String), Source>,
 }
 
 impl Plugins {
-    /// The kept version that is equal, or this one. A hash alone is not believed: an old sentinel
-    /// may send any.
+    /// Returns the kept version that is equal, or keeps this one. Hashes are not compared alone, because a
+    /// sentinel of the reference system may send any.
     pub(super) fn intern(&mut self, plugin: Plugin) -> io::Result<Source> {
         let key = (plugin.name.clone(), plugin.artifact_hash.clone());
         if let Some(source) = self.known.get(&key)

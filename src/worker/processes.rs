@@ -1,4 +1,4 @@
-//! Plugin processes of the slots: started, and what their slots want done.
+//! Starts the plugin processes of slots, and carries out the slots' actions.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -76,7 +76,8 @@ impl Worker {
         run
     }
 
-    /// The first job whose environment is not being created, with that environment's state.
+    /// Removes the first job from the backlog whose environment is not being created. Returns it with that
+    /// state.
     fn next_order(&mut self, now: BootTime) -> Option<(Order, State)> {
         for index in 0..self.backlog.len() {
             let order = self.backlog.get(index)?;
@@ -122,7 +123,7 @@ impl Worker {
         }
     }
 
-    /// Asks the sentinel for no jobs of an environment until then.
+    /// Reports to the sentinel that this worker should get no jobs of an environment until then.
     fn avoid(&mut self, hash: &str, reason: &str, until: BootTime, now: BootTime) {
         self.health.avoid(hash, reason, until);
         self.heartbeat_at = now;
@@ -148,7 +149,7 @@ impl Worker {
             .map_err(worker("folder for sockets"))?;
         let hash = &order.environment;
         let (own, mut listener) = self.prepare_paths(hash, serial).or_else(|_| {
-            // Its folder alone may be what is wrong.
+            // Only the environment's folder may be unusable, so another one is tried.
             self.runtime.forget_environment(hash);
             self.prepare_paths(hash, serial)
         })?;
@@ -181,7 +182,7 @@ impl Worker {
         self.start_process(slot_index, environment, now)
     }
 
-    /// A job's working directory and its socket.
+    /// Creates a job's working directory and its socket.
     fn prepare_paths(
         &mut self,
         hash: &str,
@@ -201,7 +202,7 @@ impl Worker {
         Ok((own, listener))
     }
 
-    /// Starts the process of a slot that has everything else.
+    /// Starts the process of a slot that has its paths, socket and writer.
     pub(super) fn start_process(
         &mut self,
         slot_index: usize,
@@ -284,7 +285,7 @@ impl Worker {
             .map_err(worker("event loop"))
     }
 
-    /// Asks the interpreter of a job for a process. One that has died meanwhile is replaced.
+    /// Requests a process from the fork server of a job. A fork server that has ended is replaced once.
     fn request(
         &mut self,
         order: &Order,
@@ -364,7 +365,7 @@ impl Worker {
                     }
                 }
                 Err(error @ warm::Error::Full) => {
-                    // Whatever keeps it from reading them, it is not this job.
+                    // The cause is not this job, so it is not counted.
                     let failure = Failure {
                         is_innocent: true,
                         ..Failure::new(Cause::Worker, error.to_string())
@@ -463,8 +464,8 @@ impl Worker {
         }
     }
 
-    /// Fails the jobs that waited for an environment which could not be created. They conclude as
-    /// those do that are past their slots.
+    /// Fails the jobs that waited for an environment which could not be created. They are concluded outside
+    /// the slots, as staged ones are.
     fn fail_waiting(&mut self, hash: &str, failure: &Failure, now: BootTime) {
         let backlog = std::mem::take(&mut self.backlog);
         for order in backlog {
@@ -478,7 +479,7 @@ impl Worker {
         }
     }
 
-    /// A job by its number in this worker's life, in a slot or past it.
+    /// A job by its serial number in this worker process, in a slot or after it has left its slot.
     fn run_of(&mut self, serial: u64) -> Option<&mut Run> {
         let slots = self.slots.iter_mut().flatten();
         slots
@@ -486,7 +487,7 @@ impl Worker {
             .find(|run| run.serial == serial)
     }
 
-    /// Carries out what the slots want done. Staged output is [`Worker::publish`]'s.
+    /// Carries out the actions of the slots. [`Worker::publish`] does that for staged output.
     pub(super) fn act(&mut self, now: BootTime) {
         for index in 0..self.slots.len() {
             while let Some(Some(run)) = self.slots.get_mut(index) {
@@ -495,7 +496,7 @@ impl Worker {
                     Some(Action::Kill) => run.kill(),
                     Some(Action::Stage) => with_writer(run, Writer::stage),
                     Some(Action::Discard) => match &mut run.writer {
-                        Some(writer) if run.slot.may_be_for_input() => writer.discard_and_look(),
+                        Some(writer) if run.slot.may_be_for_input() => writer.discard_and_check(),
                         Some(writer) => writer.discard(),
                         None => run.slot.handle_discarded(),
                     },
@@ -519,7 +520,7 @@ impl Worker {
         }
     }
 
-    /// Takes a job whose process is over out of its slot, and gives back what the process had.
+    /// Removes a job whose process has ended from its slot, and releases the process's resources.
     pub(super) fn leave_slot(&mut self, index: usize, is_good: bool, now: BootTime) -> Option<Run> {
         let mut run = self.slots.get_mut(index)?.take()?;
         let attempt = run.order.job.attempt;
@@ -545,7 +546,7 @@ impl Worker {
         Some(run)
     }
 
-    /// Something is missing without which no job can run.
+    /// Reports trouble: something is missing that every job needs.
     fn note_trouble(&mut self, reason: &str, now: BootTime) {
         if self.health.trouble().is_none() {
             log::error!("this worker is in trouble: {reason}");
@@ -554,7 +555,7 @@ impl Worker {
         self.health.handle_trouble(reason, now);
     }
 
-    /// The job is over: its receipt goes out.
+    /// Concludes a job: updates the worker's health and sends the receipt.
     pub(super) fn conclude(&mut self, run: Run, now: BootTime) {
         let attempt = run.order.job.attempt;
         let failure = run.failure.as_ref();
@@ -562,7 +563,7 @@ impl Worker {
         let failed = failure.map(|failure| (failure.cause, failure.message.as_str()));
         let was_in_trouble = self.health.trouble().is_some();
         if self.health.tries_after().is_some() {
-            // The next job is tried, or the others may come.
+            // The heartbeat reports how many jobs the worker takes now.
             self.heartbeat_at = now;
         }
         let avoided = self.health.avoided(now).count();
@@ -599,12 +600,12 @@ impl Worker {
         self.report(attempt, run.order.lease.is_some(), receipt);
     }
 
-    /// Why this worker should take no jobs now. It tests itself, and none again means that it can.
+    /// Why this worker should get no jobs now. None once a self-test has succeeded.
     pub fn trouble(&self) -> Option<String> {
         self.health.trouble().map(str::to_owned)
     }
 
-    /// Jobs that the worker takes beyond those that it has, when not one for each free slot.
+    /// How many more jobs the worker takes. None = one for each free slot.
     pub(super) fn takes(&self, now: BootTime) -> Option<u32> {
         let after = self.health.tries_after()?;
         let runs = self.slots.iter().flatten().chain(&self.publishing);
@@ -615,12 +616,12 @@ impl Worker {
         Some(if is_next { 0 } else { tries(&started, now) })
     }
 
-    /// Environments whose jobs this worker should not get now, by their names in DISPATCH, and why.
+    /// Environments whose jobs this worker should not get now, by their hashes in DISPATCH, with the reasons.
     pub(super) fn avoided(&self, now: BootTime) -> BTreeMap<String, String> {
-        // Jobs name the default one by its hash, or by none.
+        // Jobs name the default environment by its hash or by an empty one.
         let default = self.environments.default_hash();
         let named = |hash: &str, reason: &str| {
-            // All of them fit into one message.
+            // Cut, so that all of them fit into one message.
             let reason = text::prefix(reason, limits::ENVIRONMENT_REASON_SIZE_MAX).to_owned();
             let other = (hash == default).then(|| (String::new(), reason.clone()));
             other.into_iter().chain([(hash.to_owned(), reason)])
@@ -637,7 +638,7 @@ impl Worker {
             .collect()
     }
 
-    /// Tests the worker itself when that is due, on a thread: the disk may not answer.
+    /// Starts a self-test if one is due, on a thread, because the disk may not respond.
     pub(super) fn test_health(&mut self, now: BootTime) {
         if !self.health.poll_test(now) {
             return;
@@ -653,7 +654,7 @@ impl Worker {
         let thread = thread::start("self-test", move || {
             let result = runtime::self_test(&folder, &root);
             let event = ThreadEvent::SelfTest(result.map_err(|error| error.to_string()));
-            // The loop ends only when the whole worker stops.
+            // The receiver is dropped only when the worker stops.
             if events.send(event).is_ok()
                 && let Err(error) = waker.wake()
             {
@@ -672,12 +673,12 @@ fn kept_interpreter(environment: &Environment) -> Result<PathBuf, Failure> {
         .map_err(|error| Failure::new(Cause::Environment, error.to_string()))
 }
 
-/// An error of the operating system that is the worker's own, before the job's process runs.
+/// Converts an I/O error that occurs before the job's process runs to a failure of the worker.
 fn worker(what: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| descriptors::start_failure(what, &error)
 }
 
-/// What no process can be given as a path.
+/// Refuses a path that cannot be passed to a process.
 fn check_path(path: &str) -> Result<(), Failure> {
     let refused = |reason: &str| {
         let start: String = path.chars().take(200).collect();
@@ -693,10 +694,10 @@ fn check_path(path: &str) -> Result<(), Failure> {
     }
 }
 
-/// Linux's PATH_MAX, which counts the NUL at the end.
+/// Linux's PATH_MAX in bytes, including the NUL at the end.
 const PATH_SIZE_MAX: usize = 4096;
 
-/// Gives up the writer of a job, because its storage has not responded for so long.
+/// Gives up the writer of a job, because its storage has not responded for that long.
 pub(super) fn give_up_writer(
     run: &mut Run,
     cause: Cause,
@@ -718,7 +719,7 @@ pub(super) fn give_up_writer(
     run.give_up_writer(Failure::new(cause, reason));
 }
 
-/// Processes of this machine that the kernel has ended for want of memory since it started.
+/// Number of processes that the kernel has killed on this machine for lack of memory since the boot.
 pub(super) fn oom_kills() -> Option<u64> {
     let counts = std::fs::read_to_string("/proc/vmstat").ok()?;
     let count = counts

@@ -1,4 +1,4 @@
-//! Staged output on its way to be visible. It waits here, outside the slots, for a lease.
+//! Publishes staged output. The jobs wait here, outside the slots, for a lease.
 
 use super::job::Run;
 use super::processes::give_up_writer;
@@ -8,7 +8,7 @@ use crate::job::{Mode, Target};
 use crate::reactor::BootTime;
 
 impl Worker {
-    /// Moves jobs with staged output out of their slots and carries out what they want done.
+    /// Moves jobs with staged output out of their slots, and carries out their actions.
     pub(super) fn publish(&mut self, now: BootTime) {
         self.leave_slots(now);
         let mut index = 0;
@@ -23,7 +23,7 @@ impl Worker {
         }
     }
 
-    /// A slot is free for the next job as soon as its output is staged and its process has exited.
+    /// Frees a slot as soon as its output is staged and its process has exited.
     fn leave_slots(&mut self, now: BootTime) {
         let mut left = false;
         for index in 0..self.slots.len() {
@@ -39,7 +39,7 @@ impl Worker {
         }
     }
 
-    /// Carries out what a job wants done; false when it is over.
+    /// Carries out the actions of a job. Returns false once it is concluded.
     fn advance(&mut self, index: usize, now: BootTime) -> bool {
         let Some(run) = self.publishing.get_mut(index) else {
             return true;
@@ -81,7 +81,7 @@ impl Worker {
                 Action::Kill | Action::Stage => {}
             }
         }
-        // Without a lease and without a request on its way, ask.
+        // Without a lease, and without a request in flight, a request is sent.
         if !allowed && run.slot.is_staged() && self.leases.must_ask(attempt, now) {
             self.heartbeat_at = now;
         }
@@ -89,13 +89,13 @@ impl Worker {
     }
 }
 
-/// URIs of the sinks that only one job at a time may publish into.
+/// URIs of the sinks into which only one job at a time may publish.
 fn exclusive_sinks(run: &Run) -> Vec<String> {
     let sinks = run.order.job.sinks.iter();
     let exclusive = sinks.filter(|sink| sink.mode != Mode::Append);
     exclusive
         .map(|sink| match &sink.target {
-            // The compression does not change where the files are.
+            // The compression does not change the paths of the files.
             Target::Parquet { path, .. } => format!("parquet://{}", path.display()),
             Target::Sqlite { .. } => sink.uri.clone(),
         })

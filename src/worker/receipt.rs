@@ -1,4 +1,4 @@
-//! How a job's attempt ended, for its sentinel.
+//! Builds the receipt of an attempt.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::limits;
 use crate::reactor::BootTime;
 use crate::sink::Artifact;
 
-/// An artifact as receipts list it.
+/// An artifact in the form in which receipts list it.
 pub(super) fn described(artifact: &Artifact) -> BTreeMap<String, String> {
     let mut fields = BTreeMap::from([
         ("topic".to_owned(), artifact.topic.clone()),
@@ -28,7 +28,7 @@ pub(super) fn described(artifact: &Artifact) -> BTreeMap<String, String> {
     fields
 }
 
-/// The metrics of all output together.
+/// Rows and bytes of all artifacts together.
 pub(super) fn totals(artifacts: &[Artifact]) -> BTreeMap<String, i64> {
     let sum = |count: fn(&Artifact) -> u64| {
         i64::try_from(artifacts.iter().map(count).sum::<u64>()).unwrap_or(i64::MAX)
@@ -40,7 +40,7 @@ pub(super) fn totals(artifacts: &[Artifact]) -> BTreeMap<String, i64> {
 }
 
 impl Run {
-    /// The receipt.
+    /// The receipt of the attempt.
     pub(super) fn conclude(&self, failure: Option<&Failure>, now: BootTime) -> Receipt {
         let (log, summary) = self.log();
         let mut receipt = Receipt {
@@ -84,12 +84,12 @@ impl Run {
             put("start_ms", ms(self.started_at, connected));
             put("run_ms", ms(self.connected_at, now));
         }
-        // Only a process itself can report its last peak when the worker reaps it.
+        // The largest of the worker's samples, the fork server's report and the process's own report.
         let rss = self.rss_max_bytes.max(summary.rss_max_bytes);
         if rss > 0 {
             put("plugin_rss_max_bytes", count(rss));
-            // The name that earlier releases used.
-            put("plugin_rss_max_bytes", count(rss));
+            // The name of earlier releases.
+            put("guest_rss_max_bytes", count(rss));
         }
         if let Some(exit) = self.slot.own_exit() {
             if let Some(code) = exit.code {
@@ -102,7 +102,7 @@ impl Run {
         metrics
     }
 
-    /// The failure with what the process printed last, unless the failure contains it.
+    /// The failure's text with the last lines of stderr, unless it contains them.
     fn describe(&self, failure: &Failure) -> String {
         let mut text = failure.message.clone();
         if failure.cause == Cause::Lost {
@@ -121,8 +121,8 @@ impl Run {
         }
         let stderr = self.stderr.text();
         let last: Vec<&str> = stderr.lines().rev().take(limits::TOOL_LINES_KEPT).collect();
-        let said = last.first().is_some_and(|line| text.contains(line.trim()));
-        if !last.is_empty() && !said {
+        let is_included = last.first().is_some_and(|line| text.contains(line.trim()));
+        if !last.is_empty() && !is_included {
             text.push_str("\nlast lines of stderr:");
             for line in last.iter().rev() {
                 text.push('\n');
@@ -133,7 +133,7 @@ impl Run {
         text
     }
 
-    /// Adds whether memory may be why a process was killed, and what it had.
+    /// Adds whether memory ran out on the machine, and how much the process had.
     fn add_memory(&self, text: &mut String) {
         if let (Some(before), Some(now)) = (self.oom_kills, oom_kills())
             && now > before
@@ -146,7 +146,7 @@ impl Run {
         }
     }
 
-    /// stdout (without the shim's summary) and stderr; and the summary.
+    /// The log, which is stdout (without the shim's summary) and stderr, and the summary.
     fn log(&self) -> (String, Summary) {
         let stdout = self.stdout.text();
         let trimmed = stdout.trim_end();
@@ -164,8 +164,8 @@ impl Run {
     }
 }
 
-/// The last line that a shim prints to stdout. It comes from the plugin's process, so it is
-/// believed only where a wrong value does no harm.
+/// The last line that a shim prints to stdout. It comes from the plugin process, so it is used only where a
+/// wrong value does no harm.
 #[derive(Debug, Default)]
 struct Summary {
     rss_max_bytes: u64,

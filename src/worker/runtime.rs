@@ -1,7 +1,8 @@
-//! A private folder for sockets and working directories, short enough for a socket's path.
+//! A worker's private folder for sockets and working directories. Its path is short enough for a socket's
+//! path.
 //!
-//! Names are never used twice: what a process that got away does in its folder touches no later
-//! job. A folder that is removed (for example by tmpwatch) is created again.
+//! Names of sockets and working directories are never used twice. So a process that escaped cannot change the
+//! folder of a later job. A folder that another program removed (for example tmpwatch) is created again.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,7 +18,7 @@ use crate::reactor::BootTime;
 use crate::sink::Root;
 use crate::{limits, lock_file, remover};
 
-/// Where a job's socket and working directory are.
+/// Paths of a job's socket and working directory.
 #[derive(Clone, Debug, Default)]
 pub(super) struct JobPaths {
     /// The folder of the job's environment.
@@ -27,7 +28,7 @@ pub(super) struct JobPaths {
 }
 
 impl JobPaths {
-    /// That of a job, by its number in the worker's life.
+    /// The paths of a job, by its serial number in this worker process.
     pub(super) fn new(folder: PathBuf, serial: u64) -> Self {
         JobPaths {
             socket: folder.join(format!("s{serial}")),
@@ -37,14 +38,14 @@ impl JobPaths {
     }
 }
 
-/// Removed when it is dropped; what a killed worker left is removed by the next one.
+/// The private folder. It is removed when this is dropped. The next worker removes what a killed worker left.
 #[derive(Debug)]
 pub(super) struct Runtime {
     folder: PathBuf,
-    /// Held for as long as the folder is used.
+    /// Held while the folder is used.
     lock: fs::File,
     cleaner: Cleaner,
-    /// Numbers of the environments that have a folder here.
+    /// Numbers of the environments that have a folder here, by hash.
     environments: HashMap<String, u64>,
     next_environment: u64,
 }
@@ -53,19 +54,19 @@ const PREFIX: &str = "casparian-";
 const LOCK: &str = "lock";
 const TRASH: &str = "trash";
 const SHIM_NAME: &str = "shim.py";
-/// Of a worker's own folder in that of its user.
+/// Prefix of a worker's own folder, inside its user's folder.
 const OWN_PREFIX: &str = "w";
-/// Names that are tried for the folder of a user.
+/// Highest number in a name that is tried for the folder of a user.
 const USER_FOLDERS_MAX: u32 = 999;
 
-/// A socket's path is at most 107 bytes; of these the user's folder, the worker's own, that of an environment, and
-/// `s` with a number need some.
+/// Limit of the base folder's path in bytes. A socket's path has at most 107 bytes. The user's folder, the
+/// worker's own, that of an environment, and `s` with a number need some of them.
 fn base_size_max() -> usize {
     let user = user_folder_name(USER_FOLDERS_MAX).len();
     107 - user - "//w123456/e12345678/s123456789012".len()
 }
 
-/// Names of a user's folder: others may have taken the first ones.
+/// Name of a user's folder. Other users may have taken the names with lower numbers.
 fn user_folder_name(number: u32) -> String {
     let user = rustix::process::getuid().as_raw();
     match number {
@@ -89,7 +90,7 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Creates the folder again if it is missing, or what must be in it.
+    /// Creates the private folder again if it is missing, or files in it that are missing.
     pub(super) fn ensure(&mut self) -> io::Result<()> {
         let missing = |path: &Path| !path.exists();
         if missing(&self.folder) {
@@ -113,7 +114,7 @@ impl Runtime {
         &self.folder
     }
 
-    /// The folder that plugins do not find: that of all workers of the user.
+    /// The folder that is hidden from plugins: that of all workers of the user.
     pub(super) fn hidden_folder(&self) -> &Path {
         self.folder.parent().unwrap_or(&self.folder)
     }
@@ -122,8 +123,8 @@ impl Runtime {
         self.folder.join(SHIM_NAME)
     }
 
-    /// The folder of an environment's jobs: those of other environments do not find it. Those that are not
-    /// `in_use` may lose theirs.
+    /// The folder of an environment's jobs. Other environments do not see it. Environments that are not
+    /// `in_use` may lose their folders.
     pub(super) fn environment_folder(
         &mut self,
         hash: &str,
@@ -140,7 +141,7 @@ impl Runtime {
         }
         if self.environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
             for (_, number) in self.environments.extract_if(|hash, _| !in_use(hash)) {
-                // What is left in it goes with the worker.
+                // What is left in it is removed with the private folder.
                 let _ = fs::remove_dir(path(number));
             }
         }
@@ -152,8 +153,8 @@ impl Runtime {
         Ok(folder)
     }
 
-    /// The next job of the environment gets another folder: interpreters that found this one never see what
-    /// takes its place.
+    /// Gives the next job of the environment another folder. Fork servers that see the old folder never see
+    /// what is created at its path later.
     pub(super) fn forget_environment(&mut self, hash: &str) {
         self.environments.remove(hash);
     }
@@ -163,8 +164,8 @@ impl Runtime {
         fs::DirBuilder::new().mode(0o700).create(&paths.work_dir)
     }
 
-    /// Removes a job's socket and working directory with all that the job left there. The
-    /// removing itself goes on in the background.
+    /// Removes a job's socket and working directory with everything in it. The removal itself runs in the
+    /// background.
     pub(super) fn clear(&self, paths: &JobPaths, serial: u64) {
         let socket = fs::remove_file(&paths.socket);
         let from = &paths.work_dir;
@@ -180,8 +181,8 @@ impl Runtime {
         self.cleaner.empty(&trash);
     }
 
-    /// Folders whose owner's lock is free have no owner. One without a lock file is too young
-    /// to judge.
+    /// Removes folders whose lock is free, because their workers have ended. A folder without a lock file is
+    /// kept: its worker may just be starting.
     fn sweep(&self) {
         let entries = fs::read_dir(self.hidden_folder());
         let entries = entries.into_iter().flatten().flatten().filter(|entry| {
@@ -217,7 +218,7 @@ impl Drop for Runtime {
     }
 }
 
-/// An existing lock file. It may be a FIFO.
+/// Opens an existing lock file. It may be a FIFO, so the open does not block.
 fn open_lock(path: &Path) -> io::Result<fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
@@ -227,12 +228,13 @@ fn open_lock(path: &Path) -> io::Result<fs::File> {
         .open(path)
 }
 
-/// A folder below the first of the usual ones that has a short name and can be used.
+/// Creates the private folder below the first base folder that is short enough and usable.
 fn create() -> io::Result<(PathBuf, fs::File)> {
     create_below(usual_bases(), create_in)
 }
 
-/// A locked folder for a socket, at a place as a worker's: workers sweep those of ended programs.
+/// A locked folder for a socket, named as a worker's folder is. So workers remove it after its program has
+/// ended.
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) fn private_folder() -> io::Result<(tempfile::TempDir, fs::File)> {
     create_below(usual_bases(), |base| {
@@ -249,7 +251,8 @@ fn usual_bases() -> impl Iterator<Item = (&'static str, PathBuf)> {
     bases.into_iter().chain(usual).flatten()
 }
 
-/// What is made below the first base that can be used. Each has the name of the variable it is from.
+/// Calls `create` for the base folders until it succeeds. Each base has the name of the variable it comes
+/// from.
 fn create_below<T>(
     bases: impl Iterator<Item = (&'static str, PathBuf)>,
     create: impl Fn(&Path) -> io::Result<T>,
@@ -276,19 +279,19 @@ fn create_below<T>(
     )))
 }
 
-/// A new folder that only this user may enter, whatever the umask is.
+/// Creates a folder that only this user may enter, whatever the umask is.
 fn private_below(base: &Path, prefix: &str) -> io::Result<tempfile::TempDir> {
     let private = fs::Permissions::from_mode(0o700);
     let mut builder = tempfile::Builder::new();
     builder.prefix(prefix).permissions(private).tempdir_in(base)
 }
 
-/// A new folder in that of the user.
+/// Creates a folder inside that of the user.
 fn own_folder(base: &Path) -> io::Result<tempfile::TempDir> {
     let mut made = Err(io::ErrorKind::NotFound.into());
     for _ in 0..10 {
         made = private_below(&user_folder(base)?, OWN_PREFIX);
-        // The last program that used it may have removed it meanwhile.
+        // The last program that used it may have removed it in the meantime.
         let is_gone = made.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::NotFound);
         if !is_gone {
             break;
@@ -297,10 +300,10 @@ fn own_folder(base: &Path) -> io::Result<tempfile::TempDir> {
     made
 }
 
-/// The folder of all workers of a user, which their plugins do not find. Programs that start at any time
-/// agree on one, also while other users take its names and give them up: it is the first of those that are
-/// there, and only where none is, one is created. It is not removed: a plugin could put one there that
-/// it knows before the next worker starts.
+/// The folder of all workers of a user, which is hidden from their plugins. Programs that start at different
+/// times use the same one, also while other users take and release its possible names: it is the first
+/// existing one. Only if there is none, one is created. It is never removed: otherwise a plugin could create
+/// it, and know the folder of the next worker.
 fn user_folder(base: &Path) -> io::Result<PathBuf> {
     if let Some(folder) = first_user_folder(base) {
         return Ok(folder);
@@ -324,7 +327,7 @@ fn user_folder(base: &Path) -> io::Result<PathBuf> {
     )))
 }
 
-/// The first folder in a base that has a name of a user's folder and is this user's alone.
+/// The first folder in a base that has the name of a user's folder and that only this user may enter.
 fn first_user_folder(base: &Path) -> Option<PathBuf> {
     let first = user_folder_name(0);
     let number = |name: &std::ffi::OsStr| match name.to_str()?.strip_prefix(&first)? {
@@ -340,7 +343,7 @@ fn first_user_folder(base: &Path) -> Option<PathBuf> {
     own.min().map(|(_, path)| path)
 }
 
-/// Creates a folder of this user's alone, if it is not there.
+/// Creates a folder that only this user may enter, unless it exists.
 fn ensure_private(folder: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -365,12 +368,12 @@ fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
     let lock = locked(folder.path())?;
     fs::create_dir(folder.path().join(TRASH))?;
     fs::write(folder.path().join(SHIM_NAME), SHIM)?;
-    // From here on it is removed by `Runtime`, which does not recurse.
+    // From here on `Runtime` removes it. Its removal does not recurse.
     Ok((folder.keep(), lock))
 }
 
-/// Creates the lock file of a folder whose name begins with `casparian-`: while the file is held, no
-/// worker sweeps the folder. It gets its name once it is locked, so that no sweep finds it free.
+/// Creates and locks the lock file of a private folder. While the lock is held, no worker removes the folder.
+/// The file gets its name after it is locked, so no worker finds it unlocked.
 fn locked(folder: &Path) -> io::Result<fs::File> {
     let fresh = folder.join("lock.new");
     let lock = lock_file::open(&fresh)?;
@@ -379,8 +382,8 @@ fn locked(folder: &Path) -> io::Result<fs::File> {
     Ok(lock)
 }
 
-/// Tries what jobs need of the runtime folder and the output root: folders, sockets, durable
-/// files, room. Blocks for as long as the disk does.
+/// Tests what jobs need of the private folder and the output root: folders, sockets, durable files, disk
+/// space. Blocks while the disk does not respond.
 pub(super) fn self_test(runtime: &Path, root: &Root) -> io::Result<()> {
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", runtime.display()));
@@ -394,7 +397,7 @@ pub(super) fn self_test(runtime: &Path, root: &Root) -> io::Result<()> {
 fn durable_file(folder: &Path) -> io::Result<()> {
     let path = folder.join("a");
     let mut file = fs::File::create_new(&path)?;
-    // As much as a small output: a disk that has less left is full.
+    // As much as a small output, so that a disk with less free space fails the test.
     file.write_all(&[1; 256 << 10])?;
     file.sync_all()?;
     fs::rename(&path, folder.join("b"))
@@ -432,7 +435,8 @@ mod tests {
         assert!(!last.exists());
     }
 
-    /// A FIFO, a folder that others may enter, and a link stand for what other users may put there.
+    /// A folder that others may enter, a link and a file stand for what other users may create there.
+    /// file.
     #[test]
     fn programs_of_a_user_agree_on_one_folder_whoever_takes_its_names() {
         let dir = tempfile::tempdir().unwrap();
@@ -447,7 +451,7 @@ mod tests {
         assert_eq!(user_folder(), path(3));
         fs::remove_dir(path(0)).unwrap();
         assert_eq!(user_folder(), path(3), "programs that run have that one");
-        // Of other names, which a plugin may make.
+        // Names that are not those of a user's folder. A plugin may create them.
         for end in ["x", "-0", "-00", "-+1", "-01", "-"] {
             let other = base.join(format!("{}{end}", user_folder_name(0)));
             fs::DirBuilder::new().mode(0o700).create(&other).unwrap();
@@ -472,7 +476,7 @@ mod tests {
         assert_eq!(Runtime::new().unwrap().hidden_folder(), folder);
     }
 
-    /// Whatever its name is, and whether or not it has a lock file.
+    /// With the prefix of a user's folder, and with a lock file.
     #[test]
     fn nothing_is_removed_from_the_folder_of_temporary_files_that_no_worker_made() {
         let base = std::env::temp_dir().join(format!("casparian-t{}", std::process::id()));

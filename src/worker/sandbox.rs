@@ -1,5 +1,5 @@
-//! The sandbox of a worker's plugin processes: what is asked for, what the kernel offers, and what
-//! their processes have in common.
+//! The sandbox of a worker's plugin processes: its settings, what the kernel supports, and what all of these
+//! processes share.
 
 use std::fs;
 use std::io;
@@ -17,28 +17,28 @@ use crate::plugin::source::Source;
 use crate::plugin::uv_folders;
 use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, launch, rules};
 
-/// A worker's settings of it.
+/// Sandbox settings of a worker.
 #[derive(Clone, Debug)]
 pub struct SandboxOptions {
-    /// How closely plugin processes are held. Plugins may ask for more.
+    /// How plugin processes are restricted. Plugins may ask for a stricter mode.
     pub mode: Mode,
     /// A program whose `main` calls [`crate::sandbox::launch::main`] when its first argument is
     /// [`crate::sandbox::launch::ARGUMENT`].
     pub launcher: PathBuf,
-    /// What the kernel offers such a program.
+    /// What the kernel supports for such a program.
     pub support: Support,
-    /// Files that plugins find empty, such as secret keys.
+    /// Files that appear empty to plugins, such as secret keys.
     pub hidden: Vec<PathBuf>,
-    /// More files and folders that they cannot change.
+    /// Further files and folders that plugins cannot change.
     pub read_only: Vec<PathBuf>,
-    /// Other names of what they cannot change, by links that they cannot change either.
+    /// Other paths of these files and folders. Plugins cannot change the links in these paths.
     pub named: Vec<PathBuf>,
 }
 
 impl SandboxOptions {
-    /// The program by which tools that build environments are restricted, and how. What they must change
-    /// stays writable: uv's cache and Pythons ([`environment::Build`] says for which of them), and the folder of
-    /// environments; of scratch folders each finds its own.
+    /// The program that restricts tools which build environments, and its mounts. Writable for tools are uv's
+    /// cache and Pythons ([`environment::Build`] decides for which tools) and the folder of environments. Of
+    /// the scratch folders each tool sees only its own.
     pub(super) fn build(
         &self,
         output: &Path,
@@ -48,7 +48,7 @@ impl SandboxOptions {
         if self.mode == Mode::Off {
             return Ok(None);
         }
-        // What does not exist cannot be hidden.
+        // The folder must exist to be hidden.
         if let Err(error) = keys_in_use::prepare(&home) {
             match keys_in_use::folder(&home).symlink_metadata() {
                 Ok(_) => return Err(error),
@@ -62,18 +62,19 @@ impl SandboxOptions {
         let keys = keys_in_use::files(&home);
         let read_only = read_only.chain(programs.whole).chain(keys.lists);
         let read_only: Vec<_> = read_only.map(|path| absolute(&path)).collect();
-        // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
+        // Only folders inside read-only ones get mounts of their own. uv creates hard links to files of its
+        // cache, which is not possible across mounts.
         let is_in = |path: &PathBuf| {
             let mut held = read_only.iter().chain(&programs.entries);
             held.any(|folder| path.starts_with(folder))
         };
         let writable = [home.clone()].into_iter().chain(uv_folders::all());
-        // A folder that is created later would be read-only.
+        // Created now, because a folder that is created later would be read-only.
         let writable = writable
             .filter(|path| fs::create_dir_all(path).is_ok() && is_in(path))
             .collect();
         let hidden = hidden.iter().map(|path| path.to_path_buf());
-        // Environments are built in theirs, by links to files of uv's cache.
+        // Environments are built in this folder, with hard links to files of uv's cache.
         let environments = environment::folder(&home);
         let mounts = Mounts {
             fixed: environment::FIXED.map(|name| home.join(name)).to_vec(),
@@ -86,7 +87,7 @@ impl SandboxOptions {
                 .chain(self.hidden.iter().cloned())
                 .chain([output.join(".casparian")])
                 .chain(keys.secret)
-                // Build code may write to the rest of the folder of environments.
+                // Build code can write to the rest of the home.
                 .chain([keys_in_use::folder(&home)])
                 .map(|path| absolute(&path))
                 .collect(),
@@ -101,27 +102,27 @@ impl SandboxOptions {
     }
 }
 
-/// See the module's head.
+/// The sandbox of a worker, see the module's documentation.
 #[derive(Debug)]
 pub(super) struct Sandbox {
     options: SandboxOptions,
-    /// The sentinel's socket, which plugins cannot connect to.
+    /// The sentinel's socket. Plugins cannot connect to it.
     control_socket: Option<PathBuf>,
-    /// That of [`Mode::On`].
+    /// The ruleset of [`Mode::On`].
     ruleset: io::Result<Option<OwnedFd>>,
     filter: io::Result<OwnedFd>,
     strict_filter: io::Result<OwnedFd>,
 }
 
-/// What one job's process is restricted by.
+/// The restrictions of one job's process.
 #[derive(Debug)]
 pub(super) struct Layer {
     mode: Mode,
-    /// The job's own ruleset.
+    /// The job's own ruleset, in mode `strict`.
     strict: Option<OwnedFd>,
 }
 
-/// What a strictly held process is let to.
+/// What a process in mode `strict` may use.
 pub(super) struct Reachable<'a> {
     pub(super) source: &'a Source,
     pub(super) input: &'a Path,
@@ -144,7 +145,7 @@ impl Sandbox {
         }
     }
 
-    /// What restricts a job's process; refused where the kernel cannot enforce what is asked for.
+    /// The restrictions of a job's process. Fails if the kernel cannot enforce the mode.
     pub(super) fn layer(&self, reachable: &Reachable<'_>) -> Result<Layer, Failure> {
         let mode = match reachable.source.is_strict() {
             true => Mode::Strict,
@@ -164,13 +165,13 @@ impl Sandbox {
         Ok(Layer { mode, strict })
     }
 
-    /// Files and folders that plugins are kept from by options of the worker.
+    /// Files and folders that plugins cannot use because of options of the worker.
     pub(super) fn named_files(&self) -> impl Iterator<Item = &Path> {
         let files = self.options.hidden.iter().chain(&self.options.read_only);
         files.map(PathBuf::as_path)
     }
 
-    /// That of a process of the job, as it applies it to itself.
+    /// The restrictions that a process of the job applies to itself. None in mode `off`.
     pub(super) fn of_process<'a>(
         &'a self,
         layer: &'a Layer,
@@ -202,7 +203,7 @@ impl Sandbox {
         })
     }
 
-    /// How a process of the job is held, for its receipt.
+    /// Text for the receipt: how a process of the job is restricted.
     pub(super) fn described(&self, layer: &Layer, applied: Option<&plugin::Sandbox<'_>>) -> String {
         let Some(applied) = applied else {
             return Mode::Off.name().to_owned();
@@ -223,7 +224,7 @@ impl Sandbox {
         }
     }
 
-    /// True when a job may not be forked from a process that has run code of its environment.
+    /// True if a job's process must not be forked from a process that has run code of its environment.
     pub(super) fn is_apart(&self, layer: &Layer) -> bool {
         let support = &self.options.support;
         let can_nest = support.no_namespaces.is_some() || support.no_nesting.is_none();
@@ -234,11 +235,12 @@ impl Sandbox {
         }
     }
 
-    /// The first layer of a fork server, and the program that makes it; none where nothing is held.
+    /// The mounts of a fork server, and the launcher that creates them. None if the fork server is not
+    /// restricted.
     pub(super) fn first_layer(&self, of: &ForkServer<'_>) -> Option<(&Path, Mounts)> {
         let support = &self.options.support;
         let has_namespaces = support.no_namespaces.is_none();
-        // One that runs code of its environment is held as its children are.
+        // A fork server that runs code of its environment is restricted as its children are.
         let is_held = !of.is_apart && self.options.mode != Mode::Off;
         if !is_held && !of.is_apart {
             return None;
@@ -274,7 +276,8 @@ impl Sandbox {
                 .read_only
                 .extend(own_prefix(&of.environment.interpreter));
             mounts.read_only.extend(self.options.read_only.clone());
-            // Of secret keys and databases in a folder plugins find nothing, as of those that are named.
+            // Secret keys and databases directly in a read-only folder are hidden, as those that are named
+            // themselves.
             let folders = self.options.read_only.iter();
             mounts
                 .read_only
@@ -283,7 +286,8 @@ impl Sandbox {
             let keys = keys_in_use::files(of.home);
             mounts.read_only.extend(keys.lists);
             mounts.hidden.extend(keys.secret);
-            // A file of the queue could be locked by any process that can read it, and so could other environments.
+            // A process that can read a file or folder can lock it. So the queue's files, uv's locks and
+            // other environments are hidden.
             mounts.hidden.push(of.output.join(".casparian"));
             mounts.hidden.extend([plugin::uv_lock_file(of.home)]);
             mounts.hidden.extend(uv_folders::locks());
@@ -295,7 +299,7 @@ impl Sandbox {
                     .collect(),
                 folder: environments,
             });
-            // Its children cover it for themselves, where it may be another one by then.
+            // Its children cover the socket again, because it may have been created anew by then.
             mounts.hidden.extend(self.control_socket.clone());
             mounts.named = self.options.named.clone();
             mounts.named.push(of.environment.interpreter.clone());
@@ -304,21 +308,22 @@ impl Sandbox {
     }
 }
 
-/// What the first layer of a fork server depends on.
+/// What the mounts of a fork server depend on.
 pub(super) struct ForkServer<'a> {
-    /// It runs no code of its environment.
+    /// True if it runs no code of its environment.
     pub(super) is_apart: bool,
     pub(super) output: &'a Path,
     pub(super) home: &'a Path,
-    /// The worker's folder for sockets and working directories.
+    /// The folder with the private folders of all workers of the user.
     pub(super) folder: &'a Path,
-    /// That of the environment below it.
+    /// The folder of the environment's jobs inside it.
     pub(super) own_folder: &'a Path,
     pub(super) shim: &'a Path,
     pub(super) environment: &'a Environment,
 }
 
-/// The files in a folder, so many that all can be read for each interpreter.
+/// The files directly in a folder that must be hidden. The number of entries is limited, because they are
+/// read for each fork server.
 fn files_in(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let entries = entries.take(limits::PROTECTED_FILES_MAX);
@@ -327,10 +332,10 @@ fn files_in(folder: &Path) -> Vec<PathBuf> {
     files.filter(|path| launch::is_hidden_file(path)).collect()
 }
 
-/// Files of the kernel by which the worker, the interpreter of its plugins and the machine are changed.
+/// Files of the kernel by which the worker, the interpreter of its plugins and the machine can be changed.
 fn kernel_files() -> Vec<PathBuf> {
     let worker = format!("/proc/{}", std::process::id());
-    // The launcher, which reads the second, becomes the interpreter.
+    // `/proc/self` is resolved by the launcher, whose process becomes the interpreter.
     let names = [
         &worker,
         "/proc/self",
@@ -341,7 +346,7 @@ fn kernel_files() -> Vec<PathBuf> {
     names.map(PathBuf::from).to_vec()
 }
 
-/// The folders of an environment and of the Python installation that it is made of.
+/// The folders of an environment and of the Python installation from which it was created.
 fn prefixes(environment: &Environment) -> Vec<PathBuf> {
     let interpreter = &environment.interpreter;
     let base = fs::canonicalize(interpreter).ok();
@@ -367,7 +372,7 @@ fn strict_ruleset(reachable: &Reachable<'_>) -> io::Result<Option<OwnedFd>> {
     })
 }
 
-/// What interpreters and libraries read of the system.
+/// Files and folders of the system that interpreters and libraries read.
 const SYSTEM: &[&str] = &[
     "/usr",
     "/bin",

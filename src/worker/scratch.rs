@@ -1,7 +1,8 @@
-//! The room that jobs have in their working directories, which are HOME and TMPDIR of their processes.
+//! Free disk space for the working directories of jobs, which are HOME and TMPDIR of their processes.
 //!
-//! A plugin that fails while others have filled that file system has often failed for this reason: then the
-//! failure is the worker's. A plugin that has filled it itself keeps its failure.
+//! A plugin that fails while other jobs or programs have filled that file system has often failed for this
+//! reason. Then the failure is the worker's. If the plugin has filled it itself, the failure stays the
+//! plugin's.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,7 +13,7 @@ use super::slot::Failure;
 use crate::job::Cause;
 use crate::{disk, limits};
 
-/// What Python and libraries say where a disk or a quota is used up (ENOSPC, EDQUOT).
+/// Texts that Python and libraries use when a disk or a quota is full (ENOSPC, EDQUOT).
 const WORDS: &[&str] = &[
     "[Errno 28]",
     "[Errno 122]",
@@ -21,8 +22,8 @@ const WORDS: &[&str] = &[
     "database or disk is full",
 ];
 
-/// A plugin's failure with the cause that it has by the room in its working directory, whose processes
-/// have ended. `folder` = the worker's own, in which it is.
+/// Decides again about the cause of a plugin's failure, by the free space for its working directory. The
+/// job's processes have ended. `folder` = the worker's private folder, which contains the working directory.
 pub(super) fn judged(failure: Failure, folder: &Path, work_dir: &Path) -> Failure {
     if !failure.is_plugins_end {
         return failure;
@@ -59,12 +60,12 @@ pub(super) fn judged(failure: Failure, folder: &Path, work_dir: &Path) -> Failur
     }
 }
 
-/// An error when a folder's file system is about full.
+/// Fails if a folder's file system is almost full.
 pub(super) fn check(folder: &Path) -> io::Result<()> {
     disk::check_room(folder, limits::DISK_ROOM)
 }
 
-/// A quota shows when something is written. Other errors are not about room.
+/// Fails if a write exceeds a quota. Other errors do not concern free space.
 fn write(folder: &Path) -> io::Result<()> {
     let written = || -> io::Result<()> {
         let mut file: File = tempfile::tempfile_in(folder)?;

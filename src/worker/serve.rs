@@ -1,4 +1,4 @@
-//! The loop around the slots.
+//! The worker's event loop.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -32,72 +32,73 @@ use crate::socket::{self, LocalUsers, PeerId, Security, Socket, SocketType};
 /// How plugin processes are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PluginStart {
-    /// Forked from an interpreter that has done its imports.
+    /// Forked from a fork server that has done the environment's imports.
     Warm,
-    /// A fresh interpreter each.
+    /// Each by a fork server of its own, which has imported nothing.
     Spawn,
 }
 
 /// Settings of a worker.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The sentinel.
+    /// Endpoint of the sentinel.
     pub connect: Endpoint,
-    /// How the worker proves who it is, and knows that it talks to its sentinel.
+    /// How the worker authenticates itself and its sentinel.
     pub security: Security,
-    /// Without CURVE: users of this host whose sentinel it takes jobs of, beside its own and root.
+    /// Without CURVE: users of this host whose sentinel is accepted, besides the worker's user and root.
     pub allowed_uids: Vec<u32>,
-    /// Output root; made when it is missing.
+    /// Output root; created if it is missing.
     pub output: PathBuf,
-    /// Publish into a root whose files belong to another database, under names of its own.
+    /// Publish into a root whose files belong to another database, with other file names.
     pub share_output: bool,
     /// SQLite sinks outside the output root are refused.
     pub closed_output: bool,
     /// Topics without sinks have folders of their own (`casparian run`).
     pub datasets: bool,
-    /// Folders beside the output root in which SQLite sinks may be; none = anywhere.
+    /// Folders besides the output root in which SQLite sinks may be; none = anywhere.
     pub sink_roots: Option<Vec<PathBuf>>,
-    /// Its ID; generated when absent.
+    /// Worker ID; generated if none.
     pub worker_id: Option<String>,
-    /// Jobs at a time.
+    /// Number of jobs at a time.
     pub slots: usize,
-    /// Plugins it runs; `*` = any.
+    /// Names of the plugins that it runs; `*` = any.
     pub capabilities: Vec<String>,
-    /// Longest a job may take.
+    /// Time limit of a job.
     pub job_timeout: Duration,
-    /// What a job may use.
+    /// Limits of a job's resources.
     pub quota: Quota,
-    /// What a job's output may take of memory.
+    /// Limits of the memory for a job's output.
     pub bounds: Bounds,
-    /// Longest step of a writer that was ordered to stop.
+    /// Time limit of each step of a writer that was ordered to stop.
     pub writer_timeout: Duration,
-    /// Longest step of a publish.
+    /// Time limit of each step of a writer that was ordered to publish.
     pub publish_timeout: Duration,
     /// How plugin processes are started.
     pub plugin_start: PluginStart,
-    /// Longest a warm interpreter's imports may take.
+    /// Time limit of a fork server's imports.
     pub interpreter_start_timeout: Duration,
-    /// The shim that plugin processes run; our own when absent.
+    /// The shim that plugin processes run; Casparian's own if none.
     pub shim: Option<PathBuf>,
-    /// Where environments and the private uv live; empty = `~/.casparian_flow`.
+    /// Folder of environments and of the private uv; empty = `~/.casparian_flow`.
     pub home: PathBuf,
-    /// Bytes that the environments there may have before those not used for longest go; 0 = any.
+    /// Limit of the bytes of all environments there. Above it the least recently used are evicted. 0 = no
+    /// limit.
     pub cache_max: u64,
-    /// Environments get dependencies that have wheels alone.
+    /// Environments get only dependencies that have wheels.
     pub no_build: bool,
-    /// How long to wait for running jobs at a stop.
+    /// How long running jobs may continue when the worker stops.
     pub drain_timeout: Duration,
-    /// How plugin processes are restricted; none = not at all.
+    /// How plugin processes are restricted; none = not restricted.
     pub sandbox: Option<SandboxOptions>,
-    /// Take SIGINT, SIGTERM and SIGHUP over.
+    /// Handle SIGINT, SIGTERM and SIGHUP.
     pub signals: bool,
-    /// The process has no children but this worker's. Then what plugin processes leave behind comes to
-    /// it as its children, and is killed.
+    /// The process has no children except this worker's. Then it becomes a subreaper, and orphans of plugin
+    /// processes are killed.
     pub owns_process: bool,
 }
 
 impl Options {
-    /// Defaults for a sentinel and an output root: a slot a core, any plugin.
+    /// Defaults for a sentinel and an output root: one slot for each core, any plugin.
     pub fn new(connect: Endpoint, output: PathBuf) -> Self {
         Options {
             connect,
@@ -133,8 +134,11 @@ impl Options {
         }
     }
 
-    /// How environments are built. The folders named are found empty by the tools' build code. Fails
-    /// when the sandbox could not keep keys from it.
+    /// How environments are built. The folders in `hidden` appear empty to the build code of tools.
+    ///
+    /// # Errors
+    ///
+    /// If the sandbox cannot hide key files from build code.
     pub fn build(&self, hidden: &[&Path]) -> io::Result<environment::Build> {
         let sandbox = self.sandbox.as_ref();
         let home = match self.home.as_os_str().is_empty() {
@@ -153,25 +157,25 @@ impl Options {
     }
 }
 
-/// Why a worker did not start or had to stop.
+/// Why a worker did not start or has stopped.
 #[derive(Debug)]
 pub enum Error {
     /// The output root cannot be used.
     Output(sink::Error),
-    /// The sentinel does not take this worker.
+    /// The sentinel refuses this worker.
     Refused {
         /// Its reason.
         reason: String,
     },
-    /// There is no folder for environments.
+    /// The folder for environments cannot be determined.
     Home(environment::Error),
-    /// The limit of open files does not suffice for one slot.
+    /// The limit of open files is too low for one slot.
     Descriptors(String),
-    /// Something of the operating system is not to be had.
+    /// An operation of the operating system failed.
     Io {
-        /// What for.
+        /// The operation's purpose.
         what: &'static str,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
 }
@@ -203,7 +207,7 @@ pub(super) const WARM: u8 = 8;
 pub struct Worker {
     pub(super) options: Options,
     pub(super) worker_id: String,
-    /// This process's own random text.
+    /// Random text that identifies this process.
     pub(super) instance: String,
     pub(super) hostname: String,
     pub(super) reactor: Reactor,
@@ -212,8 +216,8 @@ pub struct Worker {
     pub(super) staging: Arc<Root>,
     pub(super) runtime: Runtime,
     pub(super) slots: Vec<Option<Run>>,
-    /// Jobs whose output is staged and whose process has exited: they wait for a lease or are
-    /// being published, and occupy no slot.
+    /// Jobs whose output is staged and whose process has exited. They wait for a lease or are being
+    /// published, and occupy no slot.
     pub(super) publishing: Vec<Run>,
     /// Jobs that wait for a slot or for their environment.
     pub(super) backlog: VecDeque<Order>,
@@ -234,13 +238,13 @@ pub struct Worker {
     pub(super) next_serial: u64,
     pub(super) heartbeat_at: BootTime,
     pub(super) draining_until: Option<BootTime>,
-    /// The sentinel's reason not to take this worker.
+    /// The reason for which the sentinel refuses this worker.
     pub(super) refused: Option<String>,
     pub(super) is_unreachable_logged: bool,
 }
 
 impl Worker {
-    /// Makes the output root, sweeps what killed workers left, and starts to connect.
+    /// Creates the output root, removes what killed workers left, and starts to connect.
     pub fn open(mut options: Options) -> Result<Self, Error> {
         // Plugin processes have working directories of their own.
         let absolute =
@@ -261,7 +265,7 @@ impl Worker {
                 options.slots = shortage.slots;
             }
         }
-        // Output is there, too.
+        // Output may be in them, too.
         for folder in options.sink_roots.iter().flatten() {
             if let Some(sandbox) = &mut options.sandbox {
                 sandbox.read_only.push(absolute(folder)?);
@@ -372,17 +376,17 @@ impl Worker {
         })
     }
 
-    /// A handle that ends it.
+    /// A handle that stops the worker.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
 
-    /// Its name.
+    /// The worker ID.
     pub fn worker_id(&self) -> &str {
         &self.worker_id
     }
 
-    /// Runs until a signal or a [`Stopper`] ends it.
+    /// Runs until a signal or a [`Stopper`] stops it.
     pub fn run(mut self) -> Result<(), Error> {
         log::info!(
             "worker {} with {} slot(s) connects to {}",
@@ -416,7 +420,8 @@ impl Worker {
             self.give_back_surplus(now);
             self.act(now);
             self.publish(now);
-            // What frees a slot follows what the worker wants no jobs of.
+            // The HEARTBEAT lists the jobs that the worker does not take. It is sent before the receipts,
+            // which free slots.
             self.heartbeat(now);
             self.send_receipts(now);
             self.socket.flush();
@@ -485,13 +490,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Jobs that are not over.
+    /// Number of jobs in slots and of jobs that are being published.
     fn unfinished(&self) -> usize {
         self.slots.iter().flatten().count() + self.publishing.len()
     }
 
-    /// A stopping worker reports at once that it takes no more jobs, gives back those that have
-    /// not started, and ends when the others are over and their receipts acknowledged.
+    /// True when the worker should end. A stopping worker reports at once that it takes no more jobs, and
+    /// gives back those that have not started. It ends when the others have ended and their receipts are
+    /// acknowledged.
     fn is_over(&mut self, now: BootTime) -> bool {
         let requests = self.signals.as_mut().map(Signals::take).unwrap_or_default();
         if self.stopper.wants_stop() {
@@ -519,8 +525,8 @@ impl Worker {
         }
     }
 
-    /// Plugin processes are killed, staged output is removed, their jobs are given back for this
-    /// reason, and receipts get a moment to be acknowledged.
+    /// Kills plugin processes, removes staged output, and gives the jobs back for this reason. Waits for a
+    /// short time for the acknowledgement of receipts.
     fn close(&mut self, reason: &str) {
         self.environments.cancel();
         for order in std::mem::take(&mut self.backlog) {
@@ -530,7 +536,8 @@ impl Worker {
         let slots = self.slots.iter_mut().filter_map(Option::take);
         for mut run in slots.chain(std::mem::take(&mut self.publishing)) {
             run.kill();
-            // What is being published may become visible: its lease has to run out.
+            // Output that is being published may become visible, so the job is not given back: its lease must
+            // end.
             if !run.slot.is_publishing() {
                 unfinished.push((run.order.clone(), run.started_at.is_some()));
             }
@@ -548,7 +555,7 @@ impl Worker {
             self.receive(clock, now);
             self.send_receipts(now);
             self.socket.flush();
-            let is_connected = self.socket.heard_at(self.sentinel).is_some();
+            let is_connected = self.socket.received_at(self.sentinel).is_some();
             let owes = self.leases.owed().next().is_some();
             if !is_connected || !(owes || self.socket.pending_bytes() > 0) || clock >= deadline {
                 break;
@@ -568,8 +575,8 @@ impl Worker {
     }
 }
 
-/// Two processes with one worker ID have routing IDs of their own: the sentinel decides which of
-/// them it takes.
+/// The routing ID. Two processes with the same worker ID have different routing IDs, so the sentinel decides
+/// which of them it admits.
 fn routing_id(worker_id: &str, instance: &str) -> String {
     let both = format!("{worker_id}.{instance}");
     match both.len() <= limits::NAME_SIZE_MAX {

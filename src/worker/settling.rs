@@ -1,5 +1,5 @@
-//! Brings the output of jobs that have ended in line with their rows, when the sentinel asks for
-//! it: one after the other, on a thread, because storage may not answer.
+//! Settlements: brings the output of ended jobs in line with their rows, when the sentinel requests it. They
+//! run one after the other on a thread, because storage may not respond.
 
 use std::collections::VecDeque;
 
@@ -12,10 +12,10 @@ use crate::limits;
 use crate::sink::Artifact;
 use crate::thread;
 
-/// The attempt whose output stands without a receipt, and that output.
+/// A lost attempt whose complete output stays without a receipt, with that output. None if there is none.
 pub(crate) type Standing = Option<(i64, Vec<Artifact>)>;
 
-/// What is to be settled.
+/// Settlements that wait or run.
 #[derive(Debug, Default)]
 pub(super) struct Settlements {
     waiting: VecDeque<Settlement>,
@@ -23,7 +23,7 @@ pub(super) struct Settlements {
 }
 
 impl Worker {
-    /// The sentinel asks for settlements. A newer one of a job replaces an older one.
+    /// The sentinel requests settlements. A newer one of a job replaces an older one.
     pub(super) fn settle(&mut self, settlements: &[Settlement]) {
         for settlement in settlements {
             let waiting = &mut self.settlements.waiting;
@@ -48,7 +48,7 @@ impl Worker {
         let started = thread::start("settlement", move || {
             let result = root.settle(&settlement);
             let result = result.map_err(|error| root.judged(error).into());
-            // The loop ends only when the whole worker stops.
+            // The receiver is dropped only when the worker stops.
             if events
                 .send(ThreadEvent::Settled { attempt, result })
                 .is_ok()
@@ -66,7 +66,7 @@ impl Worker {
         }
     }
 
-    /// A settlement is over.
+    /// A settlement has ended.
     pub(super) fn handle_settled(&mut self, attempt: Attempt, result: Result<Standing, Failure>) {
         self.settlements.is_running = false;
         self.owe_settlement(attempt, result);
@@ -91,7 +91,7 @@ impl Worker {
     }
 }
 
-/// The report on a settlement.
+/// The receipt for a settlement.
 pub(crate) fn settled(attempt: Attempt, standing: Standing) -> Receipt {
     let mut receipt = Receipt {
         status: JobStatus::Success,

@@ -1,21 +1,21 @@
-//! One job in one slot, as a state machine: what has happened and what is to be done next.
+//! One job in one slot: a state machine that decides what is to be done next.
 //!
-//! It owns no process, socket, file, thread or clock. The loop reports events with the
-//! `handle_*` methods and carries out what [`Slot::poll`] returns, until [`Action::Conclude`].
+//! It has no process, socket, file, thread or clock. The event loop reports events with the `handle_*`
+//! methods and carries out the actions that [`Slot::poll`] returns, until [`Action::Conclude`].
 //!
-//! Three things go on at the same time and end in any order: the bridge (bytes from the plugin
-//! process), the process, and the output. A job succeeds when the bridge ended with its end of
-//! output, the process exited with code 0, and the output was published.
+//! Three activities run at the same time and end in any order: the bridge (bytes from the plugin process),
+//! the process, and the output. A job succeeds if the bridge ended with its end of output, the process exited
+//! with code 0, and the output was published.
 //!
-//! A failure that the worker finds (a limit, an abort, output that cannot be written, bytes that
-//! are no frame) is decided at once: the process is killed, the output discarded. How the plugin
-//! itself failed is decided from both ends, whichever is seen first: after the process's exit
-//! the bridge is read to its end, and after the bridge's end the exit is waited for. Each of the
-//! two waits has a deadline, because the other end may be held by a process that got away.
+//! A failure that the worker detects (a limit, an abort, output that cannot be written, bytes that are no
+//! frame) is decided at once: the process is killed and the output discarded. How the plugin itself failed is
+//! decided from both the bridge and the exit, in whichever order they are observed. After the process's exit
+//! the bridge is read to its end, and after the bridge's end the slot waits for the exit. Each of the two
+//! waits has a deadline, because a process that escaped may keep the other one open.
 //!
-//! A writer that was ordered to publish or to remove the output has a deadline too, because its
-//! storage may not respond. The deadline counts from the writer's last step. When it has passed,
-//! the writer is given up ([`Action::GiveUp`]) and its later reports change nothing.
+//! A writer that was ordered to publish or to remove the output has a deadline too, because its storage may
+//! not respond. The deadline counts from the writer's last step. When it has passed, the writer is given up
+//! ([`Action::GiveUp`]), and its later reports are ignored.
 //!
 //! ```text
 //!           connected          end of output, failure or EOF
@@ -37,7 +37,7 @@ use crate::limits;
 use crate::plugin::{ENVIRONMENT_MARK, Exit, INPUT_MARK};
 use crate::reactor::BootTime;
 
-/// The bytes of the plugin process.
+/// State of the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bridge {
     /// Not connected yet.
@@ -47,30 +47,30 @@ enum Bridge {
     Ended,
     /// A failure was received.
     Failed,
-    /// It closed, or is read no more, without either.
+    /// It closed without an end of output and without a failure, or is no longer read.
     Closed,
 }
 
-/// The plugin process.
+/// State of the plugin process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
     NotStarted,
     Running,
-    /// Killed by the worker; given up at the moment.
+    /// Killed by the worker. Given up at that time.
     Killed {
         until: BootTime,
     },
     Gone,
 }
 
-/// The job's files.
+/// State of the job's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Output {
-    /// Batches are taken.
+    /// Batches are accepted.
     Open,
     /// Being finished and synced.
     Staging,
-    /// Complete on disk, not visible.
+    /// Complete on disk, not yet visible.
     Staged,
     /// Being made visible.
     Publishing,
@@ -78,68 +78,68 @@ enum Output {
     /// Being removed.
     Discarding,
     Discarded,
-    /// The writer has not answered in time.
+    /// The writer has not responded in time.
     Silent(Cause),
-    /// The writer is waited for no more.
+    /// The writer was given up.
     GivenUp,
 }
 
-/// What the loop has to do.
+/// An action for the event loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Kill the plugin process.
     Kill,
-    /// No more batches come: finish the output.
+    /// Finish the output, because no more batches follow.
     Stage,
     /// Make the output visible.
     Publish,
     /// Remove the output.
     Discard,
-    /// Revoke the writer's permit, wait for it no more, and call [`Slot::handle_given_up`] with a
+    /// Revoke the writer's permit, no longer wait for the writer, and call [`Slot::handle_given_up`] with a
     /// failure of this cause.
     GiveUp(Cause),
     /// Send the receipt and free the slot. None = success.
     Conclude(Option<Failure>),
 }
 
-/// How long a job may take, and what is waited for.
+/// Time limits of a job.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// The job.
+    /// For the whole job.
     pub job: Duration,
-    /// A step of a writer that was ordered to remove the output.
+    /// For a step of a writer that was ordered to remove the output.
     pub writer: Duration,
-    /// A step of a writer that was ordered to publish.
+    /// For a step of a writer that was ordered to publish.
     pub publish: Duration,
 }
 
-/// See the module's head.
+/// State of one job, see the module's documentation.
 #[derive(Debug)]
 pub struct Slot {
     bridge: Bridge,
     connected: bool,
     process: Process,
     killed: bool,
-    /// How the process ended; the reason when its end was not seen.
+    /// How the process ended, or the failure if its exit status is lost.
     end: Option<Result<Exit, Failure>>,
     output: Output,
     failure: Option<Failure>,
-    /// The process must have connected.
+    /// Until then the process must have connected.
     connect_deadline: Option<BootTime>,
-    /// The process must be over, and its output complete on disk.
+    /// Until then the process must have exited, and its output must be complete on disk.
     job_deadline: Option<BootTime>,
-    /// The bridge is closed, so the process must exit.
+    /// Until then the process must exit, because the bridge is closed.
     exit_deadline: Option<BootTime>,
-    /// The process has exited, so the bridge must close.
+    /// Until then the bridge must close, because the process has exited.
     drain_deadline: Option<BootTime>,
-    /// The process has exited; its reaper must report how, or this counts.
+    /// The process has exited. If the fork server does not report the exit until then, this exit counts.
     unreaped: Option<(BootTime, Exit)>,
-    /// The writer must have answered, or done a step.
+    /// Until then the writer must have responded or done a step.
     writer_deadline: Option<BootTime>,
     timeouts: Timeouts,
     /// The failure is the job's time-out.
     timed_out: bool,
-    /// The writer waits until it is known what the input is: the job's time is not the plugin's.
+    /// The writer waits for the check of the input, so a time-out is not the plugin's fault.
     reads_input: bool,
     concluded: bool,
 }
@@ -169,7 +169,7 @@ impl Slot {
         }
     }
 
-    /// A process was asked of a warm interpreter, which has deadlines of its own.
+    /// A fork server was asked for a process. The fork server has deadlines of its own.
     pub fn handle_requested(&mut self) {
         self.process = Process::Running;
     }
@@ -202,7 +202,8 @@ impl Slot {
         }
     }
 
-    /// Bytes have come, or could not be taken: after the exit the bridge gets more time.
+    /// Bytes have arrived, or the writer has no room for them. After the exit, the drain deadline is
+    /// extended.
     pub fn handle_progress(&mut self, now: BootTime) {
         if self.drain_deadline.is_some() {
             self.drain_deadline = Some(now + limits::BRIDGE_DRAIN_TIMEOUT);
@@ -214,9 +215,8 @@ impl Slot {
         self.bridge_over(Bridge::Ended, limits::PLUGIN_EXIT_TIMEOUT, now);
     }
 
-    /// A failure of the plugin was received, or of the input or the environment, which the text
-    /// says. The process
-    /// gets a moment to exit by itself, so that what it prints last reaches the log.
+    /// A failure was received. The prefix of its text shows whether it is one of the plugin, the input or the
+    /// environment. The process gets a short time to exit by itself, so that its last lines reach the log.
     pub fn handle_failure(&mut self, text: String, now: BootTime) {
         let cause = if text.starts_with(INPUT_MARK) {
             Cause::Input
@@ -236,12 +236,12 @@ impl Slot {
         self.bridge_over(Bridge::Failed, limits::PLUGIN_LAST_WORDS_TIMEOUT, now);
     }
 
-    /// The bridge was closed without an end of output. The exit status may give the cause.
+    /// The bridge was closed without an end of output. The exit status may show the cause.
     pub fn handle_closed(&mut self, now: BootTime) {
         self.bridge_over(Bridge::Closed, limits::PLUGIN_LAST_WORDS_TIMEOUT, now);
     }
 
-    /// The bridge cannot be read on: its bytes make no sense, or the worker cannot take them.
+    /// The bridge cannot be read further: its bytes are invalid, or the worker cannot process them.
     pub fn handle_bridge_broken(&mut self, failure: Failure) {
         self.fail(failure);
         self.bridge = Bridge::Closed;
@@ -258,8 +258,8 @@ impl Slot {
         self.decide();
     }
 
-    /// The process has exited, as its pidfd shows, but the interpreter that reaps it has not
-    /// said how. `exit` is what the kernel shows of it.
+    /// The process has exited, as its pidfd shows, but the fork server that reaps it has not reported how.
+    /// `exit` is read from /proc.
     pub fn handle_exit_seen(&mut self, exit: Exit, now: BootTime) {
         if self.process != Process::Gone && self.unreaped.is_none() {
             self.unreaped = Some((now + limits::WARM_REPORT_TIMEOUT, exit));
@@ -268,7 +268,7 @@ impl Slot {
         }
     }
 
-    /// What is known of an exit that was seen and not reported.
+    /// The exit that was seen and has not been reported.
     pub fn exit_seen(&self) -> Option<Exit> {
         self.unreaped.map(|(_, exit)| exit)
     }
@@ -302,7 +302,7 @@ impl Slot {
         self.decide();
     }
 
-    /// Decides how the plugin ended, once both its ends are known.
+    /// Decides how the plugin ended, once both the bridge and the process have ended.
     fn decide(&mut self) {
         let Some(end) = self.end.clone() else {
             return;
@@ -334,7 +334,8 @@ impl Slot {
         }
     }
 
-    /// True for a failure that the content of the input may explain: the plugin's own, in time.
+    /// True for a failure that a change of the input may explain: one of the plugin or the input, not a
+    /// time-out.
     pub fn may_be_for_input(&self) -> bool {
         let is_own = |failure: &Failure| {
             matches!(failure.cause, Cause::Plugin | Cause::Input) && !failure.input_changed
@@ -359,7 +360,7 @@ impl Slot {
         self.writer_answered(Output::Discarded);
     }
 
-    /// The writer has reported; false when it is waited for no more.
+    /// The writer has reported. Returns false if it was given up.
     fn writer_answered(&mut self, output: Output) -> bool {
         if matches!(self.output, Output::Silent(_) | Output::GivenUp) {
             return false;
@@ -369,7 +370,7 @@ impl Slot {
         true
     }
 
-    /// When the writer did its last step, and whether it waits until it is known what the input is.
+    /// The time of the writer's last step, and whether it waits for the check of the input.
     pub fn handle_writer_progress(&mut self, at: BootTime, reads_input: bool) {
         self.reads_input = reads_input;
         let wait = match self.output {
@@ -381,8 +382,8 @@ impl Slot {
         }
     }
 
-    /// The writer is given up. This is the job's failure, unless an earlier one has another
-    /// reason than the time that the writer took.
+    /// The writer was given up. That is the job's failure, unless there is an earlier one that is not a
+    /// time-out of the job.
     pub fn handle_given_up(&mut self, failure: Failure) {
         if std::mem::take(&mut self.timed_out) {
             self.failure = None;
@@ -390,22 +391,22 @@ impl Slot {
         self.fail(failure);
     }
 
-    /// The job uses more than it may. One whose process has exited is not held to that any more.
+    /// The job exceeds a limit. Ignored if its process has exited.
     pub fn handle_excess(&mut self, message: String) {
         if self.process == Process::Running && self.unreaped.is_none() {
             self.fail(Failure::new(Cause::Plugin, message));
         }
     }
 
-    /// The sentinel (or the operator) wants it stopped. What is being published is published:
-    /// it cannot be half visible.
+    /// The sentinel or the operator stops the job. Output that is being published is still published, because
+    /// it must not be visible in part.
     pub fn handle_abort(&mut self, reason: &str) {
         if !matches!(self.output, Output::Publishing | Output::Published) {
             self.fail(Failure::new(Cause::Operator, reason));
         }
     }
 
-    /// The first failure is the job's. Waits for what the plugin might still say end with it.
+    /// The first failure is that of the job. The waits for further data of the plugin end.
     fn fail(&mut self, failure: Failure) {
         if self.failure.is_none() {
             self.failure = Some(failure);
@@ -420,12 +421,12 @@ impl Slot {
         self.bridge == Bridge::Open && self.failure.is_none()
     }
 
-    /// True once the process has exited or is given up.
+    /// True once the process has exited or was given up.
     pub fn is_gone(&self) -> bool {
         self.process == Process::Gone
     }
 
-    /// How the process ended by itself; none when it runs, was killed, or its end is not known.
+    /// How the process ended by itself. None if it runs, was killed, or its exit is unknown.
     pub fn own_exit(&self) -> Option<Exit> {
         let exit = self.end.clone()?.ok()?;
         (!(self.killed && exit.signal == Some(9))).then_some(exit)
@@ -436,7 +437,7 @@ impl Slot {
             self.output,
             Output::Staged | Output::Publishing | Output::Published
         );
-        // An exit that was seen ends the job's time, whatever its reaper takes to report it.
+        // An exit that was seen ends the job's time, even if its report is late.
         let has_exited = self.process == Process::Gone || self.unreaped.is_some();
         let over = self.failure.is_some() || (complete && has_exited);
         self.job_deadline.filter(|_| !over)
@@ -462,7 +463,7 @@ impl Slot {
         .min()
     }
 
-    /// Lets time pass.
+    /// Applies the deadlines that have passed.
     pub fn handle_timeout(&mut self, now: BootTime) {
         let due = |deadline: Option<BootTime>| deadline.is_some_and(|at| at <= now);
         if let Some((until, exit)) = self.unreaped
@@ -494,7 +495,7 @@ impl Slot {
             ));
         }
         if due(self.drain_deadline) {
-            // Another process holds the connection open.
+            // Another process keeps the connection open.
             self.handle_closed(now);
         }
         if due(self.job_deadline()) {
@@ -514,7 +515,7 @@ impl Slot {
         if due(self.writer_deadline) {
             self.writer_deadline = None;
             self.output = Output::Silent(match self.output {
-                // Something may be visible, as after the loss of a worker.
+                // Output may be visible, as after the loss of a worker.
                 Output::Publishing => Cause::Lost,
                 _ => Cause::Worker,
             });
@@ -532,7 +533,7 @@ impl Slot {
         }
     }
 
-    /// The next thing to do; each is given once. `publish_allowed` = the attempt has a lease.
+    /// The next action. Each is returned once. `publish_allowed` = the attempt has a lease.
     pub fn poll(&mut self, publish_allowed: bool, now: BootTime) -> Option<Action> {
         if self.concluded {
             return None;
@@ -567,7 +568,7 @@ impl Slot {
         self.output == Output::Publishing
     }
 
-    /// Nothing became visible, because the lease had run out: the output is staged as before.
+    /// Nothing became visible, because the lease had ended. The output is staged as before.
     pub fn handle_not_granted(&mut self) {
         if self.output == Output::Publishing {
             self.output = Output::Staged;
@@ -575,7 +576,7 @@ impl Slot {
         }
     }
 
-    /// True when the plugin process has exited and complete output waits to be published.
+    /// True if the plugin process has exited and complete output waits to be published.
     pub fn is_staged(&self) -> bool {
         self.failure.is_none() && self.output == Output::Staged && self.process == Process::Gone
     }

@@ -1,37 +1,37 @@
-//! When a warm interpreter is given up, as a state machine without I/O.
+//! Decides when a fork server is given up: a state machine without I/O.
 //!
-//! An interpreter must finish its imports, and then answer every request and ping, within
-//! deadlines. It is pinged while jobs need it. A deadline that passes is followed by a short
-//! reprieve: after a pause of the worker itself, or of the machine, an answer may be on its way.
+//! A fork server must finish its imports, and then answer every request and ping, within deadlines. It is
+//! pinged while jobs need it. When a deadline has passed, a short extension follows: after a pause of the
+//! worker itself or of the machine, an answer may already have been sent.
 
 use std::time::Duration;
 
 use crate::limits;
 use crate::reactor::BootTime;
 
-/// See the module's head.
+/// Deadlines of one fork server, see the module's documentation.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     ready: bool,
-    /// Messages without an answer.
+    /// Number of messages without an answer.
     unanswered: u32,
-    /// An answer, or the end of the imports, is due.
+    /// When an answer, or the end of the imports, is due.
     deadline: Option<BootTime>,
     reprieved: bool,
     ping_at: BootTime,
 }
 
-/// What the loop has to do.
+/// An action for the event loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Send a ping, and report it by [`Watchdog::handle_sent`].
     Ping,
-    /// Kill the interpreter.
+    /// Kill the fork server.
     GiveUp,
 }
 
 impl Watchdog {
-    /// An interpreter that was just started.
+    /// A fork server that was just started.
     pub(super) fn new(start_timeout: Duration, now: BootTime) -> Self {
         Watchdog {
             ready: false,
@@ -47,7 +47,7 @@ impl Watchdog {
         self.ready
     }
 
-    /// A request or ping has left.
+    /// A request or a ping was sent.
     pub(super) fn handle_sent(&mut self, now: BootTime) {
         self.unanswered = self.unanswered.saturating_add(1);
         if self.deadline.is_none() {
@@ -58,25 +58,25 @@ impl Watchdog {
     /// Its imports are done.
     pub(super) fn handle_ready(&mut self, now: BootTime) {
         self.ready = true;
-        self.heard(now);
+        self.note_message(now);
     }
 
-    /// A message has come; `answers` = it answers a request or a ping.
+    /// A message was received. `answers` = it answers a request or a ping.
     pub(super) fn handle_message(&mut self, answers: bool, now: BootTime) {
         self.unanswered = self.unanswered.saturating_sub(u32::from(answers));
         if self.ready {
-            self.heard(now);
+            self.note_message(now);
         }
     }
 
-    /// Nothing will come any more. Its process is exiting, which takes a moment.
+    /// The socket was closed. The process is exiting, which takes a short time.
     pub(super) fn handle_closed(&mut self, now: BootTime) {
         if !std::mem::replace(&mut self.reprieved, true) {
             self.deadline = Some(now + limits::WARM_REPRIEVE);
         }
     }
 
-    fn heard(&mut self, now: BootTime) {
+    fn note_message(&mut self, now: BootTime) {
         self.reprieved = false;
         self.deadline = (self.unanswered > 0).then(|| now + limits::WARM_ANSWER_TIMEOUT);
     }
@@ -85,13 +85,13 @@ impl Watchdog {
         self.ready && busy && self.unanswered == 0
     }
 
-    /// When [`Watchdog::poll`] is due. `busy` = jobs need the interpreter.
+    /// When [`Watchdog::poll`] is due. `busy` = jobs need the fork server.
     pub(super) fn poll_timeout(&self, busy: bool) -> Option<BootTime> {
         let ping = self.pings(busy).then_some(self.ping_at);
         self.deadline.into_iter().chain(ping).min()
     }
 
-    /// What is due.
+    /// The action that is due.
     pub(super) fn poll(&mut self, busy: bool, now: BootTime) -> Option<Action> {
         if self.deadline.is_some_and(|at| at <= now) {
             if self.reprieved {
@@ -115,7 +115,7 @@ mod tests {
 
     const START: Duration = Duration::from_secs(60);
 
-    /// Lets time pass in steps of 1 s; the seconds after which it is given up.
+    /// Polls once a second. Returns the seconds after which the fork server is given up.
     fn given_up_after(watchdog: &mut Watchdog, from: BootTime, busy: bool) -> Option<u64> {
         (0..200).find(|seconds| {
             let now = from + Duration::from_secs(*seconds);
@@ -164,7 +164,7 @@ mod tests {
                 watchdog.handle_ready(now);
             }
             watchdog.handle_closed(now);
-            // Seen again, it does not get more.
+            // A second call does not extend the deadline.
             watchdog.handle_closed(now + Duration::from_secs(1));
             assert_eq!(given_up_after(&mut watchdog, now, true), Some(2));
         }
@@ -179,7 +179,7 @@ mod tests {
             now = now + limits::WARM_PING_INTERVAL;
             assert_eq!(watchdog.poll(true, now), Some(Action::Ping));
             watchdog.handle_sent(now);
-            // The machine was suspended: the answer is read only after the deadline was seen.
+            // The machine was suspended: the answer is read only after the deadline has passed.
             now = now + Duration::from_secs(3600);
             assert_eq!(watchdog.poll(true, now), None);
             watchdog.handle_message(true, now);

@@ -1,4 +1,4 @@
-//! A job's writer thread: frames → record batches → output.
+//! A job's writer thread: decodes frames to record batches and writes the output.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::reactor::BootTime;
 use crate::sink::{self, Artifact, Bounds, Fault, JobOutput, Refused, Root, Staged};
 use crate::thread;
 
-/// Orders to a writer. A closed channel means: remove the output.
+/// Orders to a writer. A closed channel is the order to remove the output.
 enum Command {
     Frame(Buffer),
     Stage,
@@ -30,22 +30,22 @@ enum Command {
 /// Reports of a writer.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// It can take a frame again, after it could not.
+    /// It can accept a frame again.
     Room,
-    /// It is over: the output could not be written and is removed.
+    /// The thread ends: the output could not be written and was removed.
     Failed(Failure),
     /// All output is complete on disk.
     Staged,
-    /// Nothing was published, because the lease had run out; the output is staged as before.
+    /// Nothing was published, because the lease had ended. The output is staged as before.
     NotGranted,
-    /// It is over: the output is visible.
+    /// The thread ends: the output is visible.
     Published(Vec<Artifact>),
-    /// It is over: the output is removed.
+    /// The thread ends: the output was removed.
     Discarded,
 }
 
 impl Report {
-    /// True when the thread ends with it.
+    /// True if the thread ends after this report.
     pub(super) fn is_last(&self) -> bool {
         match self {
             Report::Room | Report::Staged | Report::NotGranted => false,
@@ -54,7 +54,7 @@ impl Report {
     }
 }
 
-/// When the thread last did a step of its work: set by the thread, read by the loop.
+/// The time of the thread's last step. The thread sets it, the event loop reads it.
 #[derive(Clone, Default)]
 struct Progress(Arc<AtomicU64>);
 
@@ -71,23 +71,23 @@ impl Progress {
     }
 }
 
-/// What loop and thread see of each other.
+/// State that the event loop and the thread share.
 #[derive(Clone, Default)]
 struct Shared {
-    /// The loop waits for [`Report::Room`].
+    /// The event loop waits for [`Report::Room`].
     wanted: Arc<AtomicBool>,
-    /// Bytes of the frames that were given and are not written yet.
+    /// Bytes of the frames that were given to the writer and are not written yet.
     held: Arc<AtomicUsize>,
-    /// The output is not wanted any more.
+    /// The output is to be removed.
     stopped: Arc<AtomicBool>,
-    /// The plugin failed, which its input may explain: whether that changed is still wanted.
-    looks: Arc<AtomicBool>,
-    /// The thread waits until it is known what the input is.
+    /// The plugin failed, and a change of its input may be the reason. So the input is still compared.
+    checks: Arc<AtomicBool>,
+    /// The thread waits for a check of the input.
     reads_input: Arc<AtomicBool>,
     progress: Progress,
 }
 
-/// Where reports go: the number of the job in this worker's life.
+/// Destination of reports. `serial` is the job's serial number in this worker process.
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) serial: u64,
@@ -101,7 +101,7 @@ impl Address {
             serial: self.serial,
             report,
         };
-        // The loop is gone only when the whole worker stops.
+        // The receiver is dropped only when the worker stops.
         if self.reports.send(event).is_ok()
             && let Err(error) = self.waker.wake()
         {
@@ -110,13 +110,13 @@ impl Address {
     }
 }
 
-/// The loop's end of a writer.
+/// The event loop's side of a writer.
 pub(super) struct Writer {
     orders: Option<SyncSender<Command>>,
     shared: Shared,
-    /// Bytes of frames that the loop and the writer may have.
+    /// Limit of the bytes of frames that the event loop and the writer have together.
     frames_size_max: usize,
-    /// Orders that found the channel full.
+    /// Orders for which the channel was full.
     pending: VecDeque<Command>,
 }
 
@@ -157,18 +157,18 @@ impl Writer {
         })
     }
 
-    /// When the thread last did a step of its work.
+    /// The time of the thread's last step.
     pub(super) fn progress_at(&self) -> BootTime {
         self.shared.progress.last()
     }
 
-    /// True while the thread waits until it is known what the input is.
+    /// True while the thread waits for a check of the input.
     pub(super) fn reads_input(&self) -> bool {
         self.shared.reads_input.load(Ordering::SeqCst)
     }
 
-    /// True while nothing should be read from the plugin process, whose frame that is being read
-    /// has that size. Room is reported.
+    /// True while nothing should be read from the plugin process. `frame_size` is the size of the frame that
+    /// is being read. [`Report::Room`] is sent when there is room again.
     pub(super) fn is_full(&self, frame_size: usize) -> bool {
         let has_room = || match self.shared.held.load(Ordering::SeqCst) {
             0 => true,
@@ -181,22 +181,22 @@ impl Writer {
             return false;
         }
         self.shared.wanted.store(true, Ordering::SeqCst);
-        // Once more after this, in case it became free in between.
+        // Checked again, because room may have become free in between.
         !has_room()
     }
 
-    /// Gives a frame, or keeps it until there is room.
+    /// Passes a frame to the writer, or keeps it until there is room.
     pub(super) fn give(&mut self, frame: Buffer) {
         self.shared.held.fetch_add(frame.len(), Ordering::SeqCst);
         self.order(Command::Frame(frame));
     }
 
-    /// No frame comes any more.
+    /// Orders the writer to stage the output. No frames may follow.
     pub(super) fn stage(&mut self) {
         self.order(Command::Stage);
     }
 
-    /// What is staged becomes visible.
+    /// Orders the writer to publish staged output.
     pub(super) fn publish(&mut self, bar: Vec<Attempt>) {
         self.order(Command::Publish(bar));
     }
@@ -206,7 +206,7 @@ impl Writer {
         self.retry();
     }
 
-    /// There may be room now.
+    /// Sends kept orders, as far as there is room.
     pub(super) fn retry(&mut self) {
         let mut asked = false;
         while let (Some(orders), Some(order)) = (&self.orders, self.pending.pop_front()) {
@@ -214,22 +214,22 @@ impl Writer {
                 Ok(()) => {}
                 Err(TrySendError::Full(order)) => {
                     self.pending.push_front(order);
-                    // Tried once more after this, in case it became free in between.
+                    // Tried again, because room may have become free in between.
                     self.shared.wanted.store(true, Ordering::SeqCst);
                     if std::mem::replace(&mut asked, true) {
                         return;
                     }
                 }
-                // A writer that is gone has reported why.
+                // A thread that has ended has reported why.
                 Err(TrySendError::Disconnected(_)) => {}
             }
         }
     }
 
-    /// As [`Writer::discard`], of a plugin that failed by itself: when its input has changed, that is
-    /// reported as the failure.
-    pub(super) fn discard_and_look(&mut self) {
-        self.shared.looks.store(true, Ordering::SeqCst);
+    /// As [`Writer::discard`], for a plugin that failed by itself. If its input has changed, that is reported
+    /// as the failure.
+    pub(super) fn discard_and_check(&mut self) {
+        self.shared.checks.store(true, Ordering::SeqCst);
         self.discard();
     }
 
@@ -246,7 +246,7 @@ impl Drop for Writer {
     }
 }
 
-/// The thread's end of a writer.
+/// The thread's side of a writer.
 struct Task {
     job: Arc<Job>,
     root: Arc<Root>,
@@ -258,14 +258,14 @@ struct Task {
 }
 
 impl Task {
-    /// Writes a job to its end. An attempt that fails leaves the root as its earlier attempts'
-    /// receipts describe it.
+    /// Writes the output of a job until the thread ends. A failed attempt leaves the root as the receipts of
+    /// earlier attempts describe it.
     fn run(&self) -> Report {
         let written = self.write();
-        // What stands by the number of the attempt is not its own.
+        // The output under the attempt's number is not of this database's attempt.
         let is_copy = matches!(written, Err(sink::Error::Copied { .. }));
         let report = written.unwrap_or_else(|error| Report::Failed(self.failure(error)));
-        // The receipt of an earlier attempt's output may never have arrived.
+        // The receipt for an earlier attempt's output may never have arrived.
         let has_failed = !matches!(report, Report::Published(_));
         if has_failed
             && !is_copy
@@ -277,7 +277,7 @@ impl Task {
         report
     }
 
-    /// An error of the output, with what it says about the worker.
+    /// Converts an error of the output, and decides whether it counts against the worker.
     fn failure(&self, error: sink::Error) -> Failure {
         let error = self.root.judged(error);
         self.shared.progress.note();
@@ -289,7 +289,7 @@ impl Task {
                 ..failure
             },
             Fault::Worker => failure,
-            // The job may run elsewhere.
+            // Another worker may be able to run the job.
             Fault::Owner => Failure {
                 is_innocent: true,
                 is_trouble: true,
@@ -314,20 +314,20 @@ impl Task {
             None => Report::Discarded,
         };
         let is_discarded = matches!(report, Report::Discarded);
-        if !is_discarded || !self.shared.looks.load(Ordering::SeqCst) {
+        if !is_discarded || !self.shared.checks.load(Ordering::SeqCst) {
             return Ok(report);
         }
-        let until = self.shared.progress.note() + limits::INPUT_LOOK_TIME_MAX;
+        let until = self.shared.progress.note() + limits::INPUT_CHECK_TIME_MAX;
         let goes_on = || self.shared.progress.note() < until;
         Ok(
-            match watched.check_briefly(has_begun, limits::INPUT_LOOK_TIMEOUT, goes_on) {
+            match watched.check_briefly(has_begun, limits::INPUT_CHECK_TIMEOUT, goes_on) {
                 Some(Err(failure)) if failure.input_changed => Report::Failed(failure),
                 _ => Report::Discarded,
             },
         )
     }
 
-    /// Writes what the plugin sends, over an input that is what it should be at the start.
+    /// Writes what the plugin sends. The first check of the input has succeeded.
     fn write_output(&self, watched: &Input) -> Result<Report, sink::Error> {
         let mut output = JobOutput::bounded(self.root.clone(), self.job.clone(), self.bounds)?;
         loop {
@@ -346,7 +346,7 @@ impl Task {
                     self.report_room();
                 }
                 Command::Stage => break,
-                // The slot orders it after Staged only.
+                // The slot orders a publish only after `Staged`.
                 Command::Publish(_) => return Ok(Report::Discarded),
             }
         }
@@ -366,13 +366,13 @@ impl Task {
         self.publish(staged)
     }
 
-    /// Notes a step of the work; false when its output is not wanted any more.
+    /// Records a step of the work. Returns false if the output is to be removed.
     fn goes_on(&self) -> bool {
         self.shared.progress.note();
         !self.shared.stopped.load(Ordering::SeqCst)
     }
 
-    /// Writes the batches of a frame; the report with which the writer ends, if it does.
+    /// Writes the batches of a frame. Returns a report if the thread ends with it.
     fn write_frame(
         &self,
         output: &mut JobOutput,

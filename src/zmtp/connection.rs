@@ -428,10 +428,10 @@ impl Connection {
         // A CURVE client refuses a server after READY. From READY on, the server accepts only
         // encrypted frames.
         #[cfg(feature = "curve")]
-        let may_tell = !matches!(self.config.security, Security::CurveClient(_));
+        let may_report = !matches!(self.config.security, Security::CurveClient(_));
         #[cfg(not(feature = "curve"))]
-        let may_tell = true;
-        if may_tell && self.state == State::Handshake {
+        let may_report = true;
+        if may_report && self.state == State::Handshake {
             match error {
                 Error::SocketTypeMismatch { .. } | Error::BadIdentity { .. } => {
                     encode_error(&mut self.control, &error.to_string());

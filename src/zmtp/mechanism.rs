@@ -207,7 +207,7 @@ impl Handshake {
             (Handshake::CurveServer(server), Security::CurveServer(keys)) => {
                 let before = out.len();
                 let step = server.handle(body, keys, &metadata(config), now, out)?;
-                // A client that may not talk to us gets ERROR instead of READY.
+                // If the peer is refused, ERROR is sent instead of READY.
                 curve_outcome(step, config).inspect_err(|_| out.truncate(before))
             }
             _ => match Command::decode(body)? {

@@ -294,7 +294,7 @@ fn peak_memory_and_ends_are_in_the_metrics() {
             let metrics = &receipt.metrics;
             let rss = metrics["plugin_rss_max_bytes"];
             assert!(rss > 100 << 20, "{start} {end}: {receipt:?}");
-            assert_eq!(metrics["plugin_rss_max_bytes"], rss);
+            assert_eq!(metrics["guest_rss_max_bytes"], rss, "the earlier name");
             let ends = (
                 metrics.get("exit_code").copied(),
                 metrics.get("signal").copied(),

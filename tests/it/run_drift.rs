@@ -326,3 +326,78 @@ fn files_that_stand_beside_the_runs_own_are_compared_too() {
     assert_eq!(summary["files"][0]["status"], "FAILED", "{summary}");
     assert_eq!(types(&summary), want, "{summary}");
 }
+
+/// Two sinks that are files of one folder are two datasets, and the flat layout has one for each topic.
+#[test]
+fn files_of_other_datasets_in_a_folder_are_not_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plugin, inputs) = folder(dir.path(), &[("a.csv", "id,x\n1,5\n")]);
+    let manifest = |name: &str| {
+        format!(
+            "from casparian_flow.sdk import PluginMetadata\nMANIFEST = PluginMetadata(pattern='*', topic='t', \
+             sinks={{'output': 'parquet://data/{name}.parquet'}})\n{PLUGIN}"
+        )
+    };
+    let out = dir.path().join("out");
+    let run = |out: &Path, more: &[&str]| {
+        let inputs = [inputs.to_str().unwrap()];
+        run_json(plugin.to_str().unwrap(), &inputs, out, more).0
+    };
+    std::fs::write(&plugin, manifest("orders")).unwrap();
+    assert_eq!(run(&out, &[]).get("drift"), None);
+    let other = dir.path().join("q.py");
+    std::fs::write(&other, manifest("customers")).unwrap();
+    std::fs::write(inputs.join("a.csv"), "name\ntext\n").unwrap();
+    let (summary, code) = run_json(
+        other.to_str().unwrap(),
+        &[inputs.to_str().unwrap()],
+        &out,
+        &[],
+    );
+    assert_eq!(code, Some(0), "{summary}");
+    assert_eq!(summary.get("drift"), None, "{summary}");
+
+    // The file of `b` fails at the second run, and keeps its output.
+    std::fs::write(&plugin, PLUGIN).unwrap();
+    let flat = dir.path().join("flat");
+    std::fs::write(inputs.join("a.csv"), "id,x\n1,5\n").unwrap();
+    std::fs::write(inputs.join("b.csv"), "id,x\n1,5\n").unwrap();
+    assert_eq!(run(&flat, &["--layout", "flat"]).get("drift"), None);
+    std::fs::write(inputs.join("a.csv"), "id,x\n1,1.5\n").unwrap();
+    std::fs::write(inputs.join("b.csv"), "").unwrap();
+    let summary = run(&flat, &["--layout", "flat"]);
+    assert_eq!(summary["drift"][0]["column"], "x", "{summary}");
+}
+
+#[test]
+fn more_files_than_are_compared_are_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plugin, inputs) = folder(dir.path(), &[("a.csv", "id,x\n1,5\n")]);
+    let out = dir.path().join("out");
+    let run = || {
+        run_json(
+            plugin.to_str().unwrap(),
+            &[inputs.to_str().unwrap()],
+            &out,
+            &[],
+        )
+        .0
+    };
+    let summary = run();
+    assert_eq!(summary.get("schemas"), None, "{summary}");
+    let uri = summary["files"][0]["outputs"][0]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let file = PathBuf::from(uri.strip_prefix("file://").unwrap());
+    for number in 0..1_100 {
+        let copy = file.with_file_name(format!("copy{number}_9.parquet"));
+        std::fs::copy(&file, copy).unwrap();
+    }
+    let summary = run();
+    assert_eq!(
+        summary["schemas"],
+        json!({"compared": 1_001, "files": 1_101}),
+        "{summary}"
+    );
+}

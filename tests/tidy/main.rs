@@ -209,6 +209,24 @@ fn every_known_fault_of_the_simulation_can_be_put_back() {
     assert!(output.status.success(), "{output:?}");
 }
 
+/// No compiler finds them, and much of that code runs for failures alone.
+#[test]
+fn the_program_of_plugin_processes_defines_every_name_that_it_uses() {
+    let folder = root().join("src/plugin");
+    let files = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|end| end == "py"));
+    let mut python = std::process::Command::new("python3");
+    python.arg(root().join("tests/tidy/undefined_names.py"));
+    let output = python.args(files).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
 #[test]
 fn every_fuzz_target_has_seeds_a_dictionary_and_a_place_in_the_list() {
     let fuzz = root().join("fuzz");

@@ -1,6 +1,6 @@
 //! Runs inputs through targets without libFuzzer: `replay [TARGET [FILE|FOLDER]…]`. Without
-//! arguments every target runs over its corpus. Prints how many inputs each had and how long
-//! they took.
+//! arguments every target runs over its corpus. Prints the number of inputs of each target and the
+//! time that they took.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -43,7 +43,7 @@ fn main() {
         for path in &found {
             match std::fs::read(path) {
                 Ok(bytes) => run(&bytes),
-                // A fuzzer at work replaces inputs by smaller ones.
+                // A running fuzzer may have replaced the input by a smaller one.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => panic!("{}: {error}", path.display()),
             }

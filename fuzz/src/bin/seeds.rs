@@ -1,5 +1,5 @@
-//! Writes first inputs from `tests/data`, from the specification and by hand into `corpus/`.
-//! What is there already stays; afterwards `fuzz/run-all` and `fuzz/minimise` see to the rest.
+//! Writes initial inputs into `corpus/`: from `tests/data`, from the specification, and made by
+//! hand. Existing inputs are kept. Afterwards run `fuzz/run-all` and `fuzz/minimise`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,13 +44,13 @@ fn zmtp() {
     for name in CAPTURES {
         let bytes = data(&format!("zmtp/{name}.bin"));
         seed("greeting", name, &bytes[..64]);
-        // The first byte also says which blocking call follows.
+        // The first byte also chooses the blocking call that follows.
         for choice in 128..136u8 {
             let name = format!("{name}-{choice}");
             seed("router", &name, &[&[choice], &bytes[..]].concat());
         }
-        // Every frame's body as a command, and all frames behind the first as an open connection
-        // meets them.
+        // Every frame's body as a command, and all frames behind the first as input of an open
+        // connection.
         let mut rest = &bytes[64..];
         let mut count = 0;
         while let [flags, size, ..] = rest {
@@ -86,7 +86,7 @@ fn zmtp() {
     for (name, bytes) in frames {
         seed("frames", name, &[&[1, 2, 3, 250], *bytes].concat());
     }
-    // Plans: 10 and 11 write, 0 and 1 deliver, 8 and 9 queue a message, 14 lets time pass.
+    // Plans: 10 and 11 write, 0 and 1 deliver, 8 and 9 queue a message, 14 advances the time.
     let honest = [
         0, 10, 255, 255, 0x01, 255, 11, 255, 255, 0x00, 255, 10, 255, 255, 0x01, 255, 11, 255, 255,
         0x00, 255, 8, 20, 9, 30, 10, 255, 255, 0x01, 255, 11, 255, 255, 0x00, 255, 0xFE,
@@ -124,7 +124,7 @@ fn zmtp() {
     }
 }
 
-/// A deployment that a sentinel takes.
+/// A deployment that a sentinel accepts.
 const DEPLOY: &str = r#"{"plugin_name":"sales","version":"1","source_code":"MANIFEST = PluginMetadata(pattern='*.csv', topic='t', sinks={'t': 'parquet://t/'})\n","lockfile_content":"version = 1\n","env_hash":"","artifact_hash":"","signature":"","publisher_name":"ana","system_requirements":["glibc_2.31"]}"#;
 
 fn protocol() {
@@ -261,7 +261,7 @@ fn main() {
             })
             .collect();
         seed("sentinel", &number.to_string(), &bytes);
-        // Both bind and connect, then whatever comes: security, options, steps.
+        // Securities and options, then steps: both sockets bind and connect, then the bytes follow.
         let mut socket = vec![number * 28, 0, 0, 0, 0, 0, 0, 0, 2, 128, 64 + 5, 200];
         socket.extend(&bytes);
         seed("socket", &number.to_string(), &socket);

@@ -1,5 +1,5 @@
-//! `--adopt`: a copied or restored database becomes the owner of output that its receipts name, and
-//! of attempts of its jobs that it does not know.
+//! `--adopt`: makes a copied or restored database the owner of output that its receipts name, and adds
+//! unknown attempts of its jobs.
 
 use super::repair::Repair;
 use crate::cli::plugin::now;
@@ -11,8 +11,8 @@ use crate::store::{Audited, Inspector};
 use crate::worker;
 
 impl Repair {
-    /// Gives the database the identity of the one whose output is in the folders, where that is
-    /// another one and receipts of this one name files of it. Gives the identity.
+    /// Gives the database the identity of the folders' owner, if that is another one and receipts of this
+    /// database name its files. Returns the new identity.
     pub(super) fn take_identity(
         &mut self,
         id: &str,
@@ -23,7 +23,7 @@ impl Repair {
         for root in roots {
             let path = root.path().display();
             if root.has_records(id) {
-                // It shares the folder by an identity of its own.
+                // The database has published there by an identity of its own, with `--share-output`.
                 continue;
             }
             match (owner(root.path()).map_err(failed)?, &other) {
@@ -60,7 +60,7 @@ impl Repair {
         Ok(Some(other))
     }
 
-    /// Adopts what a job has in the roots; gives whether it did.
+    /// Adopts the output of a job in the roots. Returns whether there was any.
     pub(super) fn adopt(
         &mut self,
         row: &Audited,
@@ -99,7 +99,7 @@ impl Repair {
             let uris = artifacts.map(|artifact| artifact.uri.clone()).collect();
             let receipt = receipt_for(row, adopted.others, attempt, adopted.artifacts);
             if receipt.is_none() && problem.kind == Kind::Touched {
-                // The database knows the attempt, and its record has the file of now.
+                // The database has the attempt, and the record now describes the present file.
                 if is_all {
                     let mut transaction = self.store.begin().map_err(failed)?;
                     transaction
@@ -120,8 +120,8 @@ impl Repair {
     }
 }
 
-/// The receipt of a COMPLETED job for an attempt that has published what its earlier one names; none
-/// where it does not describe all of that.
+/// The receipt of a COMPLETED job for an adopted attempt. None unless the attempt has all output that the
+/// earlier receipt names.
 fn receipt_for(
     row: &Audited,
     others: usize,
@@ -141,7 +141,7 @@ fn receipt_for(
     Some(receipt)
 }
 
-/// True when these are all that a job's receipt names, and not more than a row has room for.
+/// True if these are all artifacts that a job's receipt names, and their list is not too long for a row.
 fn is_all(row: &Audited, others: usize, artifacts: &[Artifact]) -> bool {
     let size = artifacts.iter().map(|artifact| artifact.uri.len() + 3);
     !artifacts.is_empty()
@@ -149,7 +149,7 @@ fn is_all(row: &Audited, others: usize, artifacts: &[Artifact]) -> bool {
         && size.sum::<usize>() < limits::PUBLISHED_SIZE_MAX
 }
 
-/// True when a receipt of the database names output that a record of another one names.
+/// True if a receipt of the database names output that a record of another database names.
 fn is_copy_of(other: &str, root: &Root, inspector: &Inspector) -> Result<bool, Failure> {
     let check = Check::new(root, other);
     for part in check.parts().map_err(failed)? {

@@ -1,5 +1,5 @@
-//! `--repair`: what of the findings is put right. The database is locked as by a sentinel, and no
-//! worker has an output folder open, so nothing else changes rows or output meanwhile.
+//! `--repair`: corrects findings. The database is locked as by a sentinel, and no worker has an output folder
+//! open. So nothing else changes rows or output at the same time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions, Standing};
 use crate::store::{self, Audited, Inspector, Lock, Open, Settled, Store, lock_database};
 use crate::worker;
 
-/// The right to change a database and its output folders.
+/// Access to a database that may be changed, together with its output folders.
 pub(super) struct Repair {
     pub(super) store: Store,
-    /// The last attempt that has published into a place by mode `replace`.
+    /// By path: the last attempt that has published there by mode `replace`.
     last_publishers: HashMap<PathBuf, Option<Attempt>>,
     _lock: Lock,
 }
@@ -28,13 +28,13 @@ pub(super) enum Done {
     Adopted,
 }
 
-/// How often a settlement that is barred is tried with a number above the bar.
+/// How often a barred settlement is tried again with a number above the bar.
 const TRIES_MAX: u32 = 3;
 
 impl Repair {
-    /// Locks the database; refused while a sentinel works on it.
+    /// Locks the database. Fails while a sentinel works on it.
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        // Beside a file that is no queue nothing is created; a link may lead there.
+        // First, because no files may be created beside a file that is not a queue. A link may lead there.
         let is_empty = std::fs::metadata(path).is_ok_and(|found| found.len() == 0);
         match Inspector::open(path) {
             Ok(_) => {}
@@ -55,8 +55,8 @@ impl Repair {
         })
     }
 
-    /// Opens an output folder, which finishes or undoes what dead attempts left in it; refused while
-    /// a worker has it open.
+    /// Opens an output folder, which finishes or undoes what dead attempts left in it. Fails while a worker
+    /// has it open.
     pub(super) fn open_root(database: &Path, output: &Path) -> Result<Root, Failure> {
         let options = RootOptions {
             share: true,
@@ -74,12 +74,12 @@ impl Repair {
         };
         refuse(&Root::open_to_read(output, options.clone()).map_err(fail)?)?;
         let root = Root::open(output, options).map_err(fail)?;
-        // One may have started meanwhile.
+        // A worker may have started in the meantime.
         refuse(&root)?;
         Ok(root)
     }
 
-    /// Ends moves of files to another layout, as the database has them.
+    /// Finishes or undoes moves of files to another layout, so that they have the names in the database.
     pub(super) fn finish_moves(&mut self, id: &str, root: &Root) -> Result<(), Failure> {
         let mut named = |job_id| -> Result<Vec<String>, Failure> {
             let transaction = self.store.begin().map_err(failed)?;
@@ -89,7 +89,7 @@ impl Repair {
         root.finish_moves(id, &mut named).map(drop)
     }
 
-    /// Puts right what was found of a job; none where it cannot.
+    /// Corrects the problems of a job. None if that is not possible.
     pub(super) fn job(
         &mut self,
         row: &Audited,
@@ -113,7 +113,7 @@ impl Repair {
                 let what = "settled: the output is the job's, and its row names it again";
                 return Ok(Some(Done::Settled(what)));
             }
-            // What the row named was removed, and is there again.
+            // The output that the row named was removed, and exists again.
             let forgotten = match row.status == "COMPLETED" && row.outputs.is_empty() {
                 true => of(Kind::NoReceipt),
                 false => Vec::new(),
@@ -121,7 +121,7 @@ impl Repair {
             return self.settle(row, roots, &of(Kind::Duplicate), &forgotten);
         }
         let is_damaged = has(&[Kind::Missing, Kind::Changed, Kind::Rows, Kind::Damaged]);
-        // Another attempt would fail there.
+        // Another attempt would fail because of it.
         let is_obstructed = has(&[Kind::Obstructed]);
         if (is_damaged || super::is_stale(row)) && !is_obstructed && row.status == "COMPLETED" {
             if let Some(why) = self.replaces(row, roots)? {
@@ -141,8 +141,8 @@ impl Repair {
         Ok(None)
     }
 
-    /// Names the output of the last attempt with a receipt in a row that has lost its list. False
-    /// where the folders have none of it, or a row has no room for all.
+    /// Writes the output of the last attempt with a receipt into a row that has lost its list. Returns false
+    /// if no folder has such output, or if the list would be too long for a row.
     fn name_output(
         &mut self,
         row: &Audited,
@@ -166,8 +166,8 @@ impl Repair {
         Ok(false)
     }
 
-    /// Why another attempt of a job would put its output in the place of a later one of another job,
-    /// by a sink of mode `replace`: one that the job has now, or had when it published.
+    /// Why another attempt of a job would replace later output of another job in a sink of mode `replace`:
+    /// one that the job has now, or had when it published. None if it would not.
     fn replaces(&mut self, row: &Audited, roots: &[&Root]) -> Result<Option<String>, Failure> {
         let id = self.store.database_id();
         let transaction = self.store.begin().map_err(failed)?;
@@ -185,7 +185,7 @@ impl Repair {
             let is_here = !published.is_empty();
             places.extend(published.into_iter().map(|(place, _)| place));
             for sink in &sinks {
-                // An absolute sink is one for all roots.
+                // A sink with an absolute path is the same one for all roots.
                 let is_one = matches!(&sink.target, Target::Sqlite { database, .. } if database.is_absolute());
                 if !is_here && !is_one {
                     continue;
@@ -194,7 +194,7 @@ impl Repair {
                     let other = path_text(&other);
                     return Ok(Some(format!("it would replace {other} of another job")));
                 }
-                places.insert(standing.place_of(sink));
+                places.insert(standing.location_of(sink));
             }
         }
         for place in places {
@@ -302,7 +302,7 @@ impl Repair {
 
 type Settling = Option<(i64, Vec<crate::sink::Artifact>)>;
 
-/// Settles a job in each root: what stands without a receipt, and whether something was removed.
+/// Settles a job in each root. Returns complete output without a receipt, and whether something was removed.
 fn settle_in(
     settlement: &Settlement,
     roots: &[&Root],
@@ -331,7 +331,7 @@ fn barred_by(error: &Error) -> Option<i64> {
     }
 }
 
-/// True for the queue of `casparian run` in its output folder, whose sinks stay in it.
+/// True for the queue of `casparian run` in its output folder. Its sinks must be in this folder.
 fn is_of_run(database: &Path, output: &Path) -> bool {
     let queue = output.join(".casparian").join("queue.sqlite");
     let real = std::fs::canonicalize(database);

@@ -1,5 +1,5 @@
-//! Findings as `casparian fsck` prints them: one line each, or one JSON value for all. They are
-//! written as they are found, so memory does not grow with their number.
+//! Prints the findings of `casparian fsck`: one line each, or one JSON value for all. They are written as
+//! they are found, so memory does not grow with their number.
 
 use serde_json::{Value, json};
 
@@ -7,14 +7,14 @@ use crate::cli::table::one_line;
 use crate::cli::{Failure, print};
 use crate::sink::{Kind, Problem};
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Severity {
     /// Output is missing or wrong, or a job cannot publish.
     Error,
     /// Something is left over, or may become an error.
     Warning,
-    /// Nothing has to be done.
+    /// No action is needed.
     Note,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    /// A difference between a root and the database.
+    /// A finding about a difference between a root and the database.
     pub(super) fn of(problem: Problem, job: Option<i64>) -> Self {
         let (severity, kind, to_do) = described(problem.kind);
         Finding {
@@ -89,10 +89,10 @@ impl Finding {
     }
 }
 
-/// Advice where another attempt puts it right.
+/// Advice for findings that another attempt corrects.
 pub(super) const RUN_AGAIN: &str = "run the job again; --repair queues it";
 
-/// Severity, name and advice for a kind.
+/// Severity, name and advice of a kind.
 fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
     use Severity::{Error, Note, Warning};
     const SETTLE: &str = "start a sentinel and a worker, or use --repair, which settles it";
@@ -164,7 +164,7 @@ fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
 pub(super) struct Counts {
     pub(super) jobs: u64,
     pub(super) outputs: u64,
-    /// Outputs in folders that were not named.
+    /// Outputs in folders that were not given by `--output`.
     pub(super) elsewhere: u64,
     pub(super) errors: u64,
     pub(super) warnings: u64,
@@ -178,10 +178,10 @@ pub(super) struct Counts {
     pub(super) adopted: u64,
 }
 
-/// Bytes that are collected before they are written.
+/// Number of bytes that are collected before they are written.
 const PART_SIZE: usize = 64 << 10;
 
-/// Where findings go.
+/// Writes findings and counts them.
 pub(super) struct Report {
     json: bool,
     text: String,
@@ -224,7 +224,7 @@ impl Report {
         }
     }
 
-    /// The summary; gives whether something is left to do.
+    /// Writes the summary. Returns true if errors or warnings are left.
     pub(super) fn finish(mut self, database: &str, is_repair: bool) -> Result<bool, Failure> {
         let counts = self.counts;
         match self.json {

@@ -1,5 +1,6 @@
-//! Outputs of one run, and files beside them, whose schemas differ, by topic and column. Readers of a folder take the columns and
-//! types of one of its files for all, or fail; a table has values of several types in one column.
+//! Compares the schemas of the outputs of a run and of other files in their folders, by topic and column.
+//! Readers of a folder use the columns and types of one of its files for all files, or fail. A table has
+//! values of several types in one column.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,30 +12,31 @@ use serde_json::{Value, json};
 use super::queue::Queue;
 use crate::cli::summary::Item;
 use crate::cli::table::{one_line, thousands};
+use crate::job::{Sink, Target};
 use crate::sink::{columns_of_file, columns_of_receipt};
 use crate::store::Inspector;
 
-/// Most files whose footers or receipts are read, and most time for it.
+/// Limits of the number of files whose footers or receipts are read, and of the time for that.
 const FILES_MAX: usize = 10_000;
 const TIME_MAX: Duration = Duration::from_secs(5);
-/// Most entries of the outputs' folders that are listed for files that are not of the run.
+/// Limit of the files beside the run's own that are compared.
 const NEIGHBOURS_MAX: usize = 1_000;
-/// Most columns that are listed in the text, and most types of one.
+/// Limits of the columns in the text, and of the types of a column.
 const COLUMNS_MAX: usize = 100;
 const TYPES_MAX: usize = 10;
-/// The type of a column that a file does not have.
+/// Text for the type of a column that a file does not have.
 const MISSING: &str = "missing";
 
-/// Files in which a column has a type.
+/// Files in which a column has the same type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
-    /// None where the file does not have the column.
+    /// None if the files do not have the column.
     kind: Option<String>,
     files: usize,
     example: String,
 }
 
-/// A column that differs between files.
+/// A column whose type differs between files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Column {
     topic: String,
@@ -42,7 +44,7 @@ struct Column {
     seen: Vec<Seen>,
 }
 
-/// What differs between the files of a run.
+/// Differences between the schemas of a run's outputs.
 #[derive(Debug, Default)]
 pub(super) struct Drift {
     columns: Vec<Column>,
@@ -51,10 +53,11 @@ pub(super) struct Drift {
 }
 
 impl Drift {
-    /// Compares the inputs' outputs: Parquet files by their footers, rows in tables by their jobs' receipts.
-    /// Files that stand beside them (of files that failed, are gone or are not of this run) are
-    /// compared, too: who reads the folder reads them. `root` is the output folder.
-    pub(super) fn of(items: &[Item], queue: &Queue<'_>, root: &Path) -> Self {
+    /// Compares the outputs of the inputs: Parquet files by their footers, rows in tables by their jobs'
+    /// receipts. Other files in the same folders (of inputs that failed or do not exist any more, or not of
+    /// this run) are compared, too, because readers of the dataset read them. `sinks` are those of the plugin,
+    /// `root` is the output folder.
+    pub(super) fn of(items: &[Item], queue: &Queue<'_>, sinks: &[Sink], root: &Path) -> Self {
         let mut topics: BTreeMap<&str, Vec<Output<'_>>> = BTreeMap::new();
         for item in items.iter().filter(|item| item.has_output()) {
             for (topic, uris) in &item.topics {
@@ -62,10 +65,10 @@ impl Drift {
                 topics.entry(topic).or_default().extend(output);
             }
         }
-        add_neighbours(&mut topics, items, root);
+        let left_out = add_neighbours(&mut topics, items, sinks, root);
         topics.retain(|_, outputs| outputs.len() > 1);
         let mut drift = Drift {
-            files: topics.values().map(Vec::len).sum(),
+            files: topics.values().map(Vec::len).sum::<usize>() + left_out,
             ..Drift::default()
         };
         let until = Instant::now() + TIME_MAX;
@@ -83,7 +86,8 @@ impl Drift {
                     Output::Neighbour(ref path) => columns_of_file(path),
                     Output::Table { uri, job_id, .. } => receipts.columns(job_id, uri),
                 };
-                // A file that is no Parquet file any more is no reader's.
+                // A file without a readable footer is compared, but has no columns: readers cannot read it
+                // either.
                 drift.compared += usize::from(columns.is_some() || output.is_file());
                 if let Some(columns) = columns {
                     schemas.add(&output.name(), columns);
@@ -94,7 +98,7 @@ impl Drift {
         drift
     }
 
-    /// Lines for people; empty where nothing differs.
+    /// The differences as lines of text. Empty if there are none.
     pub(super) fn text(&self) -> String {
         let mut out = String::new();
         for column in self.columns.iter().take(COLUMNS_MAX) {
@@ -141,7 +145,7 @@ impl Drift {
         out
     }
 
-    /// Adds it to a summary, where something differs or was not compared.
+    /// Adds the differences to a JSON summary, if there are any or if some outputs were not compared.
     pub(super) fn add_to(&self, summary: &mut Value) {
         let columns = self.columns.iter().map(|column| {
             let types = column.seen.iter().map(
@@ -164,10 +168,11 @@ impl Drift {
     }
 }
 
-/// An input's output for a topic. Sinks of one topic get the same rows; a file says more of their types.
+/// An input's output for a topic. All sinks of a topic get the same rows; a file is preferred, because it has
+/// more exact types.
 enum Output<'a> {
     File(&'a Path),
-    /// A file that is not of the run, in the folder of one that is.
+    /// A file that does not belong to the run, in the folder of one that does.
     Neighbour(PathBuf),
     Table {
         uri: &'a str,
@@ -194,7 +199,7 @@ impl<'a> Output<'a> {
         matches!(self, Output::File(_) | Output::Neighbour(_))
     }
 
-    /// Rows in a table are named by their input.
+    /// The name in the report. For rows in a table it is the path of the input.
     fn name(&self) -> Cow<'_, str> {
         match self {
             Output::Neighbour(path) => path.to_string_lossy(),
@@ -204,52 +209,112 @@ impl<'a> Output<'a> {
     }
 }
 
-/// Adds Parquet files that are not the items' own, in folders below `root` that hold outputs of one
-/// topic alone.
-fn add_neighbours(topics: &mut BTreeMap<&str, Vec<Output<'_>>>, items: &[Item], root: &Path) {
-    let uris = items.iter().flat_map(|item| item.topics.values().flatten());
+/// Files of a folder that a topic's output belongs to: all, or those whose names begin with the sink's stem.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Dataset {
+    folder: PathBuf,
+    /// `NAME_` for a sink `parquet://DIR/NAME.parquet`, whose files are `NAME_<job>.parquet`.
+    prefix: Option<String>,
+}
+
+impl Dataset {
+    /// The dataset of an output. None if files of other topics cannot be distinguished from its own.
+    fn of(topic: &str, path: &Path, sinks: &[Sink], root: &Path) -> Option<Self> {
+        let folder = path.parent()?.to_owned();
+        let name = path.file_name()?.to_str()?;
+        let prefix_of = |sink: &Sink| {
+            let (_, prefix) = folder_and_prefix(sink, root)?;
+            // A topic without a configured sink has a folder of its own, except in the flat layout.
+            let counts = !sink.is_default || folder == root;
+            prefix.filter(|prefix| counts && name.starts_with(prefix))
+        };
+        let mut own = sinks.iter().filter(|sink| sink.topic == topic);
+        let prefix = own.find_map(prefix_of);
+        let is_of_other = |sink: &Sink| {
+            let found = folder_and_prefix(sink, root).filter(|_| sink.topic != topic);
+            found.is_some_and(|(other, _)| other == folder)
+        };
+        let is_shared = folder == root || sinks.iter().any(is_of_other);
+        (prefix.is_some() || !is_shared).then_some(Dataset { folder, prefix })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let is_named = match &self.prefix {
+            Some(prefix) => name
+                .strip_prefix(prefix)
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())),
+            None => !name.starts_with(['.', '_']),
+        };
+        is_named && name.ends_with(".parquet")
+    }
+}
+
+/// The folder of a Parquet sink, and the beginning of its files' names if the sink is a file.
+fn folder_and_prefix(sink: &Sink, root: &Path) -> Option<(PathBuf, Option<String>)> {
+    let Target::Parquet { path, .. } = &sink.target else {
+        return None;
+    };
+    let path = root.join(path);
+    match path.extension().is_some_and(|end| end == "parquet") {
+        true => {
+            let stem = path.file_stem()?.to_str()?;
+            Some((path.parent()?.to_owned(), Some(format!("{stem}_"))))
+        }
+        false => Some((path, None)),
+    }
+}
+
+/// Adds Parquet files of the outputs' datasets that are not outputs of the items. Returns how many are not
+/// added because of [`NEIGHBOURS_MAX`].
+fn add_neighbours(
+    topics: &mut BTreeMap<&str, Vec<Output<'_>>>,
+    items: &[Item],
+    sinks: &[Sink],
+    root: &Path,
+) -> usize {
+    let items = items.iter().filter(|item| item.has_output());
+    let uris = items.flat_map(|item| item.topics.values().flatten());
     let own: BTreeSet<&Path> = uris
         .filter_map(|uri| uri.strip_prefix("file://"))
         .map(Path::new)
         .collect();
-    let mut folders: BTreeMap<PathBuf, BTreeSet<&str>> = BTreeMap::new();
+    let mut datasets: BTreeMap<Dataset, &str> = BTreeMap::new();
     for (topic, outputs) in &*topics {
         for output in outputs {
             if let Output::File(path) = output
-                && let Some(folder) = path.parent()
-                && folder != root
+                && let Some(dataset) = Dataset::of(topic, path, sinks, root)
             {
-                folders.entry(folder.to_owned()).or_default().insert(topic);
+                datasets.insert(dataset, topic);
             }
         }
     }
-    let mut left = NEIGHBOURS_MAX;
-    for (folder, of) in folders {
-        let mut of = of.into_iter();
-        let (Some(topic), None) = (of.next(), of.next()) else {
-            continue;
-        };
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        for entry in entries.take(left) {
-            left -= 1;
+    let (mut added, mut left_out) = (0, 0);
+    for (dataset, topic) in datasets {
+        let entries = std::fs::read_dir(&dataset.folder);
+        for entry in entries.into_iter().flatten().flatten() {
             let path = entry.path();
-            let is_parquet = path.extension().is_some_and(|end| end == "parquet");
-            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-            if is_parquet && is_file && !own.contains(path.as_path()) {
-                topics
-                    .entry(topic)
-                    .or_default()
-                    .push(Output::Neighbour(path));
+            let name = entry.file_name();
+            let is_of_it = name.to_str().is_some_and(|name| dataset.has(name));
+            if !is_of_it || own.contains(path.as_path()) {
+                continue;
+            }
+            if added == NEIGHBOURS_MAX {
+                left_out += 1;
+            } else if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                added += 1;
+                let outputs = topics.entry(topic).or_default();
+                outputs.push(Output::Neighbour(path));
             }
         }
     }
+    left_out
 }
 
-/// Receipts of jobs; the queue is opened for the first one.
+/// Receipts of jobs. The database is opened when the first one is read.
 enum Receipts<'a> {
     Closed(&'a Queue<'a>),
     Open(Inspector),
-    /// It could not be opened.
+    /// The database could not be opened.
     None,
 }
 
@@ -268,12 +333,12 @@ impl Receipts<'_> {
     }
 }
 
-/// The columns of the files of one topic.
+/// The columns of all files of one topic.
 #[derive(Default)]
 struct Schemas {
     files: usize,
     columns: BTreeMap<String, Vec<Seen>>,
-    /// Files by the columns that they have: the first, and how many.
+    /// For each set of columns, the first file with it and the number of files.
     sets: BTreeMap<Vec<String>, (String, usize)>,
 }
 
@@ -302,7 +367,7 @@ impl Schemas {
         }
     }
 
-    /// Columns of several types, and those that some files lack.
+    /// Columns with several types, and columns that some files lack.
     fn differing(self, topic: &str) -> Vec<Column> {
         let mut differing = Vec::new();
         for (name, mut seen) in self.columns {

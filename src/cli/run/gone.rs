@@ -1,5 +1,5 @@
-//! Inputs of earlier runs that are not there any more: which those are, which of them have another
-//! name now, and the removal of the output of the others.
+//! Inputs of earlier runs that do not exist any more: finds them, finds those that have been renamed, and
+//! removes the output of the others.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -20,22 +20,22 @@ use crate::store::{Error, FileJob, PublishedInput, Transaction};
 #[derive(Default)]
 pub(super) struct Lost {
     jobs: Vec<Job>,
-    /// Positions of `jobs` whose files have these prints, the first job last.
+    /// Indexes into `jobs` by the print of their files, in descending order.
     by_print: HashMap<Print, Vec<usize>>,
     found: HashSet<PathBuf>,
-    /// Jobs that files with other names have taken over.
+    /// Jobs that renamed files have taken over.
     taken: HashSet<i64>,
-    /// Folders and globs without files that have lost some of an earlier run, by position.
+    /// Indexes of folders and globs without files that had files in an earlier run.
     emptied: BTreeSet<usize>,
 }
 
 struct Job {
     input: PublishedInput,
-    /// By [`Found::has_lost`]; else it is in no folder of this command line.
+    /// True by [`Found::has_lost`]. Otherwise the file is in no folder of this command line.
     is_listed: bool,
 }
 
-/// A content's hash and a modification time, as bits: a rename keeps both.
+/// Hash of a file's content, and bits of its modification time. A rename keeps both.
 type Print = (String, u64);
 
 fn print_of(input: &PublishedInput) -> Option<Print> {
@@ -43,7 +43,7 @@ fn print_of(input: &PublishedInput) -> Option<Print> {
 }
 
 impl Lost {
-    /// Looks for them. Files whose content could not be read get their jobs.
+    /// Finds such jobs. Also gives the items whose content could not be read their jobs.
     pub(super) fn find(
         transaction: &Transaction<'_>,
         plugin: &str,
@@ -67,7 +67,7 @@ impl Lost {
             let without = found.without.iter().enumerate();
             let of = without.filter(|(_, without)| is_lost && without.is_of(path));
             emptied.extend(of.map(|(at, _)| at));
-            // A file may have come from any folder.
+            // A renamed file may have been in any folder before.
             is_lost || (print_of(input).is_some_and(|it| prints.contains(&it)) && is_absent(path))
         };
         let (unread, jobs): (Vec<_>, Vec<_>) = transaction
@@ -101,8 +101,9 @@ impl Lost {
         })
     }
 
-    /// The job of a new file under its earlier name, and that name: a file that is gone had the same
-    /// content and modification time, or an earlier release has followed the links of its path.
+    /// Finds the earlier job of a new file, and its earlier path. Either a file that does not exist any more
+    /// had the same content and modification time, or an earlier release has followed the links of the file's
+    /// path.
     pub(super) fn take(
         &mut self,
         transaction: &Transaction<'_>,
@@ -127,7 +128,7 @@ impl Lost {
         Ok(job.map(|job| (job, real)))
     }
 
-    /// Why nothing was found in folders and globs of which no earlier run has had a file.
+    /// Reasons for folders and globs without files of which no earlier run had a file.
     pub(super) fn mistaken(&self, found: &Found) -> Vec<String> {
         let without = found.without.iter().enumerate();
         let mistaken = without.filter(|(at, _)| !self.emptied.contains(at));
@@ -136,8 +137,8 @@ impl Lost {
             .collect()
     }
 
-    /// Takes the likeliest file out of those with a print. One of another folder that was not listed is none
-    /// where it had another name, too.
+    /// Removes and returns the most likely job for a print. A job in another folder that was not listed does
+    /// not count if its file also had another name.
     fn earlier(&mut self, print: &Print, path: &Path) -> Option<usize> {
         let (jobs, candidates) = (&self.jobs, self.by_print.get_mut(print)?);
         let likeness = |at: &usize| {
@@ -157,7 +158,7 @@ impl Lost {
         Some(candidates.remove(index))
     }
 
-    /// Those that are gone.
+    /// The jobs whose files do not exist any more and were not renamed.
     pub(super) fn gone(self, found: &Found) -> Vec<Gone> {
         let taken = self.taken;
         let jobs = self.jobs.into_iter();
@@ -173,8 +174,9 @@ impl Lost {
     }
 }
 
-/// Keeps those of which output is there, and removes that output where it is wanted. True when output
-/// was removed: others may have been kept from its sink.
+/// Removes jobs from the list whose output does not exist. With `prune` the output of the others is removed.
+/// Returns true if output was removed, because it may have prevented other jobs from publishing into its
+/// sink.
 pub(super) fn settle(
     gone: &mut Vec<Gone>,
     prune: bool,
@@ -190,7 +192,7 @@ pub(super) fn settle(
         let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
         let there = standing.present(attempt, gone.outputs.iter());
         gone.outputs = there.map_err(failed)?;
-        // A run was stopped between the removal and the change of its row.
+        // A run was interrupted between the removal of output and the change of its row.
         let is_left = gone.outputs.is_empty();
         if is_left && standing.is_withdrawn(attempt).map_err(failed)? {
             forget(job_id, queue, progress)?;
@@ -202,7 +204,7 @@ pub(super) fn settle(
     let mut is_blocked = false;
     let is_pruned = |gone: &&mut Gone| prune && !gone.may_be_unmounted;
     for gone in gone.iter_mut().filter(is_pruned) {
-        // The file may have come back.
+        // The file may exist again.
         if is_blocked || !is_absent(&gone.path) {
             continue;
         }

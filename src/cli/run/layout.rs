@@ -1,5 +1,4 @@
-//! The layout of the output folder: files of earlier runs are moved to where the layout of this run has
-//! them.
+//! The layout of the output folder: moves files of earlier runs to their paths in the layout of this run.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +8,12 @@ use crate::limits;
 use crate::sink::{self, Placed, Relocation, Root};
 use crate::store::{Code, PublishedInput};
 
-/// What became of files that were to be moved.
+/// Result of moving files.
 #[derive(Debug, Default)]
 pub(super) struct Arranged {
-    /// Files that were moved.
+    /// Number of files that were moved.
     pub(super) moved: usize,
-    /// Jobs whose files could not be moved: they are run again.
+    /// Jobs whose files could not be moved. They are run again.
     pub(super) left: BTreeSet<i64>,
 }
 
@@ -29,7 +28,7 @@ pub(super) fn arrange(
         let id = store.database_id();
         let sinks = match store.begin()?.plugin_code(plugin)? {
             Code::Runs(code) => Some(code.sinks.clone()),
-            // Why is said when the files are queued.
+            // The reason is reported when the files are queued.
             Code::Waits(_) => None,
         };
         Ok((id, sinks))
@@ -86,7 +85,7 @@ pub(super) fn arrange(
     Ok(arranged)
 }
 
-/// Ends moves that stopped.
+/// Finishes or undoes moves of an interrupted run.
 fn finish(queue: &mut Queue<'_>, progress: &Progress, root: &Root, id: &str) -> Result<(), End> {
     queue.step(progress, |store| {
         let mut named = |job_id| {
@@ -97,7 +96,7 @@ fn finish(queue: &mut Queue<'_>, progress: &Progress, root: &Root, id: &str) -> 
     })
 }
 
-/// A step on the output folder, tried again while its disk is full.
+/// Runs a step on the output folder. It is tried again while its disk is full.
 fn waited<T>(
     queue: &mut Queue<'_>,
     progress: &Progress,
@@ -123,7 +122,7 @@ fn move_files(
     waited(queue, progress, || root.begin_moves(id, &found))??;
     let mut jobs = Vec::with_capacity(found.len());
     if let Err(end) = add_names(found, &mut jobs, queue, progress, root, arranged) {
-        // What cannot be taken back now, the next run or worker takes back.
+        // What cannot be undone now is undone by the next run or worker.
         if let Err(error) = root.end_moves(&mut jobs, false) {
             log::warn!("{error}");
         }
@@ -144,7 +143,7 @@ fn move_files(
     Ok(())
 }
 
-/// Gives files their new names; `jobs` gets those that have them.
+/// Creates the new names of files. `jobs` gets the jobs whose files have them.
 fn add_names(
     found: Vec<Relocation>,
     jobs: &mut Vec<Relocation>,

@@ -1,4 +1,4 @@
-//! The output folder of a run: whether it can be used, and what is left in it of earlier runs.
+//! The output folder of a run: checks whether it can be used, and removes or settles output of earlier runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ use crate::lock_file;
 use crate::sink::{self, Root, Standing, create_folder, create_own_folder};
 use crate::worker;
 
-/// How long an output folder may seem to be in use.
+/// How long to wait for the lock of an output folder.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
-/// How often a lock is tried.
+/// Interval between attempts to lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Makes the output folder and locks it against a second run.
+/// Creates the output folder and locks it against a second run.
 pub(super) fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
     let fail = |error: std::io::Error| failed(format!("output {}: {error}", output.display()));
     create_folder(output).map_err(|error| failed(format!("output folder: {error}")))?;
@@ -32,7 +32,7 @@ pub(super) fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure>
     let path = private.join("run.lock");
     let lock = lock_file::open(&path)
         .map_err(|error| failed(format!("lock file {}: {error}", path.display())))?;
-    // A run that was killed while it started a tool holds its lock until the tool runs.
+    // When a run is killed while it starts a tool, its lock is held until the tool has been executed.
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
         match lock.try_lock() {
@@ -54,8 +54,7 @@ pub(super) fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure>
     Ok((output.clone(), lock))
 }
 
-/// An output folder may come from elsewhere: what is used in its `.casparian` is never a symbolic
-/// link.
+/// Refuses symbolic links in `.casparian`, because an output folder may come from another user or host.
 fn check_private(private: &Path) -> Result<(), Failure> {
     let names = ["", "queue.sqlite", "queue.sqlite-wal", "queue.sqlite-shm"];
     for name in names.into_iter().chain(["queue.sqlite-journal"]) {
@@ -73,7 +72,7 @@ fn check_private(private: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// An output folder may come from elsewhere: code in its database must be ours.
+/// Refuses foreign code in the database, because an output folder may come from another user or host.
 pub(super) fn check_code(queue: &mut Queue<'_>, progress: &Progress) -> Result<(), End> {
     let found = queue.step(progress, |store| Ok(store.foreign_code()?))?;
     match found.first() {
@@ -86,8 +85,8 @@ pub(super) fn check_code(queue: &mut Queue<'_>, progress: &Progress) -> Result<(
     }
 }
 
-/// Jobs of interrupted runs may have published without a receipt, and their files may not be among
-/// the inputs of this run: complete output completes its job, other output goes.
+/// Settles jobs of interrupted runs. They may have published without a receipt, and their files may not be
+/// inputs of this run. Complete output completes its job, other output is removed.
 pub(super) fn settle_interrupted(
     queue: &mut Queue<'_>,
     progress: &Progress,
@@ -113,7 +112,7 @@ pub(super) fn settle_interrupted(
             let attempt = settlement.attempt;
             let standing = match root.settle(&settlement) {
                 Ok(standing) => standing,
-                // Its row stays unsettled for the next run.
+                // Its row stays unsettled. The next run tries again.
                 Err(error) => {
                     progress.note(&format!("job {job_id} of an interrupted run: {error}"));
                     continue;
@@ -131,10 +130,10 @@ pub(super) fn settle_interrupted(
     Ok(())
 }
 
-/// Removes outputs of earlier runs that are of content which is not there any more: topics that a
-/// file no longer has, and, where that is wanted, the output of a file whose content has changed since
-/// and which the plugin cannot take now. Other failures cost no output. True when the output of a job was removed: others
-/// may have been kept from its sink.
+/// Removes outdated outputs of earlier runs: those of other jobs for a file that has output now, and, with
+/// `removes_failed`, the output of a file whose content has changed since and whose failure is final. Other
+/// failures remove no output. Returns true if output of a job was removed, because it may have prevented
+/// other jobs from publishing into its sink.
 pub(super) fn remove_stale(
     items: &mut [Item],
     removes_failed: bool,
@@ -142,7 +141,8 @@ pub(super) fn remove_stale(
     progress: &Progress,
     root: &Root,
 ) -> Result<bool, End> {
-    // A sink that others lock costs one wait, not one a file; the next run tries again.
+    // When a sink is locked, no further output is removed, so that the run waits only once. The next run
+    // tries again.
     let mut is_blocked = false;
     let mut frees = false;
     for item in items.iter_mut().filter(|item| !item.is_cleared) {
@@ -179,7 +179,7 @@ pub(super) fn remove_stale(
     Ok(frees)
 }
 
-/// Notes which files have earlier output though they fail, or have not been run to their end.
+/// Records which files keep earlier output although they fail or have not been run to their end.
 pub(super) fn note_kept(
     items: &mut [Item],
     queue: &mut Queue<'_>,
@@ -210,7 +210,7 @@ pub(super) fn note_kept(
     Ok(())
 }
 
-/// Says why earlier output stays; true when a sink is locked.
+/// Reports why earlier output is kept. Returns true if a sink is locked.
 pub(super) fn report_left(left: &[sink::Error], file: &Path, progress: &Progress) -> bool {
     for error in left {
         let file = file.display();
@@ -226,7 +226,7 @@ pub(super) fn report_left(left: &[sink::Error], file: &Path, progress: &Progress
     left.iter().any(sink::Error::is_contention)
 }
 
-/// True when a file is what its job ran over.
+/// True if a file still has the size and time with which its job ran.
 fn is_as_it_ran(item: &Item) -> bool {
     item.source.as_ref().is_some_and(|source| {
         let print = &source.print;
@@ -235,21 +235,23 @@ fn is_as_it_ran(item: &Item) -> bool {
     })
 }
 
-/// True when a file is what its job ran over, and its earlier output is of other content.
+/// True if a file still has the size and time with which its job ran, and its earlier output is of other
+/// content.
 fn is_outdated(item: &Item) -> bool {
     let hash = item.source.as_ref().map(|source| &source.print.hash);
     item.old_hash.is_some() && item.old_hash.as_ref() != hash && is_as_it_ran(item)
 }
 
-/// Removes what a job has published, files and rows of tables; gives their URIs, and why the rest
-/// stays.
+/// Removes what a job has published, files and rows of tables. Returns the URIs that were removed, and the
+/// errors for the others.
 pub(super) fn withdraw(
     job_id: i64,
     queue: &mut Queue<'_>,
     progress: &Progress,
     root: &Root,
 ) -> Result<(Vec<String>, Vec<sink::Error>), End> {
-    // No other program changes the row meanwhile, and a sink may be locked for long.
+    // Outside of a transaction, because a sink may be locked for long. No other program changes the row
+    // meanwhile.
     let (id, before) = queue.step(progress, |store| {
         let id = store.database_id();
         let before = store.begin()?.publication(job_id)?;
@@ -268,7 +270,7 @@ pub(super) fn withdraw(
     Ok((withdrawn.removed, withdrawn.left))
 }
 
-/// What a job has published is not there any more.
+/// Records in a job's row that its output does not exist any more.
 pub(super) fn forget(job_id: i64, queue: &mut Queue<'_>, progress: &Progress) -> Result<(), End> {
     queue.step(progress, |store| {
         let mut transaction = store.begin()?;
@@ -277,7 +279,7 @@ pub(super) fn forget(job_id: i64, queue: &mut Queue<'_>, progress: &Progress) ->
     })
 }
 
-/// Refuses an output folder of another database before anything is done for it.
+/// Refuses an output folder of another database before anything is changed.
 pub(super) fn check_owner(
     output: &Path,
     queue: &mut Queue<'_>,

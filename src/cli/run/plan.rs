@@ -1,4 +1,4 @@
-//! What a run has to do: which files are queued, skipped or queued again.
+//! Decides what a run has to do: which files are queued, skipped, or queued again.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,18 +18,18 @@ use crate::limits;
 use crate::sink::{Root, Standing};
 use crate::store::{Code, Deploy, Transaction, artifact_hash};
 
-/// Retries after faults of the worker: with their pauses, which add up to 255 s, they outlast most of
-/// the time that a run waits for a disk with room.
+/// Retries after faults of the worker. Their pauses, 255 s in total, are almost as long as the run waits for
+/// free disk space by default.
 const RETRIES: u32 = 8;
-/// How often a file is run over again in one run, because it changes.
+/// How often a file may be run again in one run because it changes.
 const REQUEUES_MAX: u32 = 3;
 
-/// An input that is no file, and so fails without a job.
+/// An input that cannot be used, which fails without a job.
 pub(super) fn unusable(input: LeftOut) -> Item {
     Item::new(input.path, unusable_outcome(input.reason), None)
 }
 
-/// A failure that is not for good.
+/// A failure that is not final.
 pub(super) fn unusable_outcome(reason: String) -> Outcome {
     Outcome::Failed {
         reason,
@@ -40,35 +40,35 @@ pub(super) fn unusable_outcome(reason: String) -> Outcome {
     }
 }
 
-/// What a run begins with.
+/// The start of a run.
 pub(super) struct Enqueued {
     pub(super) items: Vec<Item>,
-    /// Those of the plugin.
+    /// Sinks of the plugin.
     pub(super) sinks: Vec<Sink>,
-    /// Jobs with output whose files are gone.
+    /// Jobs with output whose files do not exist any more.
     pub(super) gone: Vec<Gone>,
-    /// Why inputs without any file are no emptied folders.
+    /// For each input without files that never had a file in an earlier run: the reason.
     pub(super) mistaken: Vec<String>,
-    /// Files of earlier runs that were moved.
+    /// Number of files of earlier runs that were moved.
     pub(super) moved: usize,
 }
 
-/// What a run makes of its files.
+/// The code and parameters that a run uses.
 #[derive(Clone, Copy)]
 pub(super) struct Own<'a> {
     pub(super) deploy: Deploy<'a>,
-    /// Those of the command line.
+    /// The parameters of the command line.
     pub(super) parameters: &'a Parameters,
 }
 
-/// Jobs that run whatever stands of them.
+/// Jobs that are run even if their output is up to date.
 #[derive(Default)]
 struct Force {
     all: bool,
     some: BTreeSet<i64>,
 }
 
-/// Registers plugin and files and queues what is to be done.
+/// Registers plugin and files, and queues the files that are to be run.
 pub(super) fn enqueue(
     queue: &mut Queue<'_>,
     reader: &mut Reader<'_>,
@@ -99,7 +99,7 @@ pub(super) fn enqueue(
     items.extend(found.left_out.iter().cloned().map(unusable));
     queue.step(progress, |store| {
         let mut transaction = store.begin()?;
-        // What an earlier command line queued and did not finish is not asked for by this one.
+        // Jobs that an earlier command line queued and did not finish are set aside.
         transaction.park_queued()?;
         transaction.deploy(&own.deploy, unix_ms())?;
         transaction.set_retries(own.deploy.plugin_name, RETRIES)?;
@@ -139,8 +139,8 @@ pub(super) fn enqueue(
     })
 }
 
-/// Queues files whose sinks had output of others that has been removed since: those that were skipped
-/// beside it, and those that it refused.
+/// Queues files into whose sinks they could not publish because of output that has been removed since. Such
+/// files were skipped or failed.
 pub(super) fn enqueue_freed(
     queue: &mut Queue<'_>,
     progress: &Progress,
@@ -174,8 +174,8 @@ pub(super) fn enqueue_freed(
     })
 }
 
-/// Decides which of the items are to be run, and queues them. What it notes in the items replaces
-/// what an earlier try noted.
+/// Decides which of the items are run, and queues them. Results in the items replace those of an earlier
+/// attempt.
 fn plan<'i>(
     transaction: &mut Transaction<'_>,
     database: &Path,
@@ -199,7 +199,7 @@ fn plan<'i>(
         return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
     }
     let artifact = artifact_hash(own.deploy.source_code, own.deploy.lockfile_content);
-    // They are queued last: what is skipped must not depend on the order of the files.
+    // They are queued last, because what is skipped must not depend on the order of the files.
     let mut wanted = Vec::new();
     for item in items {
         let Some(Source { input, print, .. }) = &item.source else {
@@ -214,7 +214,7 @@ fn plan<'i>(
         item.renamed_from = None;
         item.is_cleared = false;
         let version = register(transaction, input, print, now_ms)?;
-        // Others were queued by other programs. They have output of their own.
+        // Other programs may have queued further jobs for the file. These have output of their own.
         let mut jobs = transaction
             .jobs_of_file(plugin, version.location_id)?
             .into_iter();
@@ -222,7 +222,8 @@ fn plan<'i>(
         if last.is_none()
             && let Some((job, path)) = lost.take(transaction, plugin, &input.path, print)?
         {
-            // The plugin gets the path, so it runs again; the output of before stays until it is done.
+            // The path is an input of the plugin, so it runs again. The earlier output is kept until it is
+            // done.
             item.renamed_from = Some(path);
             last = Some(job);
         }
@@ -286,7 +287,7 @@ fn plan<'i>(
     }
     for (item, last, version_id) in wanted {
         let job_id = match last {
-            // One row a file and plugin: its output keeps its name and is replaced.
+            // A file and plugin keep one row, so that the output keeps its name and is replaced.
             Some(job_id) if transaction.requeue(job_id, version_id)? => job_id,
             _ => transaction.enqueue(plugin, version_id, 0, now_ms)?,
         };
@@ -299,8 +300,8 @@ fn plan<'i>(
     Ok(code.sinks.to_vec())
 }
 
-/// Fails when a job's end is not that of the run's own code: another program has deployed other code
-/// under the plugin's name, and the file does not count as done.
+/// Fails if a job did not run the run's own code. Then another program has deployed other code under the
+/// plugin's name, and the file does not count as done.
 pub(super) fn check_artifact(
     queue: &mut Queue<'_>,
     progress: &Progress,
@@ -325,9 +326,9 @@ pub(super) fn check_artifact(
     .into())
 }
 
-/// Fails the file of a job that has run over another file, because another program has changed the
-/// file version of its row; false when it has. A version of the same file is what the sentinel has
-/// registered since.
+/// Fails a file whose job has run over another file, because another program has changed the file version of
+/// its row. Then returns false. If the version is another one of the same file, the sentinel has registered
+/// it, and it is recorded in the item.
 pub(super) fn check_file(
     queue: &mut Queue<'_>,
     progress: &Progress,
@@ -367,7 +368,7 @@ pub(super) fn check_file(
     Ok(false)
 }
 
-/// True for an end that the content of the file decides. Other failures were tried again.
+/// True for an outcome that depends on the content of the file. After other failures the job was tried again.
 fn is_over_content(item: &Item) -> bool {
     matches!(
         item.outcome,
@@ -375,8 +376,7 @@ fn is_over_content(item: &Item) -> bool {
     )
 }
 
-/// Queues a job again whose file is not any more what it was when its job was queued; false when
-/// there is no need.
+/// Queues a job again if its file has changed since the job was queued. Returns false if it was not queued.
 pub(super) fn queue_again(
     queue: &mut Queue<'_>,
     reader: &mut Reader<'_>,
@@ -397,7 +397,7 @@ pub(super) fn queue_again(
             item.outcome = unusable_outcome(reason);
             return Ok(false);
         }
-        // Its job is left as it is.
+        // Its job is left unchanged.
         Err(Failure::Interrupted(_)) => return Ok(false),
         Err(other) => return Err(other.into()),
     };
@@ -431,17 +431,17 @@ pub(super) fn queue_again(
     Ok(is_queued)
 }
 
-/// No job stays RUNNING after the run.
+/// Releases all RUNNING jobs after the run.
 pub(super) fn settle(queue: &mut Queue<'_>, progress: &Progress) -> Result<(), End> {
     loop {
         let put_back = queue.step(progress, |store| {
             let mut transaction = store.begin()?;
             let put_back =
-                transaction.release_all("the run ended", limits::EXPIRED_PER_TURN, &now())?;
+                transaction.release_all("the run ended", limits::EXPIRED_PER_ITERATION, &now())?;
             transaction.commit()?;
             Ok(put_back)
         })?;
-        if put_back < limits::EXPIRED_PER_TURN {
+        if put_back < limits::EXPIRED_PER_ITERATION {
             return Ok(());
         }
     }

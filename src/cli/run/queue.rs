@@ -1,6 +1,6 @@
-//! The queue as the run itself uses it, beside its sentinel: while it is locked or its storage
-//! fails, each step is tried again for a bounded time. So are steps on the output folder, while its disk
-//! is full.
+//! The run's own access to its queue, in addition to that of its sentinel. While the database is locked or
+//! its storage fails, each step is tried again for a bounded time. So are steps on the output folder while
+//! its disk is full.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,17 +13,17 @@ use crate::limits;
 use crate::sink;
 use crate::store::{Error, Open, Store};
 
-/// How often an interruption is polled for while the queue is waited for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// How often it is said that the queue is waited for.
-const SAY_INTERVAL: Duration = Duration::from_secs(60);
+/// Interval at which an interruption is polled for during a wait.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Interval at which a wait is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a run ended before its jobs.
 #[derive(Debug)]
 pub(super) enum End {
-    /// It failed, and its queue can be used.
+    /// The run failed, and its queue is usable.
     Failed(Failure),
-    /// The queue or the output folder cannot be used: nothing in them is touched any more.
+    /// The queue or the output folder is unusable. The run no longer uses them.
     Lost(String),
 }
 
@@ -48,13 +48,13 @@ impl From<End> for Failure {
     }
 }
 
-/// Why one try of a step failed.
+/// Why one attempt at a step failed.
 pub(super) enum Stop {
-    /// The queue, perhaps for a while.
+    /// The queue failed, perhaps temporarily.
     Queue(Error),
-    /// The output folder, perhaps for a while.
+    /// The output folder failed, perhaps temporarily.
     Output(sink::Error),
-    /// Something else: it is not tried again.
+    /// Another failure. The step is not tried again.
     Other(Failure),
 }
 
@@ -76,14 +76,14 @@ impl From<Failure> for Stop {
     }
 }
 
-/// See the module's head.
+/// The run's access to its queue, see the module's documentation.
 pub(super) struct Queue<'a> {
     database: &'a Path,
-    /// How long it may fail.
+    /// Longest time for which a step may fail.
     longest: Duration,
     interrupted: &'a AtomicBool,
     store: Option<Store>,
-    told_at: Option<Instant>,
+    reported_at: Option<Instant>,
 }
 
 impl<'a> Queue<'a> {
@@ -93,7 +93,7 @@ impl<'a> Queue<'a> {
             longest,
             interrupted,
             store: None,
-            told_at: None,
+            reported_at: None,
         }
     }
 
@@ -105,13 +105,13 @@ impl<'a> Queue<'a> {
         self.interrupted
     }
 
-    /// Opens the database, which is there.
+    /// Opens the existing database.
     pub(super) fn open(&self) -> Result<Store, Error> {
         Store::open_within(self.database, Open::Existing, limits::STORE_BUSY_TIMEOUT)
     }
 
-    /// A step on the open queue, e.g. a transaction. It must have no effect when it fails, or one
-    /// that the next try replaces.
+    /// Runs a step on the open queue, e.g. a transaction. A failed step must have no effect, or one that the
+    /// next attempt replaces.
     pub(super) fn step<T>(
         &mut self,
         progress: &Progress,
@@ -132,7 +132,8 @@ impl<'a> Queue<'a> {
         done
     }
 
-    /// Tries a step until it works, an interruption, or a failure that does not pass in time.
+    /// Tries a step until it succeeds. Gives up at an interruption, at a permanent failure, or when it has
+    /// failed for `longest`.
     pub(super) fn wait_for<T>(
         &mut self,
         progress: &Progress,
@@ -156,8 +157,11 @@ impl<'a> Queue<'a> {
             if now.saturating_duration_since(since) >= self.longest {
                 return Err(End::Lost(given_up(&error, self.longest)));
             }
-            if self.told_at.is_none_or(|told| told + SAY_INTERVAL <= now) {
-                self.told_at = Some(now);
+            if self
+                .reported_at
+                .is_none_or(|at| at + REPORT_INTERVAL <= now)
+            {
+                self.reported_at = Some(now);
                 progress.note(&format!(
                     "{error}; waiting for at most {} s (--outage-timeout)",
                     self.longest.as_secs()
@@ -165,12 +169,12 @@ impl<'a> Queue<'a> {
             }
             let until = now + limits::STORE_RETRY_PAUSE;
             while Instant::now() < until && !self.interrupted.load(Ordering::SeqCst) {
-                std::thread::sleep(LOOK_INTERVAL);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
     }
 
-    /// The end by a failure that does not pass.
+    /// The end of the run because of a permanent failure.
     fn refused(&self, error: &Error) -> End {
         match error {
             Error::Replaced { .. } => End::Lost(replaced(error)),
@@ -183,12 +187,12 @@ impl<'a> Queue<'a> {
     }
 }
 
-/// What is wrong with a queue.
+/// Text about a failure of a queue.
 pub(super) fn shown(database: &Path, error: &Error) -> String {
     format!("queue {}: {}", database.display(), error.reason())
 }
 
-/// Why what failed for too long is given up.
+/// The reason when a step that failed for too long is given up.
 pub(super) fn given_up(error: &str, longest: Duration) -> String {
     format!(
         "{error}; it failed for {} s (--outage-timeout); once it works, {GO_ON}",
@@ -196,7 +200,7 @@ pub(super) fn given_up(error: &str, longest: Duration) -> String {
     )
 }
 
-/// Why a queue that is another one is given up.
+/// The reason when a queue was replaced or removed.
 pub(super) fn replaced(error: &Error) -> String {
     match error {
         Error::Replaced { path, reason } => format!(

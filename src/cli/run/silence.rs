@@ -1,5 +1,6 @@
-//! An output folder whose storage does not respond, such as a hard mount of a network file system
-//! whose server is gone. A thread that waits for it can be ended by nothing, so others watch.
+//! Detects that the storage of an output folder does not respond, for example a hard mount of a network file
+//! system whose server is down. A thread that waits for such storage cannot be ended, so other threads watch
+//! it.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -17,12 +18,12 @@ use crate::cli::{Failure, INTERRUPTED, failed};
 use crate::limits;
 use crate::thread;
 
-/// How often storage is queried, and the answer polled for.
+/// Interval at which storage is queried and its answers are polled for.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Watches the storage of `output` until the process ends. Silence of
-/// [`limits::OUTPUT_SILENCE_TOLD`] is reported. The process ends, like a killed one, when it has
-/// lasted for `longest`, and at an interruption.
+/// Watches the storage of `output` until the process ends. Reports silence of
+/// [`limits::OUTPUT_SILENCE_REPORTED`]. Ends the process, without cleaning up, when the silence has lasted
+/// for `longest`, or at an interruption.
 pub(super) fn watch(
     output: &Path,
     longest: Duration,
@@ -40,9 +41,9 @@ pub(super) fn watch(
     })?;
     start("output watch", move || {
         let mut seen = 0;
-        // Time in which this thread ran: a process that is stopped for a while asks nothing.
+        // Only time in which this thread ran, because a process that was stopped queried nothing.
         let mut silent = Duration::ZERO;
-        let mut is_told = false;
+        let mut is_reported = false;
         loop {
             std::thread::sleep(INTERVAL);
             let answers = answers.load(Ordering::SeqCst);
@@ -51,10 +52,15 @@ pub(super) fn watch(
                 false => Duration::ZERO,
             };
             seen = answers;
-            match decide(silent, longest, is_told, interrupted.load(Ordering::SeqCst)) {
+            match decide(
+                silent,
+                longest,
+                is_reported,
+                interrupted.load(Ordering::SeqCst),
+            ) {
                 Step::Nothing => {}
-                Step::Tell(what) => {
-                    is_told = silent > Duration::ZERO;
+                Step::Report(what) => {
+                    is_reported = silent > Duration::ZERO;
                     let output = path_text(&output);
                     print_line(format_args!(
                         "casparian: output {output}: its storage {what}"
@@ -66,22 +72,22 @@ pub(super) fn watch(
     })
 }
 
-/// What a silence means.
+/// What is to be done after a silence.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Nothing,
-    /// What the storage does.
-    Tell(String),
-    /// The exit code and why.
+    /// Text about the storage.
+    Report(String),
+    /// The exit code and the reason.
     End(u8, String),
 }
 
-fn decide(silent: Duration, longest: Duration, is_told: bool, is_interrupted: bool) -> Step {
+fn decide(silent: Duration, longest: Duration, is_reported: bool, is_interrupted: bool) -> Step {
     let seconds = longest.as_secs();
-    if silent.is_zero() && is_told {
-        return Step::Tell("responds again".to_owned());
+    if silent.is_zero() && is_reported {
+        return Step::Report("responds again".to_owned());
     }
-    if silent < limits::OUTPUT_SILENCE_TOLD {
+    if silent < limits::OUTPUT_SILENCE_REPORTED {
         return Step::Nothing;
     }
     if is_interrupted {
@@ -92,14 +98,14 @@ fn decide(silent: Duration, longest: Duration, is_told: bool, is_interrupted: bo
         let why = format!("has not responded for {seconds} s (--outage-timeout)");
         return Step::End(1, why);
     }
-    match is_told {
+    match is_reported {
         true => Step::Nothing,
-        false => Step::Tell(format!("does not respond; waiting for at most {seconds} s")),
+        false => Step::Report(format!("does not respond; waiting for at most {seconds} s")),
     }
 }
 
-/// The queue is left as by a killed run. What waits for the storage may keep the process until it
-/// responds.
+/// Ends the process. The queue is left as by a killed run. A thread that waits for the storage may delay the
+/// end until the storage responds.
 fn end(code: u8, output: &Path, why: &str) -> ! {
     let output = path_text(output);
     print_last_line(format_args!(
@@ -108,12 +114,12 @@ fn end(code: u8, output: &Path, why: &str) -> ! {
     std::process::exit(i32::from(code))
 }
 
-/// Returns when the storage has answered, whatever it says. A folder that is not there is on the
-/// storage of the first one above it that is.
+/// Returns when the storage has answered, also with an error. If a folder does not exist, the nearest
+/// existing folder above it is queried.
 fn ask(output: &Path) {
     for folder in output.ancestors().map(PathBuf::from) {
         let is_missing = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
-        // Attributes alone may come from a cache.
+        // Not only the attributes, because they may come from a cache.
         match statvfs(&folder) {
             Err(error) if is_missing(&error.into()) => {}
             _ => match File::open(&folder) {
@@ -139,23 +145,23 @@ mod tests {
     #[test]
     fn a_silence_is_told_once_and_ends_the_run_by_its_bound_or_an_interruption() {
         let longest = Duration::from_secs(60);
-        let told = || Step::Tell("does not respond; waiting for at most 60 s".to_owned());
-        let again = || Step::Tell("responds again".to_owned());
+        let waiting = || Step::Report("does not respond; waiting for at most 60 s".to_owned());
+        let again = || Step::Report("responds again".to_owned());
         let interrupted = "does not respond, and the run was interrupted".to_owned();
         let bound = "has not responded for 60 s (--outage-timeout)".to_owned();
-        for (seconds, is_told, is_interrupted, step) in [
+        for (seconds, is_reported, is_interrupted, step) in [
             (0, false, false, Step::Nothing),
             (9, false, false, Step::Nothing),
             (9, false, true, Step::Nothing),
-            (10, false, false, told()),
+            (10, false, false, waiting()),
             (11, true, false, Step::Nothing),
             (0, true, false, again()),
             (10, false, true, Step::End(INTERRUPTED, interrupted)),
             (60, true, false, Step::End(1, bound)),
         ] {
             let silent = Duration::from_secs(seconds);
-            let found = decide(silent, longest, is_told, is_interrupted);
-            assert_eq!(found, step, "{seconds} s {is_told} {is_interrupted}");
+            let found = decide(silent, longest, is_reported, is_interrupted);
+            assert_eq!(found, step, "{seconds} s {is_reported} {is_interrupted}");
         }
     }
 }

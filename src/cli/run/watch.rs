@@ -1,4 +1,4 @@
-//! What a run cannot go on without: its queue, its output folder, and a worker that takes jobs.
+//! Checks what a run needs to continue: its queue, its output folder, and a worker that takes jobs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -11,28 +11,28 @@ use crate::limits;
 use crate::sink::{self, Root};
 use crate::store::{Error, Store};
 
-/// What to do about an end that is no file's fault.
+/// Advice for an end that no file has caused.
 pub(super) const GO_ON: &str = "the same command goes on with the rest";
 
-/// A worker that was not in trouble for so long has recovered.
+/// After this time without trouble a worker counts as recovered.
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
 
-/// The output folder and the queue as they were at the start.
+/// The output folder and the queue of the start of the run.
 pub(super) struct Watch {
     root: Arc<Root>,
     database: PathBuf,
     queue: Store,
     /// The plugin of the run's jobs.
     plugin: String,
-    /// Jobs that could not end at the last poll.
+    /// Jobs that could not end by themselves at the last poll.
     suspects: BTreeSet<i64>,
     /// The last job that was checked.
-    looked_up_to: i64,
-    /// How long queue and worker may fail.
+    checked_up_to: i64,
+    /// Longest time for which queue and worker may fail.
     longest: Duration,
-    /// Since when the worker takes no jobs, but for those that it tries after its tests.
+    /// Since when the worker is in trouble. Jobs that it tries after self-tests do not end this.
     trouble_since: Option<Instant>,
-    /// When it was last seen to take none.
+    /// When the worker was last seen in trouble.
     trouble_seen: Option<Instant>,
 }
 
@@ -50,15 +50,15 @@ impl Watch {
             queue,
             plugin: plugin.to_owned(),
             suspects: BTreeSet::new(),
-            looked_up_to: i64::MIN,
+            checked_up_to: i64::MIN,
             longest,
             trouble_since: None,
             trouble_seen: None,
         }
     }
 
-    /// Fails when folder or queue are not any more what they were, so that waiting is in vain.
-    /// Other failures may pass.
+    /// Fails if folder or queue are not those of the start, so that waiting is useless. Other failures may be
+    /// temporary.
     pub(super) fn check(&self) -> Result<(), String> {
         if let Err(sink::Error::RootGone { path }) = self.root.check() {
             return Err(format!(
@@ -73,20 +73,20 @@ impl Watch {
         }
     }
 
-    /// Why a queue that failed for too long is given up.
+    /// The reason when a queue that failed for too long is given up.
     pub(super) fn given_up(&self, error: &Error) -> String {
         queue::given_up(&queue::shown(&self.database, error), self.longest)
     }
 
-    /// Which of the jobs of the run's plugin cannot end, because another program has changed their
-    /// rows, and why: jobs of which that was so at two polls, for the sentinel may be about to report
-    /// the end. A poll reads a bounded number of rows; the next one continues after them.
+    /// Jobs of the run's plugin that cannot end by themselves, because another program has changed their
+    /// rows, with the reasons. A job is returned if that was so at two polls, because the sentinel may be
+    /// about to report its end. A poll reads a bounded number of rows. The next one continues after them.
     pub(super) fn stuck(&mut self, waiting: &BTreeMap<i64, usize>) -> Vec<(i64, String)> {
         let before = std::mem::take(&mut self.suspects);
-        let from = (Bound::Excluded(self.looked_up_to), Bound::Unbounded);
-        let part = waiting.range(from).take(limits::WAITING_PER_LOOK);
+        let from = (Bound::Excluded(self.checked_up_to), Bound::Unbounded);
+        let part = waiting.range(from).take(limits::WAITING_PER_POLL);
         let part: Vec<i64> = part.map(|(job_id, _)| *job_id).collect();
-        self.looked_up_to = match part.len() < limits::WAITING_PER_LOOK {
+        self.checked_up_to = match part.len() < limits::WAITING_PER_POLL {
             true => i64::MIN,
             false => part.last().copied().unwrap_or(i64::MIN),
         };
@@ -107,13 +107,13 @@ impl Watch {
         stuck
     }
 
-    /// A file is done.
+    /// A file has been done.
     pub(super) fn note_success(&mut self) {
         self.trouble_since = None;
     }
 
-    /// What is to be said of a worker that takes no jobs any more. Fails when it has taken none for
-    /// too long: in between it may seem to work until it tries a job.
+    /// Returns a message when the worker has come into trouble. Fails if it was in trouble for too long.
+    /// Between failures it may seem to work until it tries a job.
     pub(super) fn poll_worker(&mut self, now: Instant) -> Result<Option<String>, String> {
         let Some(trouble) = self.trouble() else {
             let is_over = |seen: Instant| now.saturating_duration_since(seen) >= RECOVERED_AFTER;
@@ -139,7 +139,7 @@ impl Watch {
         }
     }
 
-    /// Why this process's worker takes no jobs, if it does not.
+    /// Why this process's worker takes no jobs; none if it takes jobs.
     fn trouble(&self) -> Option<String> {
         let own = Some(i64::from(std::process::id()));
         let mut workers = self.queue.workers().ok()?.into_iter();

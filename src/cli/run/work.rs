@@ -1,4 +1,5 @@
-//! The loop of a run: sentinel and worker in threads, until everything has ended or cannot go on.
+//! The loop of a run: sentinel and worker run in threads until all jobs have ended or the run cannot
+//! continue.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,15 +22,15 @@ use crate::store::Ended;
 use crate::thread;
 use crate::worker::Worker;
 
-/// How often an interruption is polled for.
+/// Interval at which an interruption is polled for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
-/// Files that are tried again later are reported so many times.
+/// Limit of the reports on files that are tried again later.
 const PAUSES_REPORTED_MAX: u32 = 20;
-/// How often queue, output folder and worker are polled.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which queue, output folder and worker are polled.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs sentinel and worker until every queued item has ended, a signal interrupts it, or it cannot
-/// go on. `again` queues an item again where that is needed, and gives whether it did.
+/// Runs sentinel and worker until every queued item has ended, a signal interrupts the run, or it cannot
+/// continue. `again` queues an item again if that is needed, and returns whether it did.
 pub(super) fn work(
     mut sentinel: Sentinel,
     worker: Worker,
@@ -50,15 +51,15 @@ pub(super) fn work(
     let (stop_sentinel, stop_worker) = (sentinel.stopper(), worker.stopper());
     let sentinel = spawn("sentinel", move || sentinel.run())?;
     let worker = spawn("worker", move || worker.run())?;
-    let mut looked_at = Instant::now();
+    let mut polled_at = Instant::now();
     let mut pauses = 0_u32;
     let result = loop {
-        // The first one is waited for, the others that have come are taken with it.
+        // Waits for the first end, then takes all others that have arrived.
         let first = ends.recv_timeout(WATCH_INTERVAL).ok();
         let found: Vec<JobEnd> = first.into_iter().chain(ends.try_iter()).collect();
         let now = Instant::now();
-        let is_due = now >= looked_at + LOOK_INTERVAL;
-        // An end counts when the queue that it was committed to is in its place after that.
+        let is_due = now >= polled_at + POLL_INTERVAL;
+        // An end counts only if the queue to which it was committed is still the run's queue afterwards.
         if (is_due || !found.is_empty())
             && let Err(reason) = watch.check()
         {
@@ -117,7 +118,7 @@ pub(super) fn work(
             break Err(End::Failed(failed(format!("the run ended early; {GO_ON}"))));
         }
         if is_due {
-            looked_at = now;
+            polled_at = now;
             match watch.poll_worker(now) {
                 Ok(None) => {}
                 Ok(Some(message)) => progress.note(&message),
@@ -146,7 +147,7 @@ pub(super) fn work(
     }
 }
 
-/// Reports that a file is tried again after a pause, unless that was reported often.
+/// Reports that a file is tried again after a pause. The number of such reports is limited.
 fn report_pause(progress: &Progress, item: &Item, end: &JobEnd, count: u32) {
     let file = item.path.file_name().unwrap_or_default();
     let reason = end.reason.as_deref().unwrap_or("no reason");
@@ -170,7 +171,7 @@ fn spawn<T: Send + 'static>(
     thread::start(name, run).map_err(|error| End::Failed(failed(error)))
 }
 
-/// What became of a file whose job has ended.
+/// The outcome of a file whose job has ended.
 fn outcome(end: JobEnd) -> Outcome {
     let receipt = end.receipt.unwrap_or_default();
     if end.ended != Ended::Completed {

@@ -1,8 +1,8 @@
-//! Which plugins a worker runs.
+//! The plugins that a worker may run.
 
 use crate::limits;
 
-/// What a worker may run.
+/// The plugins that a worker may run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Capabilities {
     /// Any plugin (`*`).
@@ -12,7 +12,7 @@ pub enum Capabilities {
 }
 
 impl Capabilities {
-    /// As listed in IDENTIFY.
+    /// From the list in IDENTIFY.
     pub fn new(names: &[String]) -> Self {
         if names.iter().any(|name| name == "*") {
             return Capabilities::Any;
@@ -37,7 +37,7 @@ impl Capabilities {
         }
     }
 
-    /// Those of them that are among others.
+    /// The intersection with `others`.
     pub fn within(&self, others: &Capabilities) -> Capabilities {
         match (self, others) {
             (_, Capabilities::Any) => self.clone(),

@@ -1,14 +1,15 @@
-//! Bounds of what a worker sends. What an honest worker never exceeds is refused, and costs the
-//! sender its connection; what a plugin can make large is cut.
+//! Bounds of the messages of workers. A message above a bound that no correct worker exceeds is refused, and
+//! the sender is disconnected. Fields whose size a plugin can influence are cut.
 
 use crate::job::{ARTIFACTS_TRUNCATED, Attempt, Receipt, text};
 use crate::limits;
 use crate::protocol::{Heartbeat, Identify, OpCode};
 
-/// Bytes that the payload of a message to a sentinel may have, of which `others` may have so many.
+/// Maximum size in bytes of the payload of a message to a sentinel. `others` = the maximum for messages other
+/// than DEPLOY and CONCLUDE.
 pub fn payload_size_max(opcode: OpCode, others: usize) -> usize {
     match opcode {
-        // Bounded by the frame: source and lockfile.
+        // Source and lockfile are bounded by the size of a frame.
         OpCode::Deploy => usize::MAX,
         OpCode::Conclude => others.max(limits::RECEIPT_SIZE_MAX),
         _ => others,
@@ -17,12 +18,12 @@ pub fn payload_size_max(opcode: OpCode, others: usize) -> usize {
 
 pub(super) const TOO_MANY_ATTEMPTS: &str = "it lists more attempts than a worker can hold";
 
-/// True when a list of attempts is longer than a worker's can be.
+/// True when a list of attempts is longer than a correct worker's can be.
 fn is_too_long(attempts: &[Attempt]) -> bool {
     attempts.len() > limits::LISTED_ATTEMPTS_MAX
 }
 
-/// Why an IDENTIFY is refused, in words for the worker's operator.
+/// Why an IDENTIFY is refused, as a text for the worker's operator.
 pub(super) fn refuse_identify(identify: &Identify<'_>) -> Option<String> {
     let names = &identify.capabilities;
     let size: usize = names.iter().map(String::len).sum();
@@ -75,7 +76,7 @@ pub(super) fn bound(receipt: &mut Receipt) {
     }
 }
 
-/// Bytes of memory of a receipt, roughly.
+/// Approximate bytes of memory of a receipt.
 pub(super) fn size(receipt: &Receipt) -> usize {
     let texts = [&receipt.error_message, &receipt.log_tail, &receipt.sandbox];
     let texts = texts.into_iter().flatten().map(String::len);

@@ -1,10 +1,10 @@
-//! Free slots, and jobs that are dispatched into them.
+//! Free slots of workers, and the dispatching of jobs into them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::environments::prepare_env;
-use super::leases::Hold;
+use super::leases::Claim;
 use super::members::Worker;
 use super::{Able, Body, Change, Control, Opening, Outgoing};
 use crate::job::{Attempt, Cause, Job, Lease, Loss, Plugin, text};
@@ -13,7 +13,7 @@ use crate::protocol::DispatchPart;
 use crate::reactor::BootTime;
 
 impl Control {
-    /// The claim of these jobs is committed: they are dispatched.
+    /// Dispatches jobs, after the transaction that claimed them is committed.
     pub fn handle_claimed(&mut self, routing_id: &[u8], jobs: Vec<Job>, now: BootTime) {
         let bound = self.settings.lease + self.settings.margin;
         let worker = self.workers.get_mut(routing_id);
@@ -36,7 +36,7 @@ impl Control {
             let until = worker.request.map_or(now, |request| request.received_at) + bound;
             let due = now + self.settings.attempt_timeout;
             first = Some(first.map_or(until, |at| at.min(until)).min(due));
-            worker.holds.push(Hold {
+            worker.claims.push(Claim {
                 attempt: job.attempt,
                 until,
                 due,
@@ -70,33 +70,33 @@ impl Control {
         }
     }
 
-    /// A job that a worker has been given is to stay the only one that runs there.
+    /// Keeps other jobs from the worker of an attempt that runs alone.
     pub fn keep_alone(&mut self, routing_id: &[u8], attempt: Attempt) {
         let worker = self.workers.get_mut(routing_id);
-        for hold in worker.into_iter().flat_map(|worker| &mut worker.holds) {
-            hold.is_alone |= hold.attempt == attempt;
+        for claim in worker.into_iter().flat_map(|worker| &mut worker.claims) {
+            claim.is_alone |= claim.attempt == attempt;
         }
     }
 
-    /// What the workers may run that run a job alone.
+    /// What the workers that run a job alone may run.
     pub fn alone(&self) -> Vec<Able> {
-        let is_alone = |worker: &&Worker| worker.holds.iter().any(|hold| hold.is_alone);
+        let is_alone = |worker: &&Worker| worker.claims.iter().any(|claim| claim.is_alone);
         let workers = self.workers.values().filter(is_alone);
         workers.map(able).collect()
     }
 
-    /// True when some connected worker may run the plugin.
+    /// True when a connected worker may run the plugin.
     pub fn may_run(&self, plugin: &str) -> bool {
         let mut connected = self.workers.values().filter(|worker| worker.peer.is_some());
         connected.any(|worker| worker.capabilities.allows(plugin))
     }
 
-    /// A DISPATCH could not be sent: the job did not reach its worker.
+    /// Releases an attempt whose DISPATCH could not be sent. `is_final`: it can never be sent.
     pub fn handle_unsent(&mut self, attempt: Attempt, reason: &str, is_final: bool) {
         for worker in self.workers.values_mut() {
-            let before = worker.holds.len();
-            worker.holds.retain(|hold| hold.attempt != attempt);
-            worker.is_backed_up |= worker.holds.len() < before && !is_final;
+            let before = worker.claims.len();
+            worker.claims.retain(|claim| claim.attempt != attempt);
+            worker.is_backed_up |= worker.claims.len() < before && !is_final;
         }
         match is_final {
             true => self.release(attempt, Cause::Operator, Loss::Alone, reason.to_owned()),
@@ -104,7 +104,7 @@ impl Control {
         }
     }
 
-    /// Workers with free slots, the least loaded first; none while draining.
+    /// Workers with free slots, the least loaded one first. Empty while draining.
     pub fn openings(&self, now: BootTime) -> Vec<Opening> {
         if self.draining {
             return Vec::new();
@@ -121,17 +121,17 @@ impl Control {
                     pid: worker.pid,
                     able: able(worker),
                     free: worker.free(),
-                    is_idle: worker.holds.iter().all(|hold| hold.is_waiting),
+                    is_idle: worker.claims.iter().all(|claim| claim.is_waiting),
                     is_old: worker.instance.is_none(),
                 };
-                (worker.holds.len(), opening)
+                (worker.claims.len(), opening)
             })
             .collect();
         openings.sort_by(|a, b| (a.0, &a.1.worker_id).cmp(&(b.0, &b.1.worker_id)));
         openings.into_iter().map(|(_, opening)| opening).collect()
     }
 
-    /// True when some connected worker has a free slot.
+    /// True when a connected worker has a free slot.
     pub fn has_openings(&self, now: BootTime) -> bool {
         !self.draining
             && self
@@ -140,12 +140,12 @@ impl Control {
                 .any(|worker| self.takes_jobs(worker, now))
     }
 
-    /// True if a slot was freed without a change for the database since the last call.
+    /// True if a slot has become free since the last call without a change for the database.
     pub fn take_freed(&mut self) -> bool {
         std::mem::take(&mut self.has_freed)
     }
 
-    /// Free slots of each worker that takes jobs, by routing ID.
+    /// Free slots of each worker that accepts jobs, by routing ID.
     pub fn open_slots(&self, now: BootTime) -> BTreeMap<Vec<u8>, usize> {
         let open = self.workers.iter();
         let open = open.filter(|(_, worker)| !self.draining && self.takes_jobs(worker, now));
@@ -153,7 +153,8 @@ impl Control {
             .collect()
     }
 
-    /// A worker whose last request is old would get a lease that is nearly over.
+    /// True when a worker accepts jobs now. False when its last request is older than half a lease, because
+    /// the lease of a new job would soon end.
     fn takes_jobs(&self, worker: &Worker, now: BootTime) -> bool {
         let is_fresh = match worker.request {
             Some(request) => request.received_at + self.settings.lease / 2 > now,
@@ -167,19 +168,19 @@ impl Control {
             && is_fresh
     }
 
-    /// A worker's attempts whose environments are being created.
+    /// Sets which attempts of a worker wait for the creation of their environments.
     pub(super) fn set_waiting(&mut self, routing_id: &[u8], waiting: &[Attempt]) {
         let worker = self.workers.get_mut(routing_id);
         let waiting: HashSet<&Attempt> = waiting.iter().collect();
-        for hold in worker.into_iter().flat_map(|worker| &mut worker.holds) {
-            let is_waiting = waiting.contains(&hold.attempt);
-            self.has_freed |= is_waiting && !hold.is_waiting;
-            hold.is_waiting = is_waiting;
+        for claim in worker.into_iter().flat_map(|worker| &mut worker.claims) {
+            let is_waiting = waiting.contains(&claim.attempt);
+            self.has_freed |= is_waiting && !claim.is_waiting;
+            claim.is_waiting = is_waiting;
         }
     }
 
-    /// How many jobs a worker takes beyond those that it lists; what is on its way to it is one of
-    /// them.
+    /// Sets how many jobs a worker accepts in addition to those that it lists. A dispatched job that it does
+    /// not list yet is one of these.
     pub(super) fn limit_jobs(
         &mut self,
         routing_id: &[u8],
@@ -190,12 +191,12 @@ impl Control {
             return;
         };
         let running: HashSet<&Attempt> = running.iter().collect();
-        let listed = |hold: &&Hold| running.contains(&hold.attempt);
-        let count = worker.holds.iter().filter(listed).count();
-        worker.holds_max = takes.map(|takes| count.saturating_add(takes as usize));
+        let listed = |claim: &&Claim| running.contains(&claim.attempt);
+        let count = worker.claims.iter().filter(listed).count();
+        worker.claims_max = takes.map(|takes| count.saturating_add(takes as usize));
     }
 
-    /// What a worker reports of its state.
+    /// Sets what a worker reports about its state.
     pub(super) fn set_state(
         &mut self,
         routing_id: &[u8],
@@ -227,7 +228,7 @@ impl Control {
         }
     }
 
-    /// Of several reports of one worker only the last is kept.
+    /// Adds a worker's WorkerOnline change. It replaces an earlier one of the same worker.
     pub(super) fn push_online(&mut self, online: Change) {
         let Change::WorkerOnline { worker_id, .. } = &online else {
             return;
@@ -246,7 +247,7 @@ fn able(worker: &Worker) -> Able {
     }
 }
 
-/// The serialised part of a plugin version, created when the version is new.
+/// The serialised part of DISPATCH for a plugin version. It is created when the version is new.
 fn part<'a>(
     parts: &'a mut BTreeMap<String, (Arc<Plugin>, DispatchPart)>,
     plugin: &Arc<Plugin>,

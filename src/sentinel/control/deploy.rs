@@ -1,8 +1,8 @@
-//! DEPLOY: what of a deployment is checked before it may reach the database.
+//! DEPLOY: the checks of a deployment before it is written to the database.
 //!
-//! Sizes come first, then the signature over the hash that the client states, then the hash itself:
-//! who is not trusted costs no hashing. MANIFEST is read as literals. A refusal is answered with its
-//! reason; what is logged of it is the kind of reason, never a part of the source.
+//! Sizes are checked first, then the signature over the hash that the client states, then the hash itself. So
+//! no hash is calculated for a client that is not trusted. The MANIFEST is read as literals. A refusal is
+//! answered with its reason. The log gets only the kind of reason, never a part of the source.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -22,9 +22,9 @@ use crate::store::{
 /// Why a deployment is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What is wrong, for the log.
+    /// The kind of reason, for the log.
     pub kind: &'static str,
-    /// What is wrong, for the client.
+    /// The reason, for the client.
     pub reason: String,
 }
 
@@ -40,18 +40,18 @@ fn none_are_taken() -> Refusal {
     )
 }
 
-/// The bytes of a deployment that waits for its transaction.
+/// The bytes that a deployment counts while it waits for its transaction.
 fn size(upload: &Upload) -> usize {
     upload.source_code.len() + upload.lockfile_content.len() + limits::DEPLOY_OVERHEAD
 }
 
 impl Control {
-    /// From now on these deployments are taken.
+    /// Sets which deployments are accepted.
     pub fn set_trust(&mut self, trust: Trust) {
         self.trust = trust;
     }
 
-    /// Why no deployment is taken now, whatever it is: it need not even be decoded.
+    /// Why no deployment at all is accepted now. If there is a reason, a DEPLOY need not be decoded.
     pub fn closed_to_deployments(&self) -> Option<Refusal> {
         if !self.trust.takes_any() {
             return Some(none_are_taken());
@@ -119,7 +119,8 @@ impl Control {
         self.send_error(peer, job_id, reason, false);
     }
 
-    /// The transaction of a deployment is committed: its manifest, or why it was refused.
+    /// Answers a deployment after its transaction is committed. `result` = the ID of its manifest, or the
+    /// reason why it was refused.
     pub(in crate::sentinel) fn handle_deployed(
         &mut self,
         peer: PeerId,
@@ -142,7 +143,7 @@ impl Control {
         });
     }
 
-    /// Bytes of the deployments among changes.
+    /// Bytes of all deployments in `changes`.
     pub(super) fn deploys_size(changes: &[Change]) -> usize {
         let sizes = changes.iter().map(|change| match change {
             Change::Deploy { upload, .. } => size(upload),
@@ -161,7 +162,7 @@ fn who(from: &Sender<'_>) -> String {
     }
 }
 
-/// A deployment with everything about it checked, or why it is refused.
+/// Checks a deployment completely. The error is the reason why it is refused.
 pub fn check(deploy: Deploy<'_>, trust: &Trust) -> Result<Upload, Refusal> {
     if !trust.takes_any() {
         return Err(none_are_taken());
@@ -207,7 +208,7 @@ pub fn check(deploy: Deploy<'_>, trust: &Trust) -> Result<Upload, Refusal> {
     })
 }
 
-/// Sizes and characters. An absent version, as an empty text, is the next one.
+/// Checks sizes and characters of the fields. An empty version means the next one.
 fn check_fields(deploy: &Deploy<'_>) -> Result<(), String> {
     let texts = [
         (
@@ -268,7 +269,7 @@ fn check_fields(deploy: &Deploy<'_>) -> Result<(), String> {
     check_plugin_name(&deploy.plugin_name)
 }
 
-/// A plugin is named like a file without `.py`, and its default output is named after it.
+/// Checks that a plugin's name can be the name of a file without `.py`, and of its default output.
 fn check_plugin_name(name: &str) -> Result<(), String> {
     let is_usable = !name.is_empty()
         && name.trim() == name
@@ -280,9 +281,9 @@ fn check_plugin_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// The lockfile's hash and form. A signature is over source and lockfile without a boundary between
-/// them: there must be one place where a lockfile may begin, or one signature would be good for two
-/// artifacts.
+/// Checks the lockfile's hash and form. The signed hash is over source and lockfile without a boundary
+/// between them. So there must be only one position where a lockfile may begin. Otherwise one signature would
+/// be valid for two artifacts.
 fn check_environment(deploy: &Deploy<'_>) -> Result<(), String> {
     let lockfile = &*deploy.lockfile_content;
     let actual = sha256_hex(&[lockfile.as_bytes()]);

@@ -1,5 +1,5 @@
-//! What workers receive before jobs: environments to prepare (PREPARE_ENV), and that a
-//! plugin or its sinks have changed (RELOAD).
+//! Messages to workers before there are jobs: PREPARE_ENV for environments that they should create, and
+//! RELOAD when a plugin or its sinks have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::limits;
 use crate::protocol::{EnvReady, Payload, PrepareEnv};
 use crate::reactor::BootTime;
 
-/// An environment that workers are to have.
+/// An environment that workers should have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// The lockfile's hash.
@@ -22,31 +22,32 @@ pub struct Wanted {
 /// The environments of one worker.
 #[derive(Debug, Default)]
 pub(super) struct Environments {
-    /// It has been asked to prepare them, or has reported them.
+    /// Environments that it was asked to prepare, or has reported.
     known: BTreeSet<String>,
-    /// It has not answered yet; until when that counts.
+    /// Environments for which its answer is pending, and until when that counts.
     pending: BTreeMap<String, BootTime>,
-    /// It has reported them as ready since it was asked last.
+    /// Environments that it has reported as ready since it was last asked.
     ready: BTreeSet<String>,
-    /// It has reported that it has not got them since it was asked last.
+    /// Environments that it has reported as missing since it was last asked.
     failed: BTreeMap<String, Failed>,
-    /// It needs none of the wanted ones of this number ([`Control::want_environments`]).
+    /// The number of the list of wanted environments ([`Control::want_environments`]) of which it needs no
+    /// more.
     done: u64,
-    /// It has reported one that it was not asked for, which was logged.
+    /// It has reported an environment that it was not asked for. This was logged once.
     has_unasked: bool,
 }
 
-/// Reports that an environment is not there.
+/// Reports that an environment is missing.
 #[derive(Debug)]
 struct Failed {
-    /// How many have come, each soon after the one before.
+    /// Number of reports, each soon after the one before.
     count: u32,
-    /// When the last one came.
+    /// Time of the last report.
     at: BootTime,
 }
 
 impl Failed {
-    /// A report that it is ready comes soon after the last of many that it is not.
+    /// True for a report `ready` at `now` that follows soon after many alternating reports.
     fn is_one_of_many(&self, now: BootTime) -> bool {
         self.count >= limits::ENVIRONMENT_FLIPS_MAX && now < self.at + limits::ENVIRONMENT_FLIP
     }
@@ -57,15 +58,15 @@ impl Environments {
         self.known.contains(hash)
     }
 
-    /// It is asked for an environment. Gives the one that was ready and is forgotten for it.
+    /// Notes that the worker is asked for an environment. Returns a ready one that is forgotten to make room.
     pub(super) fn ask(&mut self, hash: &str) -> Option<String> {
         self.ready.remove(hash);
         self.failed.remove(hash);
         self.add(hash)
     }
 
-    /// The set is bounded: another one makes room, which costs a message that the worker answers
-    /// from its cache. Gives that one if it was ready.
+    /// Adds an environment to the bounded set. If the set is full, another one is forgotten, and returned if
+    /// it was ready. The worker is then asked for that one again, which it answers from its cache.
     fn add(&mut self, hash: &str) -> Option<String> {
         if !self.known.insert(hash.to_owned())
             || self.known.len() <= limits::WORKER_ENVIRONMENTS_MAX
@@ -82,7 +83,7 @@ impl Environments {
 }
 
 impl Control {
-    /// The environments that workers are to have, the most urgent first.
+    /// Sets the environments that workers should have, the most urgent first.
     pub fn want_environments(&mut self, wanted: Vec<Wanted>) {
         if self.wanted != wanted {
             self.wanted = wanted;
@@ -90,13 +91,13 @@ impl Control {
         }
     }
 
-    /// An environment cannot be sent.
+    /// Removes an environment that cannot be sent from the wanted ones.
     pub fn want_no_longer(&mut self, env_hash: &str) {
         self.wanted.retain(|one| one.env_hash != env_hash);
     }
 
-    /// Which environment to send to which worker next, by routing ID: at most `limit`, and of each
-    /// worker one. A worker that waits for others creates its environments one after the other.
+    /// The environments to send next, each with the routing ID of a worker: at most `limit`, and one for each
+    /// worker.
     pub fn to_prepare(&mut self, limit: usize, now: BootTime) -> Vec<(Vec<u8>, String)> {
         let mut found = Vec::new();
         if self.draining {
@@ -123,7 +124,7 @@ impl Control {
         found
     }
 
-    /// A worker is to prepare an environment.
+    /// Asks a worker to prepare an environment.
     pub fn prepare(&mut self, routing_id: &[u8], env_hash: &str, lockfile: &str, now: BootTime) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
@@ -140,7 +141,7 @@ impl Control {
         self.outgoing.push(prepare_env(peer, env_hash, lockfile));
     }
 
-    /// A plugin or its sinks have changed: workers that may run it receive RELOAD.
+    /// Sends RELOAD to workers that may run one of these plugins, because a plugin or its sinks have changed.
     pub fn reload(&mut self, plugins: &[&str]) {
         let is_concerned = |capabilities: &Capabilities| {
             let mut plugins = plugins.iter();
@@ -159,10 +160,10 @@ impl Control {
         }
     }
 
-    /// ENV_READY: recorded once for each time that the worker was asked. A worker that creates an
-    /// environment while the sentinel is restarted reports one that this sentinel wants, too. Others
-    /// are ignored: a worker can make up any number of hashes. So is one that the worker has often reported
-    /// as failed and as ready in turns: each change is written.
+    /// Records an ENV_READY, once for each time that the worker was asked. One that was not asked for counts
+    /// when the environment is wanted: the worker may have created it while the sentinel restarted. Others
+    /// are ignored, because a worker can invent any number of hashes. An environment that the worker has
+    /// often reported as failed and as ready alternately is ignored, too, because each change is written.
     pub(super) fn environment_ready(
         &mut self,
         routing_id: &[u8],
@@ -215,7 +216,7 @@ impl Control {
         });
     }
 
-    /// ERR that names an environment: the worker has not got it.
+    /// Processes an ERR that names an environment: the worker does not have it.
     pub(super) fn environment_failed(&mut self, routing_id: &[u8], hash: &str, now: BootTime) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
@@ -235,7 +236,7 @@ impl Control {
 }
 
 impl Worker {
-    /// It is not known to have an environment (any more).
+    /// The change that notes that the worker does not have an environment (any more).
     pub(super) fn without(&self, env_hash: String) -> Change {
         Change::EnvironmentFailed {
             worker_id: self.worker_id.clone(),
@@ -243,14 +244,14 @@ impl Worker {
         }
     }
 
-    /// True when it may be asked for one more environment. An old worker does nothing else
-    /// meanwhile.
+    /// True when the worker may be asked for one more environment. A worker of the reference system must be
+    /// idle, because it does nothing else meanwhile.
     fn may_prepare(&mut self, now: BootTime) -> bool {
         let pending = &mut self.environments.pending;
         pending.retain(|_, until| *until > now);
         let room = match self.instance {
             Some(_) => limits::PREPARED_AT_ONCE,
-            None => usize::from(self.holds.is_empty()),
+            None => usize::from(self.claims.is_empty()),
         };
         self.peer.is_some()
             && pending.len() < room

@@ -1,4 +1,4 @@
-//! What the control state and the loop around it pass to each other.
+//! Types that the control state and the event loop exchange.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ pub struct Sender<'a> {
     pub peer: PeerId,
     /// Its routing ID.
     pub routing_id: &'a [u8],
-    /// Who it has proved to be, where that is asked for.
+    /// Its user, where peers are authenticated.
     pub user: Option<&'a User>,
 }
 
 /// One change of the iteration's transaction.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A worker is connected, or what it reports of itself has changed.
+    /// A worker is connected, or its own report about itself has changed.
     WorkerOnline {
         /// Its ID.
         worker_id: String,
-        /// Who it proved to be.
+        /// Its authenticated user.
         user: Option<User>,
         /// Its host.
         hostname: String,
@@ -37,11 +37,12 @@ pub enum Change {
         capabilities: Vec<String>,
         /// Jobs at a time.
         slots: usize,
-        /// Why it takes no jobs for now.
+        /// Why it accepts no jobs for now.
         trouble: Option<String>,
-        /// Environments whose jobs fail there for now, with the reason.
+        /// Environments that it reports as unusable for now, with the reason.
         environments: BTreeMap<String, String>,
-        /// What an old worker is known by after a restart.
+        /// The routing ID by which a worker of the reference system is recognized after a restart of the
+        /// sentinel.
         routing_id: Option<String>,
     },
     /// A worker is disconnected.
@@ -55,19 +56,19 @@ pub enum Change {
         worker_id: String,
         /// The lockfile's hash.
         env_hash: String,
-        /// Its `bin/python` there.
+        /// The path of its `bin/python` on the worker's host.
         interpreter_path: String,
-        /// It was there already.
+        /// It already existed.
         cached: bool,
     },
-    /// A worker has not got an environment.
+    /// A worker does not have an environment.
     EnvironmentFailed {
         /// The worker's ID.
         worker_id: String,
         /// The lockfile's hash.
         env_hash: String,
     },
-    /// A process has connected as this worker: what was reported as ready before does not count.
+    /// Another process has connected as this worker. Environments that were reported before do not count.
     EnvironmentsUnknown {
         /// The worker's ID.
         worker_id: String,
@@ -77,8 +78,8 @@ pub enum Change {
         /// Their IDs.
         workers: Vec<String>,
     },
-    /// A worker reports the end of an attempt. The database compares attempt and worker; with an
-    /// attempt that is not numbered the worker alone.
+    /// A worker reports the end of an attempt. It counts when attempt and worker match the row. Without an
+    /// attempt number, only the worker is compared.
     End {
         /// The worker's routing ID.
         routing_id: Vec<u8>,
@@ -95,10 +96,10 @@ pub enum Change {
         routing_id: Vec<u8>,
         /// The settlement's attempt.
         attempt: Attempt,
-        /// What it found, or why it could not.
+        /// What it found, or why it failed.
         receipt: Box<Receipt>,
     },
-    /// An attempt has no holder any more.
+    /// An attempt no longer has a holder.
     Release {
         /// The attempt.
         attempt: Attempt,
@@ -106,7 +107,7 @@ pub enum Change {
         cause: Cause,
         /// How its worker was lost.
         loss: Loss,
-        /// In words.
+        /// The reason as text.
         reason: String,
     },
     /// A client deploys a plugin.
@@ -115,22 +116,22 @@ pub enum Change {
         peer: PeerId,
         /// The job ID of its message, which the answer repeats.
         job_id: u64,
-        /// Who it is, for the log.
+        /// The client, for the log.
         from: String,
-        /// What is deployed.
+        /// The deployment.
         upload: Arc<Upload>,
     },
-    /// An attempt was never started by its worker: it is queued again, and nothing is counted.
+    /// An attempt was never started by its worker. Its job is queued again, uncounted.
     GiveBack {
         /// The attempt.
         attempt: Attempt,
-        /// In words.
+        /// The reason as text.
         reason: String,
     },
 }
 
 impl Change {
-    /// Bytes of the receipt in it, roughly.
+    /// Approximate bytes of the receipt in it.
     pub(super) fn receipt_size(&self) -> usize {
         match self {
             Change::End { receipt, .. } | Change::Settled { receipt, .. } => caps::size(receipt),
@@ -139,19 +140,19 @@ impl Change {
     }
 }
 
-/// A message that may leave once the transaction is committed.
+/// A message that may be sent after the transaction is committed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outgoing {
-    /// To which connection.
+    /// The connection to which it is sent.
     pub peer: PeerId,
     /// The header's job ID.
     pub job_id: u64,
-    /// What is sent.
+    /// The payload.
     pub body: Body,
 }
 
 /// The payload of a message.
-// A message lives for one iteration; a box would cost an allocation each.
+// Messages exist for one iteration only. Boxing would cost an allocation for each.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
@@ -162,7 +163,7 @@ pub enum Body {
         /// The JSON.
         json: Vec<u8>,
     },
-    /// Any other.
+    /// Any other payload.
     Payload(Payload<'static>),
 }
 
@@ -185,17 +186,17 @@ impl Outgoing {
     }
 }
 
-/// What a worker may run now.
+/// The jobs that a worker may run now.
 #[derive(Clone, Debug)]
 pub struct Able {
     /// Its plugins.
     pub capabilities: Capabilities,
-    /// Environments whose jobs it does not take now.
+    /// Environments of which it gets no jobs now.
     pub avoids: Vec<String>,
 }
 
 impl Able {
-    /// True for jobs of a plugin with this environment.
+    /// True when it may run jobs of a plugin with this environment.
     pub fn runs(&self, plugin: &str, env_hash: &str) -> bool {
         let avoids = || self.avoids.iter().any(|avoided| avoided == env_hash);
         self.capabilities.allows(plugin) && !avoids()
@@ -205,7 +206,7 @@ impl Able {
 /// A worker with free slots.
 #[derive(Clone, Debug)]
 pub struct Opening {
-    /// Routing ID.
+    /// Its routing ID.
     pub routing_id: Vec<u8>,
     /// Its ID.
     pub worker_id: String,
@@ -217,8 +218,8 @@ pub struct Opening {
     pub able: Able,
     /// Free slots.
     pub free: usize,
-    /// It holds no job, but such as wait for their environments.
+    /// It holds no jobs except those that wait for their environments.
     pub is_idle: bool,
-    /// It is of the old system.
+    /// It is a worker of the reference system.
     pub is_old: bool,
 }

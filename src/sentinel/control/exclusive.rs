@@ -1,9 +1,9 @@
-//! Sinks that one attempt at a time may publish into (modes `replace` and `error`).
+//! Exclusive sinks: only one attempt at a time may publish into them (modes `replace` and `error`).
 //!
 //! An attempt keeps its sinks until it ends. When it ends without a report of its worker, the
-//! worker may be paused within its publishing, so the next attempts that get one of the sinks
-//! must bar it on the storage first. The same holds for a report with the cause `lost`: the
-//! worker has given up a publish that its storage did not let end.
+//! worker may be paused during its publish. So the next attempts that get one of the sinks
+//! must bar it on the storage first. The same applies to a report with the cause `lost`: the
+//! worker has given up a publish because its storage did not respond.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,36 +13,36 @@ use crate::limits;
 use crate::protocol::PublishRequest;
 use crate::reactor::BootTime;
 
-/// See the module's head.
+/// The holders of exclusive sinks, as the head of the module describes.
 #[derive(Debug, Default)]
 pub(super) struct Exclusive {
     holders: BTreeMap<String, Attempt>,
     /// Attempts that ended without a report, by sink.
     unreported: BTreeMap<String, Vec<Attempt>>,
-    /// The holders of an earlier sentinel are not known: nothing is given before.
+    /// No sink is given before this time, because the holders under an earlier sentinel are unknown.
     not_before: Option<BootTime>,
-    /// Attempts that may still publish by the word of an earlier sentinel, into any sink.
+    /// Attempts that an earlier sentinel may have permitted to publish, into any sink.
     inherited: Vec<Attempt>,
-    /// Attempts that were such, and whose workers are connected.
+    /// Attempts that were inherited, and whose workers are connected now.
     adopted: Vec<Attempt>,
-    /// How often an attempt has begun to wait.
+    /// The number of times that an attempt has begun to wait.
     asked: u64,
 }
 
 impl Exclusive {
-    /// True for an attempt that was given all of these sinks.
+    /// True for an attempt that has all of these sinks.
     fn has(&self, attempt: Attempt, sinks: &[String]) -> bool {
         let mut sinks = sinks.iter();
         sinks.all(|sink| self.holders.get(sink) == Some(&attempt))
     }
 
-    /// An attempt that an earlier sentinel dispatched may hold any sink until then.
+    /// Adds an attempt that an earlier sentinel dispatched. It may publish into any sink before `until`.
     pub(super) fn inherit(&mut self, attempt: Attempt, until: BootTime) {
         self.not_before = self.not_before.max(Some(until));
         self.inherited.push(attempt);
     }
 
-    /// Gives an attempt all the sinks, or none while another has one of them.
+    /// Gives an attempt all these sinks, or none while another attempt has one of them.
     fn take(&mut self, attempt: Attempt, sinks: &[String], now: BootTime) -> bool {
         if self.not_before.is_some_and(|at| now < at) {
             return false;
@@ -60,7 +60,7 @@ impl Exclusive {
         true
     }
 
-    /// The attempts to bar before publishing into these sinks.
+    /// The attempts that must be barred before a publish into these sinks.
     fn to_bar(&self, attempt: Attempt, sinks: &[String]) -> Vec<Attempt> {
         let mut bar = self.inherited.clone();
         for sink in sinks {
@@ -72,7 +72,7 @@ impl Exclusive {
         bar
     }
 
-    /// The worker of an inherited attempt is connected: it asks again for what it needs.
+    /// Notes that the worker of an inherited attempt is connected. It asks again for the sinks that it needs.
     pub(super) fn disinherit(&mut self, attempt: Attempt) {
         let before = self.inherited.len();
         self.inherited.retain(|other| *other != attempt);
@@ -81,20 +81,20 @@ impl Exclusive {
         }
     }
 
-    /// The attempt's worker has reported its end.
+    /// Frees the sinks of an attempt whose worker has reported its end.
     pub(super) fn release(&mut self, attempt: Attempt) {
         self.holders.retain(|_, holder| *holder != attempt);
-        // It has barred those before it.
+        // It has barred earlier attempts of its job.
         let is_barred =
             |other: &Attempt| other.job_id == attempt.job_id && other.number <= attempt.number;
         self.inherited.retain(|other| !is_barred(other));
         self.adopted.retain(|other| *other != attempt);
     }
 
-    /// The attempt has ended without a report, or its worker has reported that it may still
-    /// publish.
+    /// Frees the sinks of an attempt that has ended without a report, or whose worker has reported that it
+    /// may still publish. The next holders must bar it.
     pub(super) fn abandon(&mut self, attempt: Attempt) {
-        // What an earlier sentinel gave it is not known.
+        // The sinks that an earlier sentinel gave it are unknown.
         if self.adopted.contains(&attempt) {
             self.adopted.retain(|other| *other != attempt);
             self.inherited.push(attempt);
@@ -110,49 +110,49 @@ impl Exclusive {
         }
         self.holders.retain(|_, holder| *holder != attempt);
         if self.unreported.len() > limits::UNREPORTED_MAX {
-            // Which is the oldest is not known; a barred attempt that is still paused loses its folder
-            // to its own job's next attempt as well.
+            // The oldest sinks are unknown, so all are forgotten. An attempt that is still paused also loses
+            // its folder to the next attempt of its own job.
             self.unreported.clear();
         }
     }
 }
 
 impl Control {
-    /// A worker's attempts that are ready to publish into exclusive sinks.
+    /// Notes for which exclusive sinks a worker's attempts wait.
     pub(super) fn ask_exclusive(&mut self, routing_id: &[u8], requests: &[PublishRequest]) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
         };
         for request in requests.iter().take(limits::WORKER_SLOTS_MAX) {
-            let hold = worker.holds.iter_mut();
-            if let Some(hold) = hold
+            let claim = worker.claims.iter_mut();
+            if let Some(claim) = claim
                 .into_iter()
-                .find(|hold| hold.attempt == request.attempt)
+                .find(|claim| claim.attempt == request.attempt)
             {
                 let sinks = request.exclusive.iter().take(limits::EXCLUSIVE_SINKS_MAX);
-                let occupied = hold.wants.is_empty();
-                hold.wants = sinks.cloned().collect();
-                if occupied && !hold.wants.is_empty() {
+                let occupied = claim.wants.is_empty();
+                claim.wants = sinks.cloned().collect();
+                if occupied && !claim.wants.is_empty() {
                     self.has_freed = true;
                     self.exclusive.asked += 1;
-                    hold.wants_since = self.exclusive.asked;
+                    claim.wants_since = self.exclusive.asked;
                 }
             }
         }
     }
 
-    /// Gives free sinks to the attempts that wait for them, in the order in which they asked, and
-    /// marks their workers for an answer. What an attempt waits for goes to none behind it, but to
-    /// one that has it already and asks again, because the answer was lost.
+    /// Gives free sinks to the attempts that wait for them, in the order in which they asked, and marks their
+    /// workers for an answer. A sink for which an attempt waits is not given to later ones. The exception is
+    /// an attempt that already has the sink and asks again, because the answer was lost.
     pub(super) fn assign_exclusive(&mut self, now: BootTime) {
         let mut waiting: Vec<(bool, u64, Vec<u8>, Attempt)> = Vec::new();
         for (routing_id, worker) in &self.workers {
             if worker.request.is_some() && worker.peer.is_some() {
-                let holds = worker.holds.iter().filter(|hold| !hold.wants.is_empty());
-                waiting.extend(holds.map(|hold| {
-                    let is_new = !self.exclusive.has(hold.attempt, &hold.wants);
+                let claims = worker.claims.iter().filter(|claim| !claim.wants.is_empty());
+                waiting.extend(claims.map(|claim| {
+                    let is_new = !self.exclusive.has(claim.attempt, &claim.wants);
                     let routing_id = routing_id.clone();
-                    (is_new, hold.wants_since, routing_id, hold.attempt)
+                    (is_new, claim.wants_since, routing_id, claim.attempt)
                 }));
             }
         }
@@ -162,17 +162,17 @@ impl Control {
             let Some(worker) = self.workers.get_mut(&routing_id) else {
                 continue;
             };
-            let mut holds = worker.holds.iter_mut();
-            let Some(hold) = holds.find(|hold| hold.attempt == attempt) else {
+            let mut claims = worker.claims.iter_mut();
+            let Some(claim) = claims.find(|claim| claim.attempt == attempt) else {
                 continue;
             };
-            let is_behind = hold.wants.iter().any(|sink| reserved.contains(sink));
-            if is_behind || !self.exclusive.take(attempt, &hold.wants, now) {
-                reserved.extend(hold.wants.iter().cloned());
+            let is_behind = claim.wants.iter().any(|sink| reserved.contains(sink));
+            if is_behind || !self.exclusive.take(attempt, &claim.wants, now) {
+                reserved.extend(claim.wants.iter().cloned());
                 continue;
             }
-            let bar = self.exclusive.to_bar(attempt, &hold.wants);
-            hold.wants.clear();
+            let bar = self.exclusive.to_bar(attempt, &claim.wants);
+            claim.wants.clear();
             worker.publish.push(attempt);
             worker.bar.extend(bar);
             worker.answer_due = true;

@@ -1,4 +1,4 @@
-//! Leases: which attempts a worker holds, until when, and the answers that renew them.
+//! Leases: which attempts a worker holds and until when, and the answers that renew the leases.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -11,24 +11,24 @@ use crate::socket::PeerId;
 
 /// An attempt that a worker holds.
 #[derive(Clone, Debug)]
-pub(super) struct Hold {
+pub(super) struct Claim {
     pub(super) attempt: Attempt,
-    /// Its worker may publish until this moment at the latest, by any clock; the margin included.
+    /// The latest time at which its worker may publish, including the margin for its clock.
     pub(super) until: BootTime,
-    /// The worker's last answered request when DISPATCH was sent: once a later one is answered,
-    /// DISPATCH has arrived.
+    /// The worker's last answered request when DISPATCH was sent. When the worker has received a later
+    /// answer, DISPATCH has arrived.
     pub(super) sent_after: Option<u64>,
-    /// Its worker must have ended it by then.
+    /// The time by which its worker must have ended it.
     pub(super) due: BootTime,
-    /// It was not: its lease is not renewed, and its worker is asked to stop it.
+    /// It was not ended in time: its lease is not renewed, and its worker is asked to stop it.
     pub(super) is_overdue: bool,
     /// Exclusive sinks that it waits for.
     pub(super) wants: Vec<String>,
-    /// Order among the attempts that wait: the first to ask has the lowest number.
+    /// Its order among the attempts that wait. The first one to ask has the lowest number.
     pub(super) wants_since: u64,
     /// Its worker gets no other job.
     pub(super) is_alone: bool,
-    /// Its environment is being created, by its worker's last word.
+    /// It waits for the creation of its environment, by its worker's last report.
     pub(super) is_waiting: bool,
 }
 
@@ -40,8 +40,8 @@ pub(super) struct Request {
 }
 
 impl Control {
-    /// A RUNNING row that was found at the start. The worker that holds it may publish for a
-    /// whole lease yet.
+    /// Adds a RUNNING row that this sentinel has not dispatched. Its worker may still publish for a whole
+    /// lease.
     pub fn inherit(
         &mut self,
         attempt: Attempt,
@@ -51,7 +51,7 @@ impl Control {
     ) {
         let until = self.inherited_until(now);
         self.exclusive.inherit(attempt, until);
-        let hold = Hold {
+        let claim = Claim {
             attempt,
             until,
             due: now + self.settings.attempt_timeout,
@@ -66,7 +66,7 @@ impl Control {
         self.orphans.insert(
             attempt,
             Orphan {
-                hold,
+                claim,
                 worker_id,
                 user,
                 instance: None,
@@ -77,30 +77,32 @@ impl Control {
         self.expect_expiry(until);
     }
 
-    /// An inherited attempt was given to its worker as the only one.
+    /// Notes that an inherited attempt runs alone on its worker.
     pub fn inherit_alone(&mut self, attempt: Attempt) {
         if let Some(orphan) = self.orphans.get_mut(&attempt) {
-            orphan.hold.is_alone = true;
+            orphan.claim.is_alone = true;
         }
     }
 
-    /// An attempt of a row that did not run at the start, of whose worker the last word is missing.
+    /// Adds the last attempt of a row that was not RUNNING at the start, if its worker has not reported its
+    /// end.
     pub fn inherit_silent(&mut self, attempt: Attempt, now: BootTime) {
         self.exclusive.inherit(attempt, self.inherited_until(now));
     }
 
-    /// When leases of earlier sentinels have ended: then attempts that this one has not dispatched may not publish.
+    /// When leases of earlier sentinels have ended. After this time, attempts that this sentinel has not
+    /// dispatched may not publish.
     fn inherited_until(&self, now: BootTime) -> BootTime {
         let until = now + self.settings.lease;
         self.earlier_until.map_or(until, |at| at.max(until)) + self.settings.margin
     }
 
-    /// Bound of the leases that this sentinel gives, in milliseconds.
+    /// Length of the leases that this sentinel gives, in milliseconds.
     pub fn lease_ms(&self) -> u64 {
         u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// When all leases are over that earlier sentinels on this database may have given.
+    /// Sets when all leases that earlier sentinels of this database may have given have ended.
     pub fn set_earlier_lease(&mut self, until: BootTime) {
         self.earlier_until = Some(until);
     }
@@ -109,7 +111,7 @@ impl Control {
         self.next_expiry = Some(self.next_expiry.map_or(until, |at| at.min(until)));
     }
 
-    /// A numbered request: its answer renews the worker's leases.
+    /// Notes a numbered request. Its answer renews the worker's leases.
     pub(super) fn handle_request(&mut self, routing_id: &[u8], sequence: u64, now: BootTime) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
@@ -127,8 +129,8 @@ impl Control {
         worker.answer_due = true;
     }
 
-    /// Attempts that the worker would list if it had them: DISPATCH has arrived, or was lost with
-    /// an earlier connection.
+    /// Gives back attempts that a worker does not list, although it would if it had them: it has received
+    /// everything that was sent after DISPATCH, or DISPATCH was lost with an earlier connection.
     pub(super) fn give_up_missing(
         &mut self,
         routing_id: &[u8],
@@ -140,14 +142,15 @@ impl Control {
         };
         let mut missing = Vec::new();
         let running: HashSet<&Attempt> = running.iter().collect();
-        worker.holds.retain(|hold| {
+        worker.claims.retain(|claim| {
             let has_arrived = answered.is_some_and(|answered| {
-                hold.sent_after
+                claim
+                    .sent_after
                     .is_none_or(|sent_after| answered > sent_after)
             });
-            let keep = !has_arrived || running.contains(&hold.attempt);
+            let keep = !has_arrived || running.contains(&claim.attempt);
             if !keep {
-                missing.push((hold.attempt, hold.is_overdue));
+                missing.push((claim.attempt, claim.is_overdue));
             }
             keep
         });
@@ -164,14 +167,14 @@ impl Control {
         }
     }
 
-    /// A worker lists what it holds. What an earlier connection or an earlier sentinel gave it is
-    /// its own again; what is not held here at all it must stop.
+    /// Processes the attempts that a worker lists. Those that it got on an earlier connection or from an
+    /// earlier sentinel become its claims again. It must stop those that are not its claims.
     pub(super) fn adopt(&mut self, routing_id: &[u8], running: &[Attempt], now: BootTime) {
         let bound = self.settings.lease + self.settings.margin;
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
         };
-        // One of the old system runs one job a slot and is sent a message for each.
+        // A worker of the reference system runs one job for each slot, and is sent an ABORT for each.
         let listed_max = match worker.instance {
             Some(_) => limits::WORKER_SLOTS_MAX * 2,
             None => worker.asked.slots,
@@ -183,7 +186,7 @@ impl Control {
                 attempt.job_id == listed.job_id
                     && (!listed.is_numbered() || attempt.number == listed.number)
             };
-            if worker.holds.iter().any(|hold| is_same(&hold.attempt)) {
+            if worker.claims.iter().any(|claim| is_same(&claim.attempt)) {
                 continue;
             }
             let orphan = self
@@ -195,17 +198,17 @@ impl Control {
                 log::info!(
                     "worker {} goes on with {}",
                     worker.worker_id,
-                    orphan.hold.attempt
+                    orphan.claim.attempt
                 );
-                let mut hold = orphan.hold;
-                self.exclusive.disinherit(hold.attempt);
+                let mut claim = orphan.claim;
+                self.exclusive.disinherit(claim.attempt);
                 if worker.instance.is_none() {
-                    hold.until = now + bound;
+                    claim.until = now + bound;
                 }
-                hold.sent_after = None;
-                worker.holds.push(hold);
+                claim.sent_after = None;
+                worker.claims.push(claim);
             } else if self.ending.range(of_job).any(is_same) || self.settling.has(*listed) {
-                // Its receipt is on its way, or waits for the transaction.
+                // Its end waits for the transaction, or it is a settlement.
             } else if worker.instance.is_some() {
                 if worker.abort.len() < limits::ABORTS_MAX {
                     worker.abort.push(*listed);
@@ -221,8 +224,8 @@ impl Control {
         }
     }
 
-    /// Answers to the requests since the last call. Leases do not depend on the transaction:
-    /// while the database fails, no other worker can be given the attempts.
+    /// Answers to the requests since the last call. Leases do not depend on the transaction, because while
+    /// the database fails, the attempts cannot be given to another worker.
     pub fn poll_answers(&mut self, now: BootTime) -> Vec<Outgoing> {
         self.assign_exclusive(now);
         let bound = self.settings.lease + self.settings.margin;
@@ -235,18 +238,18 @@ impl Control {
             let Some((request, peer)) = worker.request.zip(worker.peer) else {
                 continue;
             };
-            for hold in worker.holds.iter_mut().filter(|hold| !hold.is_overdue) {
-                hold.until = hold.until.max(request.received_at + bound);
+            for claim in worker.claims.iter_mut().filter(|claim| !claim.is_overdue) {
+                claim.until = claim.until.max(request.received_at + bound);
             }
             worker.answered = Some(request.sequence);
             let mut abort = std::mem::take(&mut worker.abort);
-            let overdue = worker.holds.iter().filter(|hold| hold.is_overdue);
-            abort.extend(overdue.map(|hold| hold.attempt));
-            let leases = worker.holds.iter().filter(|hold| !hold.is_overdue);
+            let overdue = worker.claims.iter().filter(|claim| claim.is_overdue);
+            abort.extend(overdue.map(|claim| claim.attempt));
+            let leases = worker.claims.iter().filter(|claim| !claim.is_overdue);
             let answer = Answer {
                 sequence: request.sequence,
                 lease_ms,
-                leases: leases.map(|hold| hold.attempt).collect(),
+                leases: leases.map(|claim| claim.attempt).collect(),
                 acknowledged: std::mem::take(&mut worker.acknowledged),
                 publish: std::mem::take(&mut worker.publish),
                 bar: std::mem::take(&mut worker.bar),
@@ -265,8 +268,8 @@ impl Control {
         answers
     }
 
-    /// Releases jobs that no worker may publish now. Old workers do not ask for leases: theirs are
-    /// renewed while they are connected.
+    /// Releases attempts with expired leases, which no worker may publish. Workers of the reference system do
+    /// not ask for leases. Theirs are renewed while they are connected.
     pub(super) fn expire(&mut self, now: BootTime) {
         let bound = self.settings.lease + self.settings.margin;
         self.note_overdue(now);
@@ -280,39 +283,39 @@ impl Control {
             let (abort, outgoing) = (&mut worker.abort, &mut self.outgoing);
             let kept = &mut worker.overdue;
             let has_instance = worker.instance.is_some();
-            worker.holds.retain_mut(|hold| {
-                if !hold.is_overdue {
-                    note(hold.due);
+            worker.claims.retain_mut(|claim| {
+                if !claim.is_overdue {
+                    note(claim.due);
                 }
-                if renew && !hold.is_overdue {
-                    hold.until = now + bound;
+                if renew && !claim.is_overdue {
+                    claim.until = now + bound;
                     note(now + self.settings.lease / 3);
                     return true;
                 }
-                if hold.until > now {
-                    note(hold.until);
+                if claim.until > now {
+                    note(claim.until);
                     return true;
                 }
-                if hold.is_overdue {
-                    kept.push(hold.attempt);
-                    overdue.insert(hold.attempt);
+                if claim.is_overdue {
+                    kept.push(claim.attempt);
+                    overdue.insert(claim.attempt);
                 }
-                expired.push((hold.attempt, worker_id.clone(), own_loss(hold, false)));
+                expired.push((claim.attempt, worker_id.clone(), own_loss(claim, false)));
                 match peer {
-                    Some(_) if has_instance => abort.push(hold.attempt),
-                    Some(peer) => outgoing.push(abort_message(peer, hold.attempt)),
+                    Some(_) if has_instance => abort.push(claim.attempt),
+                    Some(peer) => outgoing.push(abort_message(peer, claim.attempt)),
                     None => {}
                 }
                 false
             });
         }
         self.orphans.retain(|attempt, orphan| {
-            if orphan.hold.until > now {
-                note(orphan.hold.until);
+            if orphan.claim.until > now {
+                note(orphan.claim.until);
                 return true;
             }
-            let loss = own_loss(&orphan.hold, orphan.is_displaced);
-            if orphan.hold.is_overdue {
+            let loss = own_loss(&orphan.claim, orphan.is_displaced);
+            if orphan.claim.is_overdue {
                 overdue.insert(*attempt);
             }
             expired.push((*attempt, orphan.worker_id.clone(), loss));
@@ -323,7 +326,7 @@ impl Control {
             self.apply_user_limits();
         }
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        // What creates an environment may be what ends the worker.
+        // A job that waits for its environment counts, because its creation may have ended the worker.
         let is_neighbour = |loss: &Option<Loss>| *loss != Some(Loss::Displaced);
         for (_, worker_id, _) in expired.iter().filter(|(_, _, loss)| is_neighbour(loss)) {
             *counts.entry(worker_id).or_default() += 1;
@@ -373,21 +376,21 @@ impl Control {
         }
     }
 
-    /// Attempts that their workers have not ended in time: their leases are not renewed any more.
+    /// Marks attempts that their workers have not ended in time. Their leases are not renewed any more.
     fn note_overdue(&mut self, now: BootTime) {
         let timeout = self.settings.attempt_timeout.as_secs();
         for worker in self.workers.values_mut() {
-            let holds = worker.holds.iter_mut();
-            for hold in holds.filter(|hold| !hold.is_overdue && hold.due <= now) {
-                hold.is_overdue = true;
+            let claims = worker.claims.iter_mut();
+            for claim in claims.filter(|claim| !claim.is_overdue && claim.due <= now) {
+                claim.is_overdue = true;
                 log::warn!(
                     "{}: worker {} has not ended it within {timeout} s (--attempt-timeout)",
-                    hold.attempt,
+                    claim.attempt,
                     worker.worker_id
                 );
                 match (&worker.instance, worker.peer) {
                     (Some(_), _) => worker.answer_due = true,
-                    (None, Some(peer)) => self.outgoing.push(abort_message(peer, hold.attempt)),
+                    (None, Some(peer)) => self.outgoing.push(abort_message(peer, claim.attempt)),
                     (None, None) => {}
                 }
             }
@@ -401,28 +404,28 @@ impl Control {
         )
     }
 
-    /// Passes what has expired on to the next transaction, as much as one may take.
+    /// Adds releases of expired attempts to the next transaction, up to its limit.
     pub(super) fn release_expired(&mut self) {
-        let room = limits::EXPIRED_PER_TURN.saturating_sub(self.changes.len());
+        let room = limits::EXPIRED_PER_ITERATION.saturating_sub(self.changes.len());
         let count = room.min(self.expired.len());
         self.changes.extend(self.expired.drain(..count));
     }
 
-    /// At once, while there is more for further transactions and the last one was done.
+    /// When the next releases of expired attempts are due: at once while there are any and the changes have
+    /// room for them.
     pub(super) fn release_at(&self) -> Option<BootTime> {
-        let is_due = !self.expired.is_empty() && self.changes.len() < limits::EXPIRED_PER_TURN;
+        let is_due = !self.expired.is_empty() && self.changes.len() < limits::EXPIRED_PER_ITERATION;
         is_due.then_some(BootTime::default())
     }
 
-    /// The database says that an attempt is not RUNNING any more (another program changed the
-    /// row): its worker must stop.
+    /// Stops an attempt at its worker, because another program has changed its row: it is no longer RUNNING.
     pub fn handle_revoked(&mut self, attempt: Attempt) {
         self.orphans.remove(&attempt);
         self.exclusive.abandon(attempt);
         for worker in self.workers.values_mut() {
-            let before = worker.holds.len();
-            worker.holds.retain(|hold| hold.attempt != attempt);
-            if worker.holds.len() == before {
+            let before = worker.claims.len();
+            worker.claims.retain(|claim| claim.attempt != attempt);
+            if worker.claims.len() == before {
                 continue;
             }
             self.has_freed = true;
@@ -438,7 +441,8 @@ impl Control {
         }
     }
 
-    /// Ends are committed: their receipts are acknowledged to new workers.
+    /// Called after the end of an attempt is committed. Its receipt is acknowledged, except to workers of the
+    /// reference system.
     pub fn handle_ended(&mut self, routing_id: &[u8], attempt: Attempt) {
         self.ending.remove(&attempt);
         self.acknowledge(routing_id, attempt);
@@ -453,7 +457,7 @@ impl Control {
         }
     }
 
-    /// Releases are committed.
+    /// Called after the release of an attempt is committed.
     pub fn handle_released(&mut self, attempt: Attempt) {
         self.ending.remove(&attempt);
     }
@@ -466,7 +470,7 @@ impl Control {
     }
 }
 
-/// A worker in a reason. Rows of the old system name none.
+/// A worker in the text of a reason. Rows of the reference system have no worker ID.
 fn shown(worker_id: &str) -> String {
     match worker_id {
         "" => "its worker, which the row does not name,".to_owned(),
@@ -474,11 +478,11 @@ fn shown(worker_id: &str) -> String {
     }
 }
 
-/// How an attempt is lost whatever else its worker held.
-fn own_loss(hold: &Hold, is_displaced: bool) -> Option<Loss> {
-    match (is_displaced, hold.is_overdue, hold.is_waiting) {
+/// How an attempt is lost, if that does not depend on the other attempts of its worker.
+fn own_loss(claim: &Claim, is_displaced: bool) -> Option<Loss> {
+    match (is_displaced, claim.is_overdue, claim.is_waiting) {
         (true, ..) => Some(Loss::Displaced),
-        // It took its time whatever else its worker held.
+        // It was too slow, independent of other jobs.
         (false, true, _) => Some(Loss::Alone),
         (false, false, true) => Some(Loss::Waiting),
         (false, false, false) => None,

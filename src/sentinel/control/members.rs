@@ -1,9 +1,9 @@
-//! Workers: how they become known, come back, and leave.
+//! Workers: IDENTIFY, reconnects, competing processes with the same ID, disconnects.
 
 use std::collections::BTreeMap;
 
 use super::environments::Environments;
-use super::leases::{Hold, Request};
+use super::leases::{Claim, Request};
 use super::users::{ANOTHERS, are_different};
 use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, caps, printable};
 use crate::job::text::prefix;
@@ -13,107 +13,108 @@ use crate::protocol::{Identify, Payload};
 use crate::reactor::BootTime;
 use crate::socket::PeerId;
 
-/// A worker, known by its routing ID from IDENTIFY until it is offline and holds nothing.
+/// A worker, from its IDENTIFY until it is reported offline.
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) worker_id: String,
-    /// Who it proved to be; no other user speaks for it.
+    /// Its authenticated user. Messages of other users do not count for it.
     pub(super) user: Option<User>,
-    /// Its process; none of an old worker, which asks for no leases.
+    /// Its process. None for a worker of the reference system, which does not ask for leases.
     pub(super) instance: Option<String>,
-    /// The routing ID by which the next sentinel knows an old worker.
+    /// The routing ID by which the next sentinel recognizes a worker of the reference system.
     known_by: Option<String>,
-    /// Its connection; none while it is disconnected.
+    /// Its connection. None while it is disconnected.
     pub(super) peer: Option<PeerId>,
-    /// What it asks for.
+    /// The plugins and slots that it asks for.
     pub(super) asked: Asked,
-    /// What it gets of that, by its user's limits.
+    /// The plugins and slots that it gets, by its user's limits.
     pub(super) capabilities: Capabilities,
     pub(super) slots: usize,
     pub(super) hostname: String,
     pub(super) pid: Option<i64>,
-    pub(super) holds: Vec<Hold>,
-    /// Attempts that it has lost because it did not end them in time. Each occupies a slot until the
-    /// worker reports its end.
+    pub(super) claims: Vec<Claim>,
+    /// Attempts that it has lost because it did not end them in time. Each occupies a slot until the worker
+    /// reports its end.
     pub(super) overdue: Vec<Attempt>,
-    /// Environments it has been asked to prepare.
+    /// The environments that it was asked to prepare.
     pub(super) environments: Environments,
-    /// It takes no further jobs.
+    /// It is stopping and accepts no more jobs.
     pub(super) draining: bool,
-    /// Why it takes no jobs for now.
+    /// Why it accepts no jobs for now.
     pub(super) trouble: Option<String>,
-    /// Attempts that it may hold for now, when it does not take a job for each free slot.
-    pub(super) holds_max: Option<usize>,
-    /// Environments whose jobs it takes none of for now, with the reason.
+    /// How many attempts it may hold for now, when it does not accept a job for each free slot.
+    pub(super) claims_max: Option<usize>,
+    /// Environments of which it accepts no jobs for now, with the reason.
     pub(super) avoids: BTreeMap<String, String>,
-    /// What is queued for it fills its connection: it takes no jobs before it is heard again.
+    /// Its send queue is full. It gets no jobs until it sends a message.
     pub(super) is_backed_up: bool,
     /// Its last request on this connection.
     pub(super) request: Option<Request>,
     /// The last request on this connection that was answered.
     pub(super) answered: Option<u64>,
     pub(super) answer_due: bool,
-    /// For the next answer.
+    /// This and the next lists are for the next answer.
     pub(super) acknowledged: Vec<Attempt>,
     pub(super) publish: Vec<Attempt>,
     pub(super) bar: Vec<Attempt>,
     pub(super) abort: Vec<Attempt>,
     pub(super) settle: Vec<Settlement>,
-    pub(super) heard_at: BootTime,
+    pub(super) received_at: BootTime,
     absent_since: Option<BootTime>,
 }
 
-/// What a worker may run and how much at a time, by its IDENTIFY.
+/// The plugins and slots that a worker asks for in IDENTIFY.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) capabilities: Capabilities,
     pub(super) slots: usize,
 }
 
-/// A connection that asks for the ID of a worker that is connected.
+/// A connection that asks for the ID of a connected worker.
 #[derive(Debug)]
 pub(super) struct Contender {
     peer: PeerId,
     user: Option<User>,
     identify: Identify<'static>,
     pub(super) since: BootTime,
-    /// The present worker must have answered by then.
+    /// The time by which the present worker must have answered.
     pub(super) until: BootTime,
 }
 
 impl Worker {
-    /// When it is reported offline, if it is disconnected.
+    /// When the worker will be reported offline, if it is disconnected.
     pub(super) fn offline_at(&self) -> Option<BootTime> {
         Some(self.absent_since? + limits::WORKER_GRACE)
     }
 
-    /// Slots without a job. What waits for an exclusive sink or for its environment occupies none,
-    /// but is bounded.
+    /// Number of free slots. Attempts that wait for an exclusive sink or for their environment occupy no
+    /// slot, but their number is bounded.
     pub(super) fn free(&self) -> usize {
-        // One that does not end what it must would draw the same jobs again, and lose them.
-        let has_overdue = !self.overdue.is_empty() || self.holds.iter().any(|hold| hold.is_overdue);
+        // A worker that does not end its overdue attempts would get the same jobs again, and lose them again.
+        let has_overdue =
+            !self.overdue.is_empty() || self.claims.iter().any(|claim| claim.is_overdue);
         if has_overdue {
             return 0;
         }
-        let is_alone = |hold: &Hold| hold.is_alone && !hold.is_waiting;
-        let waiting = self.holds.iter().filter(|hold| hold.is_waiting).count();
-        if self.holds.iter().any(is_alone) || waiting >= limits::WAITING_MAX {
+        let is_alone = |claim: &Claim| claim.is_alone && !claim.is_waiting;
+        let waiting = self.claims.iter().filter(|claim| claim.is_waiting).count();
+        if self.claims.iter().any(is_alone) || waiting >= limits::WAITING_MAX {
             return 0;
         }
-        let started = self.holds.len() - waiting;
-        let held_max = self.slots.saturating_mul(limits::HELD_PER_SLOT_MAX);
+        let started = self.claims.len() - waiting;
+        let claims_limit = self.slots.saturating_mul(limits::CLAIMS_PER_SLOT_MAX);
         let slots = self.slots.saturating_sub(self.occupied());
-        let slots = slots.min(held_max.saturating_sub(started));
-        match self.holds_max {
-            Some(max) => slots.min(max.saturating_sub(self.holds.len())),
+        let slots = slots.min(claims_limit.saturating_sub(started));
+        match self.claims_max {
+            Some(max) => slots.min(max.saturating_sub(self.claims.len())),
             None => slots,
         }
     }
 
-    /// Slots with a job, or with one that it has lost and not ended.
+    /// Slots with a job, including jobs that it has lost and not ended.
     pub(super) fn occupied(&self) -> usize {
-        let occupies = |hold: &&Hold| hold.wants.is_empty() && !hold.is_waiting;
-        self.holds.iter().filter(occupies).count() + self.overdue.len()
+        let occupies = |claim: &&Claim| claim.wants.is_empty() && !claim.is_waiting;
+        self.claims.iter().filter(occupies).count() + self.overdue.len()
     }
 
     pub(super) fn online(&self) -> Change {
@@ -148,7 +149,7 @@ impl Control {
             _ => printable(from.routing_id),
         };
         if self.belongs_to_another(&worker_id, from.user) {
-            // Old workers are not ended by an ERR.
+            // An ERR does not end workers of the reference system.
             if identify.instance.is_none() {
                 return Some(ANOTHERS);
             }
@@ -176,7 +177,7 @@ impl Control {
         None
     }
 
-    /// The process of this connection has identified itself before: it was asked by RELOAD.
+    /// True when the process of this connection has already sent IDENTIFY. It sends it again after RELOAD.
     fn has_identified(&self, from: &Sender<'_>, identify: &Identify<'_>, worker_id: &str) -> bool {
         let instance = identify.instance.as_deref();
         let instance = instance.map(|text| prefix(text, limits::NAME_SIZE_MAX));
@@ -188,7 +189,8 @@ impl Control {
         })
     }
 
-    /// What is on its way to it is not listed, and what it reported of its state stays.
+    /// Processes a repeated IDENTIFY. Attempts that it does not list stay, because their DISPATCH may not
+    /// have arrived yet. The state that the worker has reported stays, too.
     fn identified_again(&mut self, routing_id: &[u8], identify: &Identify<'_>, now: BootTime) {
         if let Some(worker) = self.workers.get_mut(routing_id) {
             worker.draining = identify.draining;
@@ -200,7 +202,8 @@ impl Control {
         self.adopt(routing_id, &running, now);
     }
 
-    /// The ID's present worker is asked for a sign of life, which decides.
+    /// Notes a process that asks for the ID of a connected worker, and asks that worker for a sign of life.
+    /// Its answer decides.
     fn contend(
         &mut self,
         from: &Sender<'_>,
@@ -246,8 +249,8 @@ impl Control {
         });
     }
 
-    /// Decides on connections that ask for the ID of another: it is refused when the present
-    /// worker has been heard since, and admitted when that is silent or disconnected.
+    /// Decides on processes that ask for the ID of a worker. A process is refused when the present worker has
+    /// sent a message since, and admitted when that worker is silent or disconnected.
     pub(super) fn admit_contenders(&mut self, now: BootTime) {
         let routing_ids: Vec<Vec<u8>> = self.contenders.keys().cloned().collect();
         for routing_id in routing_ids {
@@ -259,7 +262,7 @@ impl Control {
             let present = route.as_ref().and_then(|route| self.workers.get(route));
             let connected = present.filter(|worker| worker.peer.is_some());
             if let Some(worker) = connected
-                && worker.heard_at > contender.since
+                && worker.received_at > contender.since
             {
                 let advice = match worker.draining {
                     true => ", which is stopping: start this worker when it has ended, or",
@@ -305,8 +308,7 @@ impl Control {
         }
     }
 
-    /// Attempts that an earlier sentinel gave to a worker with this ID, and that this process lists,
-    /// are its own.
+    /// Assigns inherited attempts of a worker ID to the process that lists them.
     fn identify_orphans(&mut self, from: &Sender<'_>, identify: &Identify<'_>, worker_id: &str) {
         let listed = identify.running.iter().flatten();
         for attempt in listed.take(limits::WORKER_SLOTS_MAX * 2) {
@@ -321,7 +323,7 @@ impl Control {
         }
     }
 
-    /// Another process has the ID of this one, which is alive, or was when it lost the ID: its
+    /// Notes that another process has taken over the ID of this process, which was running at that time. Its
     /// attempts do not count as losses of their jobs.
     fn note_displaced(&mut self, instance: Option<&str>) {
         for orphan in self.orphans.values_mut() {
@@ -329,8 +331,8 @@ impl Control {
         }
     }
 
-    /// An attempt that its worker held when another process took over its ID, on the word of that
-    /// worker; gives the ID.
+    /// Removes an attempt that the sender held when another process took over its ID, because the sender now
+    /// reports on it. Returns that ID.
     pub(super) fn take_displaced(&mut self, from: &Sender<'_>, attempt: Attempt) -> Option<String> {
         let orphan = self.orphans.get(&attempt)?;
         let is_theirs = orphan.routing_id.as_deref() == Some(from.routing_id)
@@ -342,7 +344,7 @@ impl Control {
         Some(orphan.worker_id)
     }
 
-    /// Takes a worker out. Its leases run on without it.
+    /// Removes a worker. Its claims become orphans, with their leases.
     fn evict(&mut self, routing_id: &[u8]) {
         let Some(worker) = self.workers.remove(routing_id) else {
             return;
@@ -350,18 +352,18 @@ impl Control {
         if self.routes.get(&worker.worker_id).map(Vec::as_slice) == Some(routing_id) {
             self.routes.remove(&worker.worker_id);
         }
-        for hold in worker.holds {
+        for claim in worker.claims {
             let orphan = Orphan {
                 worker_id: worker.worker_id.clone(),
                 user: worker.user.clone(),
                 instance: worker.instance.clone(),
                 routing_id: Some(routing_id.to_vec()),
                 is_displaced: false,
-                hold,
+                claim,
             };
-            self.orphans.insert(orphan.hold.attempt, orphan);
+            self.orphans.insert(orphan.claim.attempt, orphan);
         }
-        // Two connections of one user may share an ID.
+        // Two connections of the same user may have the same ID.
         let other = self
             .workers
             .iter()
@@ -386,8 +388,8 @@ impl Control {
             .instance
             .as_deref()
             .map(|text| prefix(text, limits::NAME_SIZE_MAX).to_owned());
-        // The entry under this routing ID, when it is the same process, keeps its leases.
-        let mut holds: Vec<Hold> = Vec::new();
+        // When the entry with this routing ID is the same process, its leases stay.
+        let mut claims: Vec<Claim> = Vec::new();
         if instance.is_some() {
             let theirs = self
                 .orphans
@@ -397,12 +399,12 @@ impl Control {
             let orphans = theirs
                 .iter()
                 .filter_map(|attempt| self.orphans.remove(attempt));
-            holds.extend(orphans.map(|orphan| orphan.hold));
+            claims.extend(orphans.map(|orphan| orphan.claim));
         }
         if let Some(old) = self.workers.get_mut(from.routing_id) {
             let is_same = old.instance == instance && old.worker_id == worker_id;
             if is_same {
-                holds.append(&mut old.holds);
+                claims.append(&mut old.claims);
             }
             let old_id = old.worker_id.clone();
             self.evict(from.routing_id);
@@ -411,7 +413,7 @@ impl Control {
                     .push(Change::WorkerOffline { worker_id: old_id });
             }
         }
-        // Another entry of the same ID is of an earlier process or connection.
+        // Another entry with the same ID belongs to an earlier process or connection.
         let other = self.routes.get(&worker_id).cloned();
         if let Some(route) = other {
             let is_same = self
@@ -419,9 +421,9 @@ impl Control {
                 .get(&route)
                 .is_some_and(|worker| instance.is_some() && worker.instance == instance);
             if is_same && let Some(worker) = self.workers.get_mut(&route) {
-                holds.append(&mut worker.holds);
+                claims.append(&mut worker.claims);
             }
-            // Old workers of one ID share it: both stay.
+            // Workers of the reference system may have the same ID. Both stay.
             if instance.is_some() {
                 self.evict(&route);
             }
@@ -431,7 +433,7 @@ impl Control {
             None => worker_id.clone(),
         };
         let slots = identify.slots.unwrap_or(1) as usize;
-        // One that a socket has made up begins with a zero, and is another's later.
+        // A generated routing ID begins with a zero byte. Another peer may get the same one later.
         let is_chosen = from.routing_id.first().is_some_and(|byte| *byte != 0);
         let known_by = Some(printable(from.routing_id));
         let known_by = known_by.filter(|_| instance.is_none() && is_chosen);
@@ -450,12 +452,12 @@ impl Control {
             asked,
             hostname,
             pid: identify.pid.map(i64::from),
-            holds: Vec::new(),
+            claims: Vec::new(),
             overdue: Vec::new(),
             environments: Environments::default(),
             draining: identify.draining,
             trouble: None,
-            holds_max: None,
+            claims_max: None,
             is_backed_up: false,
             avoids: BTreeMap::new(),
             request: None,
@@ -466,7 +468,7 @@ impl Control {
             bar: Vec::new(),
             abort: Vec::new(),
             settle: Vec::new(),
-            heard_at: now,
+            received_at: now,
             absent_since: None,
         };
         log::info!(
@@ -482,18 +484,21 @@ impl Control {
         self.routes
             .insert(worker_id.clone(), from.routing_id.to_vec());
         self.workers.insert(from.routing_id.to_vec(), worker);
-        // The process that had them lists what it still has; what it does not list never ran or
-        // was dropped by it.
-        for mut hold in holds {
-            if running.contains(&hold.attempt) {
-                hold.sent_after = None;
-                hold.is_waiting = false;
-                hold.wants.clear();
+        // The process lists the attempts that it still has. It never ran, or has dropped, those that it does
+        // not list.
+        for mut claim in claims {
+            if running.contains(&claim.attempt) {
+                claim.sent_after = None;
+                claim.is_waiting = false;
+                claim.wants.clear();
                 if let Some(worker) = self.workers.get_mut(from.routing_id) {
-                    worker.holds.push(hold);
+                    worker.claims.push(claim);
                 }
             } else {
-                self.give_back(hold.attempt, format!("worker {worker_id} does not have it"));
+                self.give_back(
+                    claim.attempt,
+                    format!("worker {worker_id} does not have it"),
+                );
             }
         }
         self.adopt(from.routing_id, &running, now);
@@ -502,11 +507,11 @@ impl Control {
             self.handle_request(from.routing_id, sequence, now);
         }
         self.seen_at.get_or_insert(now + limits::SEEN_INTERVAL);
-        // Leases of old workers are renewed in good time.
+        // So leases of workers of the reference system are renewed in time.
         self.expect_expiry(now + self.settings.lease / 3);
     }
 
-    /// A known worker talks on this connection.
+    /// Notes that a known worker has sent a message on this connection.
     pub(super) fn connected(&mut self, from: &Sender<'_>) {
         let Some(worker) = self.workers.get_mut(from.routing_id) else {
             return;
@@ -517,8 +522,8 @@ impl Control {
         }
     }
 
-    /// Ends of connections may not have been reported: a worker whose connection is closed is
-    /// disconnected.
+    /// Marks workers with a closed connection as disconnected, for the case that events of the socket were
+    /// dropped.
     pub fn check_connections(&mut self, is_connected: impl Fn(PeerId) -> bool, now: BootTime) {
         for worker in self.workers.values_mut() {
             if worker.peer.is_some_and(|peer| !is_connected(peer)) {
@@ -529,7 +534,7 @@ impl Control {
             .retain(|_, contender| is_connected(contender.peer));
     }
 
-    /// The connection of the peer with a routing ID has ended.
+    /// Notes that the connection of a peer has ended.
     pub fn handle_disconnected(&mut self, peer: PeerId, routing_id: &[u8], now: BootTime) {
         let contends = self.contenders.get(routing_id);
         if contends.is_some_and(|contender| contender.peer == peer) {
@@ -544,8 +549,7 @@ impl Control {
         }
     }
 
-    /// Workers that stayed disconnected are reported offline and forgotten. Their leases run
-    /// on.
+    /// Reports workers offline that stay disconnected, and removes them. Their leases are not changed.
     pub(super) fn report_absent(&mut self, now: BootTime) {
         let mut forgotten = Vec::new();
         for (routing_id, worker) in &self.workers {
@@ -564,7 +568,8 @@ impl Control {
 }
 
 impl Control {
-    /// A worker of the old system is known when it is heard again, as after a restart of the sentinel.
+    /// Remembers a worker of the reference system, so that it is recognized at its next message, as after a
+    /// restart of the sentinel.
     fn remember_old(&mut self, routing_id: &[u8]) {
         let Some(worker) = self.workers.get(routing_id) else {
             return;
@@ -594,7 +599,8 @@ impl Control {
 }
 
 impl Worker {
-    /// The connection has ended: what was to be sent on it is void, leases run on.
+    /// Notes that the connection has ended. Everything that was to be sent on it is dropped. Leases are not
+    /// changed.
     fn disconnect(&mut self, now: BootTime) {
         self.peer = None;
         self.absent_since = Some(now);

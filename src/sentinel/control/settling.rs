@@ -1,5 +1,5 @@
-//! Jobs that have ended, whose output workers bring in line with their rows
-//! ([`Settlement`]). Which jobs these are stands in the database; here is only who was asked.
+//! Settlements of ended jobs ([`Settlement`]). The database has the jobs to settle. This state only has the
+//! settlements that workers were asked for.
 
 use std::collections::BTreeMap;
 
@@ -17,21 +17,21 @@ struct Asked {
     size: usize,
     /// The worker's routing ID.
     route: Vec<u8>,
-    /// When another may be asked.
+    /// When another worker may be asked.
     until: BootTime,
 }
 
-/// See the module's head.
+/// The settlements that workers were asked for.
 #[derive(Debug, Default)]
 pub(super) struct Settling {
-    /// The settlement of each job that a worker was asked for, and when another may be asked.
+    /// By job.
     asked: BTreeMap<i64, Asked>,
-    /// The jobs up to this one have been checked.
+    /// The search for jobs continues above this ID.
     after: i64,
 }
 
 impl Settling {
-    /// True for the last settlement of a job.
+    /// True for the settlement of a job that a worker was asked for.
     pub(super) fn has(&self, attempt: Attempt) -> bool {
         let asked = self.asked.get(&attempt.job_id);
         asked.is_some_and(|asked| asked.attempt == attempt)
@@ -46,8 +46,8 @@ impl Worker {
 }
 
 impl Control {
-    /// The ID above which jobs to settle are to be searched; none while no worker can settle
-    /// them.
+    /// The ID above which to search for jobs to settle. None while no worker can settle them, or a bound is
+    /// reached.
     pub fn settles_after(&mut self, now: BootTime) -> Option<i64> {
         let workers = &self.workers;
         let is_connected = |route: &Vec<u8>| {
@@ -57,9 +57,9 @@ impl Control {
         self.settling
             .asked
             .retain(|_, asked| asked.until > now && is_connected(&asked.route));
-        let has_place = self.settling.asked.len() < limits::SETTLING_MAX;
+        let has_room = self.settling.asked.len() < limits::SETTLING_MAX;
         let can_settle = self.workers.values().any(Worker::can_settle);
-        (has_place && self.settling_room() > 0 && can_settle).then_some(self.settling.after)
+        (has_room && self.settling_room() > 0 && can_settle).then_some(self.settling.after)
     }
 
     /// How many bytes of settlements workers may be asked for now.
@@ -68,16 +68,16 @@ impl Control {
         limits::SETTLING_SIZE_MAX.saturating_sub(sizes.sum())
     }
 
-    /// Of the jobs that were found above that ID the ones that no worker was asked for.
+    /// Those of the found jobs for which no worker was asked. `found` = the jobs above that ID.
     pub fn to_settle(&mut self, found: Vec<i64>) -> Vec<i64> {
-        let is_last = found.len() < limits::SETTLED_PER_TURN;
+        let is_last = found.len() < limits::SETTLED_PER_ITERATION;
         self.settling.after = found.last().copied().filter(|_| !is_last).unwrap_or(0);
         let is_new = |job_id: &i64| !self.settling.asked.contains_key(job_id);
         found.into_iter().filter(is_new).collect()
     }
 
-    /// Settlements are committed: each goes to the worker that had the job last, or to any when
-    /// that is not connected.
+    /// Sends settlements after they are committed: each to the worker that had the job last, or to any other
+    /// when that one cannot settle it.
     pub fn handle_unsettled(
         &mut self,
         settlements: Vec<(Settlement, Option<String>)>,
@@ -107,7 +107,7 @@ impl Control {
         }
     }
 
-    /// Another with each try, in case one cannot reach the output.
+    /// A worker that can settle. Each try chooses another one, in case one cannot access the output.
     fn any_settler(&self, attempt: Attempt) -> Option<Vec<u8>> {
         let able = self.workers.iter();
         let mut able: Vec<&Vec<u8>> = able
@@ -120,7 +120,7 @@ impl Control {
             .map(|route| (*route).clone())
     }
 
-    /// A worker's report on a settlement; false when the attempt is none.
+    /// Processes a worker's report on a settlement. False when the attempt is no settlement.
     pub(super) fn settled(&mut self, routing_id: &[u8], job_id: i64, receipt: &Receipt) -> bool {
         let attempt = Attempt::new(job_id, receipt.attempt.unwrap_or(0));
         if !self.settling.has(attempt) {
@@ -135,7 +135,8 @@ impl Control {
         true
     }
 
-    /// Reports are committed. After a failure the next try waits for its time.
+    /// Called after a report on a settlement is committed. After a failure the next try waits until
+    /// [`limits::SETTLE_WAIT`] is over.
     pub fn handle_settled(&mut self, routing_id: &[u8], attempt: Attempt, is_done: bool) {
         if is_done && self.settling.has(attempt) {
             self.settling.asked.remove(&attempt.job_id);

@@ -22,7 +22,7 @@ fn control() -> Control {
     })
 }
 
-/// A moment some seconds after the tests' start.
+/// A time this many seconds after the start of the test.
 fn at(seconds: u64) -> BootTime {
     BootTime::after_boot(Duration::from_secs(1000 + seconds))
 }
@@ -31,7 +31,7 @@ fn peer(number: u64) -> PeerId {
     PeerId::from_u64(number)
 }
 
-/// A sender that has not proved to be any user.
+/// A sender without an authenticated user.
 fn from(number: u64, routing_id: &[u8]) -> Sender<'_> {
     Sender {
         peer: peer(number),
@@ -44,7 +44,7 @@ fn user(text: &str) -> &'static User {
     Box::leak(Box::new(User::parse(text)))
 }
 
-/// IDENTIFY of an old worker.
+/// IDENTIFY of a worker of the reference system.
 fn identify(slots: u32, running: Option<Vec<Attempt>>) -> Payload<'static> {
     Payload::Identify(Identify {
         capabilities: vec!["*".into()],
@@ -54,7 +54,7 @@ fn identify(slots: u32, running: Option<Vec<Attempt>>) -> Payload<'static> {
     })
 }
 
-/// IDENTIFY of worker `w`, as a process of that name sends it.
+/// IDENTIFY of worker `w`, sent by the process `instance`.
 fn introduce(instance: &'static str, sequence: u64, running: &[Attempt]) -> Payload<'static> {
     Payload::Identify(Identify {
         capabilities: vec!["*".into()],
@@ -127,7 +127,7 @@ fn answers(control: &mut Control, now: BootTime) -> Vec<(PeerId, Answer)> {
         .collect()
 }
 
-/// Attempts released, with whether they count as lost.
+/// The released attempts, each with whether it counts as lost.
 fn released(control: &mut Control) -> Vec<(Attempt, bool)> {
     let changes = control.take_changes().into_iter();
     changes
@@ -139,7 +139,7 @@ fn released(control: &mut Control) -> Vec<(Attempt, bool)> {
         .collect()
 }
 
-/// Everything that waits for a transaction is committed.
+/// Commits everything that waits for a transaction.
 fn commit(control: &mut Control) -> Vec<Change> {
     let changes = control.take_changes();
     for change in &changes {
@@ -326,7 +326,7 @@ fn of_two_processes_with_one_id_the_live_one_stays() {
         assert!(
             matches!(asked[..], [Outgoing { peer: to, body: Body::Payload(Payload::Reload), .. }] if to == peer(1))
         );
-        // The second one may send what it likes meanwhile.
+        // Messages of the second process are ignored meanwhile.
         control.handle_message(&from(2, b"w.b"), 0, request(2, None, &[]), at(1));
         control.handle_message(&from(2, b"w.b"), 5, conclude(Some(1)), at(1));
         assert!(control.take_outgoing().is_empty());
@@ -373,8 +373,8 @@ fn lost(control: &mut Control) -> Vec<(Attempt, Loss)> {
     lost.collect()
 }
 
-/// A process of an ID with two jobs is silent, or cut off, while another one takes over the ID, and
-/// comes back.
+/// A process with two jobs is silent or disconnected while another process takes over its ID. Then it sends
+/// messages again.
 #[test]
 fn a_process_that_has_lost_its_id_and_comes_back_costs_its_jobs_no_attempt() {
     let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
@@ -400,7 +400,7 @@ fn a_process_that_has_lost_its_id_and_comes_back_costs_its_jobs_no_attempt() {
             _ => false,
         };
         assert!(refused.iter().any(is_refusal), "{refused:?}");
-        // What it reports of its own jobs counts, not of others'.
+        // Its reports on its own jobs count, not those on jobs of others.
         let mut returned = Receipt::failed(first, Cause::Operator, "its worker was stopped");
         returned.returned = true;
         control.take_changes();
@@ -418,7 +418,7 @@ fn a_process_that_has_lost_its_id_and_comes_back_costs_its_jobs_no_attempt() {
                 if *attempt == first && worker_id == "w")
         };
         assert!(changes.iter().any(is_end), "{changes:?}");
-        // The other one's lease runs out.
+        // The lease of the other job ends.
         control.handle_timeout(at(11));
         assert!(lost(&mut control).is_empty());
         control.handle_timeout(at(12));
@@ -426,7 +426,7 @@ fn a_process_that_has_lost_its_id_and_comes_back_costs_its_jobs_no_attempt() {
     }
 }
 
-/// The same after a restart of the sentinel, which knows of no processes.
+/// The same after a restart of the sentinel, which then has no processes.
 #[test]
 fn a_process_whose_id_was_taken_while_the_sentinel_restarted_costs_its_jobs_no_attempt() {
     let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
@@ -488,7 +488,7 @@ fn workers_that_drain_or_are_in_trouble_get_no_jobs() {
         assert_eq!(reported, trouble.map(Some), "{reports:?}");
         control.handle_message(&from(1, b"w.a"), 0, request(3, None, &[]), at(2));
         assert!(control.has_openings(at(2)));
-        // Nor does one that has not been heard for half a lease.
+        // A worker that has not sent a message for half a lease has no openings.
         assert!(!control.has_openings(at(8)));
     }
 }
@@ -513,7 +513,7 @@ fn a_worker_gets_no_more_jobs_than_it_takes_beyond_what_it_lists() {
     assert_eq!(free(&control), Some(1));
     control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(1));
     assert_eq!(free(&control), None);
-    // The job is on its way: it is the one that the worker takes.
+    // The dispatched job has not arrived yet. It is the one that the worker accepts.
     report(&mut control, 4, Some(1), &[]);
     assert_eq!(free(&control), None);
     report(&mut control, 5, Some(0), &[Attempt::new(5, 1)]);
@@ -545,8 +545,8 @@ fn a_dispatch_that_cannot_be_sent_fails_alone() {
         ),
         "{changes:?}"
     );
-    assert_eq!(control.held_count(), 0);
-    // What is queued for the worker leaves before it gets more.
+    assert_eq!(control.claim_count(), 0);
+    // The worker gets no more jobs before its send queue is sent.
     assert!(!control.has_openings(at(1)));
     control.handle_message(&from(1, b"w.a"), 0, request(3, None, &[]), at(1));
     assert!(control.has_openings(at(1)));
@@ -575,8 +575,8 @@ fn no_user_speaks_for_the_worker_of_another() {
     assert_eq!(control.handle_message(&ann, 0, named("w-1"), now), None);
     control.handle_claimed(b"w-1", vec![assignment(5, 1, "")], now);
     control.take_changes();
-    // Neither connected nor disconnected, by its routing ID or by its name; nor for one that an
-    // earlier sentinel gave jobs to.
+    // Refused while the worker is connected or disconnected, by its routing ID or its worker ID; also for a
+    // worker that has jobs of an earlier sentinel.
     for away in [false, true] {
         if away {
             control.handle_disconnected(peer(1), b"w-1", now);
@@ -595,16 +595,16 @@ fn no_user_speaks_for_the_worker_of_another() {
         }
         assert!(control.take_changes().is_empty());
     }
-    // Nor does another keep its name by silence.
+    // A silent connection of another user does not keep the ID either.
     assert!(control.is_anothers(&by(BOB, b"w-1")) && control.is_anothers(&by(BOB, b"w-0")));
     assert!(!control.is_anothers(&by(ANN, b"w-1")) && !control.is_anothers(&by(BOB, b"x")));
-    // Its own user comes back to it, by the key or by the name.
+    // Its own user is admitted again, by the key or by the name.
     for text in [ANN_RENAMED, ANN_REKEYED] {
         let back = control.handle_message(&by(text, b"w-1"), 0, heartbeat(Some(5), None), now);
         assert_eq!(back, None);
     }
     control.handle_disconnected(peer(2), b"w-1", now);
-    // When its leases are over the ID is free.
+    // When its leases have ended, the ID is free.
     let later = at(13);
     control.handle_timeout(at(4));
     control.handle_timeout(later);
@@ -643,7 +643,7 @@ fn slots_that_are_freed_without_a_change_are_reported() {
     control.handle_revoked(Attempt::new(5, 1));
     assert!(control.take_freed() && !control.take_freed());
     assert_eq!(free(&control, 0), Some(all));
-    // Not heard for half a lease, and heard again.
+    // No message for half a lease, then a message.
     assert_eq!(free(&control, 8), None);
     control.handle_message(&from(1, b"w.a"), 0, request(9, Some(1), &[]), at(8));
     assert_eq!(free(&control, 8), Some(all));
@@ -673,7 +673,7 @@ fn a_worker_that_asks_for_another_users_id_is_told_and_changes_nothing() {
             panic!("{refusal:?}");
         };
         assert!(error.refused && error.message.contains("--worker-id"));
-        // Not who the other is, or where.
+        // The message does not contain who or where the other worker is.
         assert!(!error.message.contains("77") && !error.message.contains("ann"));
     }
     assert!(control.take_changes().is_empty());

@@ -1,5 +1,5 @@
-//! Whose a worker is: no user speaks for another user's worker, and a user's limits hold for all its
-//! workers together.
+//! Users of workers: a user cannot act as another user's worker, and a user's limits apply to all of the
+//! user's workers together.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -9,20 +9,20 @@ use super::{Capabilities, Control, Sender, printable};
 use crate::job::User;
 use crate::reactor::BootTime;
 
-/// Between two log lines about workers that were refused.
+/// Interval between log lines about refused workers.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the workers of a user may do, whatever they ask for. None: as they ask.
+/// The limits of a user's workers. None = as the workers ask.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserLimits {
-    /// Jobs at a time, of all its workers together.
+    /// Jobs at a time of all the user's workers together.
     pub slots: Option<usize>,
     /// Plugins that they may run.
     pub plugins: Option<Capabilities>,
 }
 
 impl Control {
-    /// Limits by the users' keys, instead of those before.
+    /// Replaces the limits of all users. `limits` = by the users' keys.
     pub fn set_user_limits(&mut self, limits: BTreeMap<String, UserLimits>) {
         let had_any = !self.user_limits.is_empty();
         self.user_limits = limits;
@@ -33,8 +33,8 @@ impl Control {
         }
     }
 
-    /// Workers have come or gone, or what they hold has: the slots of each limited user are divided
-    /// among its workers anew.
+    /// Divides the slots of each limited user among the user's workers again, because workers or their claims
+    /// have changed.
     pub(super) fn apply_user_limits(&mut self) {
         if !self.user_limits.is_empty() {
             self.limit_workers();
@@ -42,9 +42,9 @@ impl Control {
     }
 
     fn limit_workers(&mut self) {
-        // By name: the same name is the same user.
+        // By name, because keys with the same name are the same user.
         let mut used: HashMap<String, usize> = HashMap::new();
-        // Jobs that no connected worker has may run yet.
+        // Jobs of disconnected workers may still run.
         let orphans = self.orphans.values().map(|orphan| (&orphan.user, 1));
         let workers = self.workers.values();
         let away = workers.filter(|worker| worker.peer.is_none());
@@ -59,7 +59,7 @@ impl Control {
             let key = worker.user.as_ref()?.key.as_deref()?;
             limits.get(key)
         };
-        // First for what each runs already, then for what else it asks for.
+        // First the slots that each worker already uses, then the others that it asks for.
         let mut slots: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
         for is_first in [true, false] {
             for (routing_id, worker) in &self.workers {
@@ -99,8 +99,8 @@ impl Control {
         }
     }
 
-    /// True when a peer has connected under the routing ID of another user's worker. It must not
-    /// keep that ID from its owner.
+    /// True when a peer has connected with the routing ID of another user's worker. It must be disconnected,
+    /// because it would keep the ID from its owner.
     pub fn is_anothers(&self, from: &Sender<'_>) -> bool {
         self.is_anothers_route(from)
             || self
@@ -109,8 +109,7 @@ impl Control {
                 .is_some_and(|worker| are_different(worker.user.as_ref(), from.user))
     }
 
-    /// True when the routing ID was last that of another user's worker, which is known or holds
-    /// attempts.
+    /// True when the last worker with this routing ID is another user's, and is known or holds attempts.
     pub(super) fn is_anothers_route(&self, from: &Sender<'_>) -> bool {
         let text = printable(from.routing_id);
         let known = self.remembered_routes.get(&text);
@@ -118,8 +117,8 @@ impl Control {
         self.belongs_to_another(last.map_or(&text, |(_, worker_id)| worker_id), from.user)
     }
 
-    /// Tells a worker that asks for the ID of another user's why it gets nothing, which ends it. It
-    /// learns no more than that the ID is taken.
+    /// Sends ERR to a worker that asks for the ID of another user's worker. The worker ends then. The message
+    /// only contains that the ID is in use.
     pub(super) fn refuse_anothers(&mut self, from: &Sender<'_>, worker_id: &str, now: BootTime) {
         let message = format!(
             "worker ID {worker_id} belongs to a worker of another user; give this worker an ID of \
@@ -136,7 +135,7 @@ impl Control {
         self.send_error(from.peer, 0, message, true);
     }
 
-    /// True when a worker that is known, or that holds attempts, is another user's.
+    /// True when a worker ID belongs to another user's worker that is known or holds attempts.
     pub(super) fn belongs_to_another(&self, worker_id: &str, user: Option<&User>) -> bool {
         if user.is_none() {
             return false;

@@ -1,5 +1,5 @@
-//! Files of publishers' keys. A secret file holds one secret key and the publisher's name, and its
-//! public file the line for the list of trusted publishers.
+//! Files of publishers' keys. A secret file contains one secret key and the publisher's name. Its
+//! public file contains the line for the list of trusted publishers.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::socket::secured::{
 /// The comment that begins a secret file.
 pub const SECRET_MARK: &str = limits::SECRET_KEY_MARKS[1];
 
-/// Reads a secret key. A file that others than its owner can read or write is refused.
+/// Reads a secret key. A file that users other than its owner can read or write is refused.
 pub fn read_publisher(path: &Path) -> Result<Publisher, KeyFileError> {
     let fail = fail(path);
     let (text, _) = read(path, 0o077, limits::KEY_FILE_SIZE_MAX)?;
@@ -31,15 +31,15 @@ pub fn read_publisher(path: &Path) -> Result<Publisher, KeyFileError> {
         ));
     };
     let (key, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    // Neither is shown: it may be the secret itself.
+    // The error does not contain them, because each may be the secret itself.
     let secret = decode(key).map(Zeroizing::<[u8; 32]>::new);
     secret
         .and_then(|secret| Publisher::new(&secret, name.trim()))
         .ok_or_else(|| fail("its key or its name is not usable".to_owned()))
 }
 
-/// Makes a key pair: a secret file, readable by its owner alone, and its public file. Files that
-/// are there already are replaced only when `replace` says so. Gives the public file's line.
+/// Creates a key pair: a secret file, readable only by its owner, and its public file. Existing files are
+/// replaced only if `replace` is true. Returns the line of the public file.
 pub fn write_publisher(path: &Path, name: &str, replace: bool) -> Result<String, KeyFileError> {
     let public = public_path(path);
     if !replace {
@@ -50,7 +50,7 @@ pub fn write_publisher(path: &Path, name: &str, replace: bool) -> Result<String,
         .map_err(|error| fail(path)(format!("the system has no randomness: {error}")))?;
     let publisher = Publisher::new(&secret, name)
         .ok_or_else(|| fail(path)("the publisher's name is not usable".to_owned()))?;
-    // Written into space that never moves, so that no copy stays behind.
+    // The buffer never grows, so no copy of the secret stays in freed memory.
     let mut text = Zeroizing::new(String::with_capacity(1024));
     text.push_str(SECRET_MARK);
     text.push_str(": a reader can sign in its owner's name.\n");

@@ -85,7 +85,7 @@ fn only_the_named_publishers_signature_over_that_hash_counts() {
     for text in [good.to_uppercase(), base64.clone(), base64.replace('=', "")] {
         assert_eq!(trust.check("ana", &hash, &text), Ok(Some(good.clone())));
     }
-    // S + L is the same number modulo the order of the group.
+    // S + L is the same number as S modulo L, the order of the group.
     let order = unhex("edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010");
     let mut malleable = bytes;
     let mut carry = 0;
@@ -128,14 +128,14 @@ fn only_the_named_publishers_signature_over_that_hash_counts() {
 fn what_is_unsigned_is_taken_only_when_allowed_and_never_in_a_listed_name() {
     let ana = publisher(1, "ana");
     let signed = ana.sign(&text::hex(&[7; 32])).unwrap();
-    let nobody = Trust::default();
-    assert!(!nobody.takes_any());
-    assert!(nobody.check("ana", &[7; 32], &signed).is_err());
+    let none_trusted = Trust::default();
+    assert!(!none_trusted.takes_any());
+    assert!(none_trusted.check("ana", &[7; 32], &signed).is_err());
     let any = Trust {
         publishers: None,
         allow_unsigned: true,
     };
-    // What was not verified is not recorded as a signature.
+    // A signature that was not verified is not recorded.
     assert_eq!(any.check("ana", &[7; 32], &signed), Ok(None));
     let both = trust(&ana.public_line(), true);
     assert_eq!(both.check("bob", &[7; 32], ""), Ok(None));
@@ -206,7 +206,7 @@ fn key_files_are_private_and_are_taken_for_what_they_are() {
             .to_string()
             .contains("--force")
     );
-    // One for the other, and what others can read or change.
+    // A secret file in place of a public one and vice versa, and files that others can read or change.
     let wrong = PublishersFile::open(&path).unwrap_err().to_string();
     assert!(
         wrong.contains("secret key") && !wrong.contains(secret),
@@ -230,8 +230,8 @@ fn key_files_are_private_and_are_taken_for_what_they_are() {
     assert!(error.contains("chmod go-w"), "{error}");
 }
 
-/// A signature whose point R is the identity satisfies the equation of RFC 8032, 5.1.7. Its owner can
-/// make such, and lax verifiers disagree about them.
+/// A signature with the identity as its point R satisfies the equation of RFC 8032, 5.1.7. The owner of a key
+/// can create such signatures, and verifiers that are not strict disagree about them.
 #[cfg(feature = "curve")]
 #[test]
 fn a_signature_with_a_point_of_small_order_is_refused_though_it_satisfies_the_equation() {

@@ -1,4 +1,4 @@
-//! A sentinel as the loop around it sees it: messages in, messages out, and a database.
+//! Tests of the scheduler with messages in, messages out, and a database.
 
 use rusqlite::Connection;
 
@@ -15,7 +15,7 @@ use crate::socket::PeerId;
 
 const LEASE: Duration = Duration::from_secs(10);
 
-/// A database, the sentinel that works on it, and how far its clock is.
+/// A database, the sentinel that works on it, and the time of its clock.
 struct Scene {
     dir: tempfile::TempDir,
     scheduler: Option<Scheduler>,
@@ -45,7 +45,7 @@ impl Scene {
         (BootTime::after_boot(since_boot), at)
     }
 
-    /// Another sentinel takes the place of the one that works on the database.
+    /// Replaces the sentinel of the database by another one.
     fn restart(&mut self, lease: Duration) {
         self.scheduler = None;
         let settings = Settings {
@@ -71,12 +71,12 @@ impl Scene {
         other.query_row(query, [], |row| row.get(0)).unwrap()
     }
 
-    /// A message of worker `w`.
+    /// Passes in a message of worker `w`.
     fn send(&mut self, job_id: i64, payload: Payload<'_>) {
         self.send_as("w", job_id, payload);
     }
 
-    /// A message of a worker with a name of one byte.
+    /// Passes in a message of a worker with a name of one byte.
     fn send_as(&mut self, worker: &str, job_id: i64, payload: Payload<'_>) {
         let (now, _) = self.now();
         let routing_id = format!("{worker}.a");
@@ -112,7 +112,7 @@ impl Scene {
         self.send_as(worker, 0, Payload::Identify(identify));
     }
 
-    /// A second passes.
+    /// One iteration, a second later.
     fn tick(&mut self) -> Vec<Outgoing> {
         self.seconds += 1;
         let (now, at) = self.now();
@@ -120,8 +120,8 @@ impl Scene {
     }
 }
 
-/// The settlements that a message asks for, as the worker reads it; its size must be one that can
-/// be sent.
+/// The settlements that a message asks for, as the worker decodes it. Checks that the message is small enough
+/// to be sent.
 fn settlements(message: &Outgoing) -> Vec<Settlement> {
     let (header, bytes) = message.encode().unwrap();
     let size = (header.len() + bytes.len()) as u64;
@@ -133,8 +133,8 @@ fn settlements(message: &Outgoing) -> Vec<Settlement> {
     }
 }
 
-/// Of many large receipts each settlement is small enough, but not all together. The last row's
-/// alone is not.
+/// Each of many large settlements fits into an answer, but not all of them together. The last one is too
+/// large by itself.
 #[test]
 fn settlements_that_do_not_fit_into_one_answer_go_into_the_next() {
     let mut scene = Scene::new();
@@ -177,14 +177,14 @@ fn settlements_that_do_not_fit_into_one_answer_go_into_the_next() {
     for job_id in 1..=12 {
         assert_eq!(row(job_id, "unsettled"), "0", "job {job_id}");
     }
-    // It is given up: it has no other attempt, and is not considered again.
+    // The last one is given up: its row gets no other attempt, and is not considered again.
     assert_eq!(
         (row(13, "unsettled"), row(13, "attempt")),
         ("2".into(), "1".into())
     );
 }
 
-/// A job of a worker that does not come back, and the second at which it is given up.
+/// The second at which the job of a lost worker is released.
 fn given_up_at(scene: &mut Scene) -> u64 {
     while scene.text("SELECT status FROM cf_processing_queue") == "RUNNING" {
         scene.tick();
@@ -193,7 +193,7 @@ fn given_up_at(scene: &mut Scene) -> u64 {
 }
 
 impl Scene {
-    /// Of a database in which an earlier sentinel has left a job with a dead worker, and a lease.
+    /// A database in which an earlier sentinel has left a job of a lost worker, and a length of leases.
     fn left_behind(lease_ms: &str) -> Self {
         let scene = Scene::new();
         scene.sql(&format!(
@@ -215,13 +215,13 @@ fn the_long_lease_of_an_earlier_sentinel_counts_once() {
     }
     scene.seconds = 3500;
     scene.restart(LEASE);
-    // The first tick after the end.
+    // It is released at the first tick after the end of the lease.
     assert!(
         (3600..=3602).contains(&given_up_at(&mut scene)),
         "{}",
         scene.seconds
     );
-    // From now on the leases of this sentinel count.
+    // From now on the length of this sentinel's leases counts.
     scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING', attempt = 2");
     scene.restart(LEASE);
     let passed = given_up_at(&mut scene) - 3600;
@@ -278,7 +278,7 @@ fn a_lease_that_no_sentinel_gives_counts_as_the_default() {
 }
 
 impl Scene {
-    /// Deploys a plugin; gives the ID of a file's version.
+    /// Deploys a plugin. Returns the ID of a file version.
     fn deploy(&self, plugin_name: &str) -> i64 {
         self.deploy_with(plugin_name, "")
     }
@@ -328,7 +328,7 @@ fn a_job_that_must_run_alone_does_so_after_a_restart_too() {
     }
 }
 
-/// Plugins whose jobs no worker may run, the first in the order of names, and behind them `p`
+/// A database with plugins whose jobs no worker may run, first in the order of names, and behind them `p`
 /// with a job.
 fn behind_others(others: &str) -> Scene {
     let mut scene = Scene::new();
@@ -347,7 +347,7 @@ fn behind_others(others: &str) -> Scene {
 }
 
 impl Scene {
-    /// Iterations without a pause until nothing is due at once; gives how many.
+    /// Runs iterations without a pause until nothing is due at once. Returns their number.
     fn settle(&mut self) -> usize {
         let (now, at) = self.now();
         for count in 1..100 {
@@ -378,9 +378,9 @@ fn plugins_that_cannot_run_do_not_stall_those_behind_them() {
         let count = scene.settle();
         assert_eq!(scene.status(99_999), "RUNNING", "{others}");
         assert!(count < 30, "{count}");
-        // Nothing has changed: nothing is read until the next poll.
+        // Nothing has changed, so nothing is read until the next poll.
         assert_eq!(scene.settle(), 1, "{others}");
-        // A name in front, and one that is deployed behind.
+        // Another program gives the job to a plugin before the others, and deploys one behind them.
         scene.seconds += 1;
         scene.sql("UPDATE cf_processing_queue SET plugin_name = 'p' WHERE id = 7");
         scene.settle();
@@ -411,7 +411,7 @@ fn rows_that_roll_the_transaction_back_cost_themselves_alone() {
 }
 
 impl Scene {
-    /// Ends all that worker `w` has been given, in the order of its dispatches; gives the jobs.
+    /// Ends all jobs that were dispatched to worker `w`, in the order of the dispatches. Returns the jobs.
     fn end_dispatched(&mut self, outgoing: &[Outgoing]) -> Vec<i64> {
         self.end_dispatched_as(outgoing, |_| false)
     }
@@ -442,7 +442,7 @@ impl Scene {
     }
 }
 
-/// Another program queues a row again right after each of its claims, in a transaction of its own.
+/// Another program queues a row again immediately after each of its claims, in a transaction of its own.
 #[test]
 fn a_row_that_is_queued_again_while_it_runs_does_not_stall_those_behind_it() {
     for back in ["status = 'QUEUED'", "status = 'QUEUED', attempt = 0"] {
@@ -470,7 +470,7 @@ fn a_row_that_is_queued_again_while_it_runs_does_not_stall_those_behind_it() {
         let inspector = store::Inspector::open(&scene.dir.path().join("q.db")).unwrap();
         let reason = inspector.job(1).unwrap().unwrap().waiting_for.unwrap();
         assert!(reason.contains("another program"), "{reason}");
-        // It runs to its end once other programs stop.
+        // It completes when the other program stops.
         for _ in 0..200 {
             scene.introduce_as("w", &["*"], &[]);
             let outgoing = scene.tick();
@@ -480,7 +480,7 @@ fn a_row_that_is_queued_again_while_it_runs_does_not_stall_those_behind_it() {
     }
 }
 
-/// A trigger of another program, for example one that tries again what has failed.
+/// A trigger of another program, for example one that queues failed jobs again.
 #[test]
 fn rows_that_are_queued_again_when_they_end_do_not_stall_those_behind_them() {
     for (condition, fails) in [("new.id <= 2", false), ("new.status = 'FAILED'", true)] {
@@ -513,7 +513,7 @@ fn rows_that_are_queued_again_when_they_end_do_not_stall_those_behind_them() {
     }
 }
 
-/// RUNNING rows of workers that are gone.
+/// Adds RUNNING rows of lost workers.
 fn many_running(scene: &Scene, count: usize) {
     scene.sql(&format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
@@ -528,7 +528,7 @@ impl Scene {
         self.text(count).parse().unwrap()
     }
 
-    /// Of the attempts 1 of jobs up to an ID, those that the control state knows.
+    /// How many of the jobs up to this ID have an attempt 1 that is a claim of the control state.
     fn known(&self, jobs: usize) -> usize {
         let control = &self.scheduler.as_ref().unwrap().control;
         let attempts = (1..=jobs as i64).map(|job_id| Attempt::new(job_id, 1));
@@ -539,7 +539,7 @@ impl Scene {
 #[test]
 fn leases_that_run_out_together_are_ended_in_parts_and_messages_are_answered_between() {
     let mut scene = Scene::new();
-    let count = 2 * limits::EXPIRED_PER_TURN + 10;
+    let count = 2 * limits::EXPIRED_PER_ITERATION + 10;
     many_running(&scene, count);
     scene.restart(LEASE);
     scene.seconds += 9;
@@ -560,7 +560,10 @@ fn leases_that_run_out_together_are_ended_in_parts_and_messages_are_answered_bet
         let outgoing = scene.scheduler.as_mut().unwrap().iterate(now, &at);
         assert_eq!(outgoing.len(), 1, "the request is answered");
         let after = scene.running();
-        assert!(left - after <= limits::EXPIRED_PER_TURN, "{left} {after}");
+        assert!(
+            left - after <= limits::EXPIRED_PER_ITERATION,
+            "{left} {after}"
+        );
         left = after;
         if left == 0 {
             assert!(step < 9, "{step}");
@@ -575,25 +578,25 @@ fn leases_that_run_out_together_are_ended_in_parts_and_messages_are_answered_bet
 fn rows_that_others_set_to_running_are_compared_in_parts() {
     let mut scene = Scene::new();
     scene.tick();
-    let count = 2 * limits::HOLDS_PER_TURN + 10;
+    let count = 2 * limits::CLAIMS_PER_ITERATION + 10;
     many_running(&scene, count);
     let mut known = 0;
     for step in 1.. {
         scene.tick();
         let now = scene.known(count);
-        assert!(now - known <= limits::HOLDS_PER_TURN, "{known} {now}");
+        assert!(now - known <= limits::CLAIMS_PER_ITERATION, "{known} {now}");
         assert!(step < 9, "{known}");
         known = now;
         if known == count {
             break;
         }
     }
-    // And those that others take away.
+    // The same for rows that another program changes.
     scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED'");
     for step in 1.. {
         scene.tick();
         let now = scene.known(count);
-        assert!(known - now <= limits::HOLDS_PER_TURN, "{known} {now}");
+        assert!(known - now <= limits::CLAIMS_PER_ITERATION, "{known} {now}");
         assert!(step < 9, "{known}");
         known = now;
         if known == 0 {
@@ -621,8 +624,8 @@ fn a_sentinel_that_is_slow_by_its_own_work_was_not_absent() {
     }
 }
 
-/// Rows at the head of the queue that the schema refuses, whatever its code does: those behind them
-/// run after a bounded number of short iterations, between which messages are answered.
+/// Code in the schema refuses the rows at the head of the queue in different ways. The rows behind them run
+/// after a bounded number of short iterations, between which messages are answered.
 #[test]
 fn rows_that_the_schema_refuses_do_not_stall_those_behind_them() {
     let rows: usize = 6000;

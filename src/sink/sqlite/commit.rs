@@ -1,10 +1,10 @@
-//! The end of a sink's transaction, in a database that other programs may move meanwhile.
+//! Opens a target database and commits its transaction. Other programs may move the database meanwhile.
 //!
-//! SQLite follows the file that it has opened, not the path: rows would go into a file of another
-//! name than the receipt's. So device and inode at the path are compared with those of the opened
-//! file when the transaction begins, before each try to commit, and after the commit. The file
-//! that is open keeps its inode. No descriptor of our own is needed; to close one would also end
-//! the locks that this process has on the file.
+//! SQLite writes to the file that it has opened, not to the path. So rows could be committed into a file
+//! with another path than the receipt names. To detect this, device and inode at the path are compared
+//! with those of the opened file: when the transaction begins, before each try to commit, and after the
+//! commit. An inode number is not used again while the file is open. No descriptor besides SQLite's is
+//! opened: closing one would release the locks that this process has on the file.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -33,7 +33,7 @@ impl FileId {
         })
     }
 
-    /// The path that a file now has which this process has open; none when it was removed.
+    /// The present path of a file that this process has open. `None` when the file was removed.
     fn path(self) -> Option<PathBuf> {
         let descriptors = fs::read_dir("/proc/self/fd").ok()?;
         let mut paths = descriptors.filter_map(|descriptor| {
@@ -49,7 +49,7 @@ impl FileId {
 pub(super) fn open(path: &Path) -> Result<(Connection, FileId), Error> {
     let open = || Connection::open(path).map_err(|error| failure(path, &error));
     if !path.exists() {
-        // Creates it, so that it has an inode before it is opened.
+        // Creates the file, so that its inode is known before it is opened again below.
         open()?;
     }
     let before = FileId::at(path);
@@ -66,7 +66,7 @@ fn moved(path: &Path) -> Error {
     }
 }
 
-/// A transaction with all rows in it. Dropping it rolls it back.
+/// An open transaction with all rows inserted. Dropping it rolls it back.
 pub(in crate::sink) struct Prepared {
     pub(super) path: PathBuf,
     pub(super) connection: Connection,
@@ -85,8 +85,9 @@ impl Prepared {
         FileId::at(&self.path) != Some(self.file)
     }
 
-    /// Commits once no reader holds the database. False when the lease ended before that. Rows in a
-    /// file that has left its path do not stay there.
+    /// Commits when no reader has the database locked. False when the lease ended before that. If the
+    /// file was moved from its path, the rows are deleted from it again, and the error is
+    /// [`Error::Moved`].
     pub(in crate::sink) fn commit(self, patience: &Patience<'_>) -> Result<bool, Error> {
         let commit = || match self.is_moved() {
             true => Ok(false),
@@ -109,19 +110,19 @@ impl Prepared {
         Err(moved(&path))
     }
 
-    /// Deletes the rows that were committed into a file which has left its path.
+    /// Deletes rows that were committed into a file that was moved from its path.
     fn take_back(mut self) {
         for table in &self.tables {
             let path = &self.path;
-            // SQLite does this where it keeps a WAL. With a rollback journal it refuses, as the
-            // journal would have the old name: then the file is opened by its new one.
+            // In WAL mode the open connection can do this. With a rollback journal SQLite refuses,
+            // because the journal would have the old name. Then the file is opened by its new path.
             let goes = |connection: &Connection| is_by(connection, table, &self.run, self.key);
             let connection = &mut self.connection;
             let until = wait::end();
             let cleared = clear_where(path, connection, table, &self.run, until, goes);
             let cleared = cleared.or_else(|error| match self.file.path() {
                 Some(path) => clear_exact_in(&path, table, &self.run, self.key),
-                // The rows went with the file.
+                // The file was removed, and the rows with it.
                 None if !matches!(error, Error::Moved { .. }) => Err(error),
                 None => Ok(false),
             });
@@ -141,8 +142,7 @@ mod tests {
     use super::*;
     use crate::job::Attempt;
 
-    /// A database in a folder where attempt 1 of job 7 has rows, in a transaction that was just
-    /// committed.
+    /// A database in a folder, after the commit of a transaction with rows of attempt 1 of job 7.
     fn committed(folder: &Path, journal: &str) -> Prepared {
         let path = folder.join("x.db");
         let (connection, file) = open(&path).unwrap();
@@ -207,7 +207,7 @@ mod tests {
         }
     }
 
-    /// Rows in a WAL that stays behind would come into a copy of the database.
+    /// Rows in a WAL at the old path would become part of a copy of the database there.
     #[test]
     fn rows_do_not_stay_in_a_wal_that_was_left_behind() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The index on `_job_id` of a sink's table: each publish asks for rows of its job.
+//! The index on `_job_id` of a sink's table. Each publish queries the rows of its job.
 
 use std::path::Path;
 
@@ -7,24 +7,24 @@ use rusqlite::Connection;
 use super::quoted;
 use crate::limits;
 
-/// Names that are tried for an index. One may be taken: an index keeps its name when its table is
-/// renamed.
+/// Number of names that are tried for an index. A name may be in use, because an index keeps its name
+/// when its table is renamed.
 const NAMES_MAX: usize = 100;
 
-/// An index without a condition that begins with the column.
+/// Query for a non-partial index whose first column is `_job_id`.
 const INDEX_QUERY: &str = "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1, 'main') AS list,
      pragma_index_info(list.name, 'main') AS part
      WHERE NOT list.partial AND part.seqno = 0 AND part.name = '_job_id')";
 
-/// A view or a virtual table has no root page.
+/// Query for a real table. Views and virtual tables have no root page.
 const TABLE_QUERY: &str = "SELECT EXISTS (SELECT 1 FROM main.sqlite_master
      WHERE type = 'table' AND rootpage > 0 AND name = ?1 COLLATE NOCASE)";
 
 const NAME_QUERY: &str = "SELECT EXISTS (SELECT 1 FROM main.sqlite_master
      WHERE name = ?1 COLLATE NOCASE)";
 
-/// Creates the index of a table with the column `_job_id` that has none. It takes a scan, so a
-/// table in a large database gets none but when it is created.
+/// Creates the index for a table with the column `_job_id` that has no such index. Creating an index
+/// scans the table. So in a large database only new tables get an index.
 pub(super) fn ensure(
     connection: &Connection,
     database: &Path,
@@ -62,7 +62,7 @@ mod tests {
 
     const MARKS: [&str; 2] = [Marks::DATABASE, Marks::INCARNATION];
 
-    /// A table with these columns beside `_job_id`, and rows of one job.
+    /// A table with rows of one job. `columns` are its columns besides `x`; the last is `_job_id`.
     fn scene(columns: &[String]) -> Connection {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(SIDE_TABLES).unwrap();
@@ -104,7 +104,7 @@ mod tests {
             check(&connection, &deletion(&replaced));
             check(&connection, &format!("SELECT count(*) FROM {replaced}"));
             let rows = own_rows("rows", &columns);
-            // Statistics say that one job has all rows.
+            // After ANALYZE the statistics show that one job has all rows.
             for statistics in ["", "ANALYZE"] {
                 connection.execute_batch(statistics).unwrap();
                 check(&connection, &existence(&rows));

@@ -1,5 +1,5 @@
-//! Rows go from the stage into a table that may be another program's: with columns of other types,
-//! constraints and triggers. All of them arrive as they are, or none.
+//! Inserts rows of the stage into a table, which may be another program's: it may have columns of other
+//! types, constraints and triggers. Either all rows are inserted with unchanged values, or none.
 
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
@@ -10,7 +10,7 @@ use super::{Marks, column_names, quoted, triggers};
 use crate::job::text::prefix;
 use crate::sink::Error;
 
-/// What SQLite may do to a value that goes into a column.
+/// Column affinity: how SQLite may convert a value that is stored in a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Affinity {
     Blob,
@@ -37,9 +37,9 @@ fn affinity(declared: &str) -> Affinity {
     }
 }
 
-/// Condition on values of a column that one with this affinity would change.
+/// SQL condition for values that a column with this affinity would change. `None` if it changes none.
 fn changes(affinity: Affinity, column: &str) -> Option<String> {
-    // Both sides are compared as numbers, so a text is equal when it is the text of a number.
+    // The comparison is numeric, so it is true for a text that is the text of a number.
     let number = format!("typeof({column}) = 'text' AND {column} = CAST({column} AS NUMERIC)");
     match affinity {
         Affinity::Blob => None,
@@ -63,7 +63,7 @@ fn declared(
     rows.collect()
 }
 
-/// Refuses rows that the table's columns would change.
+/// An error when the table's columns would change a staged value.
 fn check_types(target: &Target, connection: &Connection, sink: &Table) -> Result<(), Error> {
     let fail = |error: rusqlite::Error| failure(&target.database, &error);
     let source = format!("s{}", sink.index);
@@ -75,7 +75,7 @@ fn check_types(target: &Target, connection: &Connection, sink: &Table) -> Result
         let Some(condition) = changes(affinity(&declared), &quoted(&column)) else {
             continue;
         };
-        // A column of ours without a type holds numbers and texts.
+        // A staged column without a type may have both numbers and texts.
         let has_texts = own.is_some_and(|(_, own)| own.is_empty());
         if !is_other && !has_texts {
             continue;
@@ -100,7 +100,7 @@ fn check_types(target: &Target, connection: &Connection, sink: &Table) -> Result
     Ok(())
 }
 
-/// A value in a message.
+/// A value as messages show it.
 fn shown(value: ValueRef<'_>) -> String {
     match value {
         ValueRef::Integer(number) => number.to_string(),
@@ -110,7 +110,7 @@ fn shown(value: ValueRef<'_>) -> String {
     }
 }
 
-/// Inserts a sink's rows. False when other rows have changed as well.
+/// Inserts a sink's rows. False when the statement also changed other rows.
 pub(super) fn insert(
     target: &Target,
     connection: &Connection,
@@ -156,7 +156,7 @@ pub(super) fn insert(
             values.push_str(&format!(", {parameter}"));
         }
     }
-    // ABORT takes the place of ON CONFLICT clauses of the table that drop or replace rows.
+    // OR ABORT overrides ON CONFLICT clauses of the table, which could drop or replace rows.
     let before = connection.total_changes();
     let inserted = connection
         .execute(

@@ -1,17 +1,19 @@
-//! The SQLite sink: rows gather in a database file in staging ([`Stage`]), and go into their
-//! tables in one transaction a database ([`prepare`]).
+//! The SQLite sink. Rows are collected in a database file in staging ([`Stage`]). A publish inserts them
+//! into their tables, in one transaction for each target database ([`prepare`]).
 //!
-//! Three tables in the target database are the fence and the record. `_casparian_table` names the
-//! database (UUID) that a sink's table belongs to. `_casparian_output` has the attempt that wrote
-//! each job's rows; such a row stays when the job's rows go (`present = 0`), so that an attempt
-//! before it is still refused. `_casparian_key` has that attempt's key, which distinguishes it from an
-//! attempt of the same number in a copy of the database; it is a table of its own because earlier
-//! releases insert into `_casparian_output` by position. Rows of other databases (`share`) and of jobs under the ID of a
-//! deleted one are distinguished by the columns `_database` and `_incarnation`, which are added when
-//! the first such rows come.
+//! Three side tables in the target database are the fence and the record:
+//! - `_casparian_table` has the database (UUID) that a sink's table belongs to.
+//! - `_casparian_output` has the attempt that wrote each job's rows. Its row stays when the job's rows
+//!   are deleted (`present = 0`), so that earlier attempts are still refused.
+//! - `_casparian_key` has that attempt's key, which distinguishes it from an attempt of the same number
+//!   in a copy of the database. It is a separate table because earlier releases insert into
+//!   `_casparian_output` by position.
 //!
-//! A process that is stopped inside its transaction locks the target database. Others wait for
-//! it for a bounded time and fail with [`Error::Locked`], which is retried.
+//! The column `_database` distinguishes rows of other databases (`share`), the column `_incarnation` rows
+//! of jobs with the ID of a deleted job. Each column is added with the first such rows.
+//!
+//! A process that is stopped inside its transaction keeps the target database locked. Other attempts wait
+//! for a bounded time and then fail with [`Error::Locked`], which is retried.
 
 mod commit;
 mod index;
@@ -57,7 +59,7 @@ CREATE TABLE IF NOT EXISTS main._casparian_key (
     PRIMARY KEY (sink_table, database, job, incarnation)
 ) WITHOUT ROWID;";
 
-/// Columns of these tables that statements name.
+/// The columns of the side tables that statements use.
 const SIDE_COLUMNS: [(&str, &[&str]); 3] = [
     ("_casparian_table", &["sink_table", "database"]),
     (
@@ -114,14 +116,15 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
             | ErrorCode::CannotOpen
             | ErrorCode::OperationInterrupted,
         ) => Cause::Worker,
-        // Not the file, but its folder or what stands beside it, and only at that moment:
-        // `write_refusal` has found no reason.
+        // A temporary fault of the folder, or of a file beside the database: `write_refusal` has found no
+        // reason in the database file.
         Some(ErrorCode::ReadOnly) if extended_code(error) != Some(ffi::SQLITE_READONLY) => {
             Cause::Worker
         }
-        // Too many columns, a value beyond SQLite's limit.
+        // For example too many columns, or a value above SQLite's limit.
         Some(ErrorCode::TooBig | ErrorCode::Unknown) => Cause::Plugin,
-        // A constraint, too: tables that a sink creates have none.
+        // Also a failed constraint: the table is another program's, because tables that sinks create have
+        // none.
         _ => Cause::Operator,
     };
     Error::Sqlite {
@@ -131,7 +134,7 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     }
 }
 
-/// True when SQLite does not find the file that it has opened at its path.
+/// True when SQLite reports that the database file is no longer at its path.
 fn is_moved(error: &rusqlite::Error) -> bool {
     extended_code(error) == Some(ffi::SQLITE_READONLY_DBMOVED)
 }
@@ -140,8 +143,9 @@ fn extended_code(error: &rusqlite::Error) -> Option<i32> {
     error.sqlite_error().map(|error| error.extended_code)
 }
 
-/// A failure in a sink's database. When that cannot be written at all, it says why. A statement
-/// that fails there fails because of what is there: a view, a text encoding, a trigger.
+/// The error for a failure in a sink's target database, with the reason if the file cannot be written. An
+/// SQL error there is a fault of the operator: the statements are correct, so the database's content is
+/// the reason (a view, a text encoding, a trigger).
 fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
     if error.sqlite_error_code() == Some(ErrorCode::Unknown) {
         let mut reason = error.to_string();
@@ -165,7 +169,8 @@ fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
     refusal.unwrap_or_else(|| failure(path, error))
 }
 
-/// Refuses what exists and is no regular file of one name, and what has no folder.
+/// Refuses a database that exists and is not a regular file with a single name (hard link), and a
+/// database whose folder does not exist.
 pub(super) fn check_file(path: &Path) -> Result<(), Error> {
     files::check_parent(path)?;
     let found = path.metadata().ok();
@@ -190,8 +195,8 @@ pub(super) fn check_file(path: &Path) -> Result<(), Error> {
     check_beside(path)
 }
 
-/// Refuses what SQLite must not take for the files that it keeps beside a database. To open a FIFO may take
-/// for ever.
+/// Refuses a database beside which other programs have put files that SQLite must not open as its
+/// journal, WAL or shared memory. Opening a FIFO, for example, could block forever.
 fn check_beside(path: &Path) -> Result<(), Error> {
     match beside::refusal(path) {
         Some((beside, reason)) => Err(Error::at_path(&beside, reason)),
@@ -199,12 +204,13 @@ fn check_beside(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// SQLite compares names of tables without regard to case.
+/// A table's name in the side tables: in lower case, because SQLite compares names of tables
+/// case-insensitively.
 fn key(table: &str) -> String {
     table.to_ascii_lowercase()
 }
 
-/// Names of a table's columns; none when there is no such table.
+/// Names of a table's columns; empty when there is no such table.
 fn column_names(
     connection: &Connection,
     schema: &str,
@@ -216,12 +222,13 @@ fn column_names(
     rows.collect()
 }
 
-/// The rows of a job in a table with these columns, as what follows FROM.
+/// FROM clause (without FROM) for the rows of a job in a table with these columns. Parameters: see
+/// [`Marks::condition`].
 fn own_rows(table: &str, columns: &[String]) -> String {
     format!("main.{} WHERE {}", quoted(table), Marks::condition(columns))
 }
 
-/// Asks whether there are such rows.
+/// Query whether such rows exist.
 fn existence(rows: &str) -> String {
     format!("SELECT EXISTS (SELECT 1 FROM {rows})")
 }
@@ -230,11 +237,11 @@ fn deletion(rows: &str) -> String {
     format!("DELETE FROM {rows}")
 }
 
-/// What marks rows beside the job's ID.
+/// Values that identify a job's rows in addition to the job's ID.
 struct Marks {
-    /// In tables that another database owns.
+    /// Set in tables that another database owns: the suffix of the job's database.
     database: Option<String>,
-    /// In tables of jobs under the ID of a deleted one.
+    /// Set for jobs with the ID of a deleted job.
     incarnation: Option<i64>,
 }
 
@@ -242,22 +249,22 @@ impl Marks {
     const DATABASE: &str = columns::DATABASE;
     const INCARNATION: &str = columns::INCARNATION;
 
-    /// Condition on the job's rows in a table with such columns: `?1` its ID, `?2` and `?3` the
-    /// marks.
+    /// SQL condition for the job's rows in a table with these columns. Parameters: `?1` is the job's ID,
+    /// `?2` the database, `?3` the incarnation.
     fn condition(columns: &[String]) -> String {
-        // Statistics of a table that one job filled would keep SQLite from its index.
+        // With statistics of a table in which one job has all rows, SQLite would not use the index.
         let mut condition = "likelihood(_job_id IS ?1, 0.000001)".to_owned();
         for (name, parameter) in [(Self::DATABASE, "?2"), (Self::INCARNATION, "?3")] {
             match columns.iter().any(|column| column == name) {
                 true => condition.push_str(&format!(" AND {name} IS {parameter}")),
-                // Parameters must be used.
+                // A statement must use all parameters that are bound.
                 false => condition.push_str(&format!(" AND ({parameter} IS NULL)")),
             }
         }
         condition
     }
 
-    /// The same condition as an operator would write it.
+    /// The same condition with its values, for messages to operators.
     fn shown(&self, columns: &[String], job_id: i64) -> String {
         let incarnation = self.incarnation.map(|number| number.to_string());
         let database = self.database.as_ref().map(|suffix| format!("'{suffix}'"));
@@ -281,29 +288,31 @@ impl Marks {
     }
 }
 
-/// Code in the schema of another program's database may call functions without side effects only.
+/// Restricts code in the schema of another program's database (triggers, views) to functions without side
+/// effects, and disables foreign keys.
 fn harden(connection: &Connection) -> rusqlite::Result<()> {
     use rusqlite::config::DbConfig::{SQLITE_DBCONFIG_ENABLE_FKEY, SQLITE_DBCONFIG_TRUSTED_SCHEMA};
     connection.set_db_config(SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-    // As in SQLite's own programs. Rows that go would take rows of other jobs with them.
+    // Off, as in SQLite's shell. Foreign keys could delete rows of other jobs together with deleted rows.
     connection.set_db_config(SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
     Ok(())
 }
 
-/// What a database is opened for.
+/// How a database is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::sink) enum Access {
     Read,
     Write,
 }
 
-/// Opens a database for recovery; none when it does not exist or is not one of our targets. Its
-/// statements wait for locks of others until then.
+/// Opens a database for recovery. `None` when it does not exist or has no side tables. Statements wait
+/// for locks of other connections until `until`.
 fn open_existing(path: &Path, until: Instant) -> Result<Option<Connection>, Error> {
     open_as(path, until, Access::Write)
 }
 
-/// As [`open_existing`]. To read leaves a journal that SQLite would roll back as it is, and fails.
+/// The same as [`open_existing`] for an access. With [`Access::Read`] a hot journal is not rolled back;
+/// opening the database fails instead.
 fn open_as(path: &Path, until: Instant, access: Access) -> Result<Option<Connection>, Error> {
     if !path.is_file() {
         return Ok(None);
@@ -325,7 +334,7 @@ fn open_as(path: &Path, until: Instant, access: Access) -> Result<Option<Connect
     open().map_err(|error| failure(path, &error))
 }
 
-/// The database that a table belongs to, where that is noted.
+/// The database that a table belongs to, if it is recorded.
 fn owner_of(connection: &Connection, table: &str) -> rusqlite::Result<Option<String>> {
     let query = "SELECT database FROM main._casparian_table WHERE sink_table = ?1";
     let found = connection.query_row(query, [key(table)], |row| row.get(0));
@@ -347,7 +356,7 @@ fn attempt_in(connection: &Connection, table: &str, name: &Name) -> rusqlite::Re
     )
 }
 
-/// The key of the attempt that wrote the job's rows; 0 where it is not known.
+/// The key of the attempt that wrote the job's rows; 0 if unknown.
 fn key_of(
     connection: &Connection,
     table: &str,
@@ -365,7 +374,8 @@ fn key_of(
     Ok(found.optional()?.unwrap_or(0))
 }
 
-/// True when the rows of the job in a table are those of exactly this attempt with this key.
+/// True when exactly this attempt with this key wrote the rows of the job in a table. An unknown key (0)
+/// equals every key.
 fn is_by(connection: &Connection, table: &str, name: &Name, key: i64) -> rusqlite::Result<bool> {
     if attempt_in(connection, table, name)? != Some(name.stamp()) {
         return Ok(false);
@@ -374,7 +384,7 @@ fn is_by(connection: &Connection, table: &str, name: &Name, key: i64) -> rusqlit
     Ok(found == key || found == 0 || key == 0)
 }
 
-/// True when the rows of the job in a table are those of exactly this attempt with this key.
+/// The same as [`is_by`], for a table of a record.
 pub(super) fn is_published(
     output: &TableOutput,
     name: &Name,
@@ -390,7 +400,8 @@ pub(super) fn is_published(
     }
 }
 
-/// Deletes the job's rows that an attempt up to the given one wrote; false when there are none.
+/// Deletes the job's rows if an attempt up to the given one wrote them. False when there are no such
+/// rows.
 pub(super) fn clear(output: &TableOutput, name: &Name, attempt: i64) -> Result<bool, Error> {
     let (path, table) = (Path::new(&output.database), &output.table);
     let goes = |connection: &Connection| {
@@ -404,7 +415,8 @@ pub(super) fn clear(output: &TableOutput, name: &Name, attempt: i64) -> Result<b
     }
 }
 
-/// Deletes the job's rows that exactly this attempt with this key wrote.
+/// Deletes the job's rows if exactly this attempt with this key wrote them. False when there are no such
+/// rows.
 pub(super) fn clear_exact(output: &TableOutput, name: &Name, key: i64) -> Result<bool, Error> {
     clear_exact_in(Path::new(&output.database), &output.table, name, key)
 }
@@ -418,7 +430,7 @@ fn clear_exact_in(path: &Path, table: &str, name: &Name, key: i64) -> Result<boo
     }
 }
 
-/// Deletes the job's rows in a transaction; false when there are none that go.
+/// Deletes the job's rows in a transaction if `goes` returns true. False when nothing was deleted.
 fn clear_where(
     path: &Path,
     connection: &mut Connection,
@@ -448,7 +460,7 @@ fn clear_where(
     Ok(true)
 }
 
-/// Deletes the rows of the job, and notes that. An error when some stay.
+/// Deletes the rows of the job and sets `present = 0`. An error when some rows remain.
 fn delete_job(
     path: &Path,
     connection: &Connection,

@@ -1,4 +1,4 @@
-//! Rows gather in a database file in staging.
+//! The stage: a database file in staging that collects the rows of a job's tables.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::{failure, quoted};
 use crate::limits::SQLITE_VALUE_MAX;
 use crate::sink::{Error, convert, types};
 
-/// What a column is stored as.
+/// How SQLite stores a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Integer,
@@ -43,7 +43,7 @@ fn kind(data_type: &DataType) -> Option<Kind> {
     })
 }
 
-/// What a plugin may publish instead of a type.
+/// Advice for messages: what to publish instead of a type.
 fn advice(data_type: &DataType) -> &'static str {
     match data_type {
         DataType::Duration(_) | DataType::Interval(_) => {
@@ -56,13 +56,13 @@ fn advice(data_type: &DataType) -> &'static str {
     }
 }
 
-/// Columns of a `CREATE TABLE`.
+/// Column definitions for a `CREATE TABLE`.
 fn columns(schema: &SchemaRef) -> Result<Vec<String>, Error> {
     let mut out = Vec::new();
     for field in schema.fields() {
         let sql = match kind(field.data_type()) {
             Some(Kind::Integer) => "INTEGER",
-            // No affinity: INTEGER would turn the text of a number beyond 63 bits into a float.
+            // No affinity, because INTEGER would convert the text of a number above 63 bits to a float.
             Some(Kind::Unsigned) => "",
             Some(Kind::Real) => "REAL",
             Some(Kind::Text) => "TEXT",
@@ -84,9 +84,9 @@ fn columns(schema: &SchemaRef) -> Result<Vec<String>, Error> {
     Ok(out)
 }
 
-/// The rows of a job's tables, in one database file in staging: the table `s<i>` is for sink *i*. Its
-/// columns have no types, so that values stay as they are when the types change. The types are those
-/// of the table `d<i>`, which has no rows.
+/// The rows of a job's tables, in one database file in staging. The table `s<i>` has the rows of sink
+/// *i*. Its columns have no types, so that values are not converted when types change. The table `d<i>`
+/// has no rows; its columns have the types.
 pub(in crate::sink) struct Stage {
     path: PathBuf,
     connection: Connection,
@@ -94,7 +94,7 @@ pub(in crate::sink) struct Stage {
     definitions: BTreeMap<usize, Vec<String>>,
 }
 
-/// A sink's table in the stage.
+/// A sink's table in the stage, as the statement that inserts a row.
 pub(in crate::sink) struct Rows {
     insert: String,
 }
@@ -103,7 +103,7 @@ impl Stage {
     pub(in crate::sink) fn create(path: &Path) -> Result<Self, Error> {
         let fail = |error: rusqlite::Error| failure(path, &error);
         let connection = Connection::open(path).map_err(fail)?;
-        // The file is only read after it is complete, so it needs no journal of its own.
+        // No journal is needed, because the file is read only after it is complete.
         connection
             .pragma_update(None, "journal_mode", "OFF")
             .map_err(fail)?;
@@ -118,7 +118,7 @@ impl Stage {
         })
     }
 
-    /// Creates a sink's table.
+    /// Creates the table `s<index>` of a sink.
     pub(in crate::sink) fn table(
         &mut self,
         index: usize,
@@ -133,7 +133,7 @@ impl Stage {
         Ok(rows)
     }
 
-    /// Gives the columns of a sink's table other types.
+    /// Changes the types of the columns of a sink's table.
     pub(in crate::sink) fn change(
         &mut self,
         index: usize,
@@ -154,10 +154,10 @@ impl Stage {
         })
     }
 
-    /// Refuses numbers of earlier rows that a column of another type would change.
+    /// An error when earlier rows have a number that the column's new type would change.
     fn check_numbers(&self, index: usize, field: &Field) -> Result<(), Error> {
         let name = quoted(field.name());
-        // Integers beyond 63 bits are texts.
+        // Integers above 63 bits are stored as text.
         let condition = match kind(field.data_type()) {
             Some(Kind::Integer) => format!("typeof({name}) = 'text'"),
             Some(Kind::Real) => format!(
@@ -255,7 +255,7 @@ impl Stage {
     }
 }
 
-/// The type of values that are timestamps with a zone.
+/// The type if values are timestamps with a zone, also in a dictionary.
 fn zoned(data_type: &DataType) -> Option<&DataType> {
     match data_type {
         DataType::Dictionary(_, values) => zoned(values),
@@ -264,13 +264,14 @@ fn zoned(data_type: &DataType) -> Option<&DataType> {
     }
 }
 
-/// Timestamps with a zone, as UTC with the end `+00:00`: before `.` and the digits in the order of texts,
-/// so that texts with and without fractions have the order of their times. `Z` has another.
+/// Timestamps with a zone, as UTC text with the suffix `+00:00`. The character `+` sorts before `.` and
+/// digits, so texts with and without fractions of seconds sort in the order of their times. With the
+/// suffix `Z` they would not.
 fn utc_text(column: &ArrayRef, zoned: &DataType) -> Result<ArrayRef, ArrowError> {
     let DataType::Timestamp(unit, _) = zoned else {
         return Ok(column.clone());
     };
-    // They hold UTC; without their zone the text needs no zone database.
+    // The values are UTC. Without a zone the conversion to text needs no time zone database.
     let numbers = convert::cast(&convert::cast(column, zoned)?, &DataType::Int64)?;
     let local = convert::cast(&numbers, &DataType::Timestamp(*unit, None))?;
     let texts = convert::cast(&local, &DataType::LargeUtf8)?;
@@ -281,7 +282,7 @@ fn utc_text(column: &ArrayRef, zoned: &DataType) -> Result<ArrayRef, ArrowError>
     Ok(Arc::new(texts))
 }
 
-/// Bytes of the largest text or blob.
+/// Size in bytes of the largest text or blob.
 fn longest(kind: Kind, column: &ArrayRef) -> Option<usize> {
     let offsets = match kind {
         Kind::Text => column.as_string::<i64>().value_offsets(),
@@ -318,7 +319,7 @@ impl ToSql for Cell<'_> {
             )),
             Kind::Unsigned => {
                 let value = self.column.as_primitive::<UInt64Type>().value(row);
-                // Beyond 63 bits SQLite has no integer; text keeps every digit.
+                // SQLite has no integers above 63 bits. Text keeps all digits.
                 ToSqlOutput::Owned(match i64::try_from(value) {
                     Ok(value) => Value::Integer(value),
                     Err(_) => Value::Text(value.to_string()),

@@ -1,4 +1,4 @@
-//! What stands in the tables of a database, read once for many jobs.
+//! The rows of jobs in the tables of a database, counted once for many jobs.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,19 +11,20 @@ use super::{
 use crate::sink::Error;
 use crate::sink::folder::Name;
 
-/// What marks a job's rows: its ID, and what the columns of [`Marks`] hold.
+/// Identifies a job's rows: the job's ID and the values of [`Marks`].
 type Mark = (i64, Option<String>, Option<i64>);
 
-/// A sink's database.
+/// An opened database of sinks.
 pub(in crate::sink) struct Tables {
     connection: Connection,
-    /// Number of rows by table and mark.
+    /// Numbers of rows, by table and mark.
     counts: HashMap<String, HashMap<Mark, u64>>,
-    /// The jobs whose rows are counted; none for all.
+    /// First and last ID of the jobs whose rows are counted; `None` for all jobs.
     jobs: Option<(i64, i64)>,
 }
 
-/// True for a database that can be opened without waiting for anything but locks.
+/// True when the database and the files beside it are regular files, so that opening it waits for locks
+/// at most.
 pub(in crate::sink) fn is_usable(path: &Path) -> bool {
     let is_regular = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
     is_regular(path)
@@ -36,7 +37,7 @@ pub(in crate::sink) fn is_usable(path: &Path) -> bool {
 }
 
 impl Tables {
-    /// None where there is no database of a sink.
+    /// Opens a database. `None` where there is no database with side tables.
     pub(in crate::sink) fn open(path: &Path, access: Access) -> Result<Option<Self>, Error> {
         if !is_usable(path) {
             return Ok(None);
@@ -49,7 +50,8 @@ impl Tables {
         }))
     }
 
-    /// Counts rows of jobs with these IDs from now on, and anew: what is kept is bounded by them.
+    /// Limits counting to the rows of jobs with these IDs, which bounds memory. Drops counts of another
+    /// range.
     pub(in crate::sink) fn count_jobs(&mut self, first: i64, last: i64) {
         if self.jobs != Some((first, last)) {
             self.jobs = Some((first, last));
@@ -57,7 +59,7 @@ impl Tables {
         }
     }
 
-    /// How many rows a job has in a table; none where no attempt of it has rows there.
+    /// The number of a job's rows in a table; `None` where no attempt of the job has published there.
     pub(in crate::sink) fn rows(&mut self, table: &str, name: &Name) -> Result<Option<u64>, Error> {
         let found = self.rows_of(table, name);
         found.map_err(|error| super::failure(Path::new(table), &error))
@@ -70,13 +72,13 @@ impl Tables {
         }
     }
 
-    /// The database that a table belongs to, where that is known.
+    /// The database that a table belongs to, if it is recorded.
     pub(in crate::sink) fn owner(&self, table: &str) -> Option<String> {
         owner_of(&self.connection, table).ok().flatten()
     }
 
-    /// True when the job has so many rows in a table, by the attempt with this key. Without a key the
-    /// attempt may be a later one.
+    /// True when the job has this number of rows in a table, written by the attempt with this key. With
+    /// key 0 (unknown) rows of an earlier attempt are accepted, too. False when the table cannot be read.
     pub(in crate::sink) fn has(&mut self, table: &str, name: &Name, key: i64, rows: u64) -> bool {
         self.has_rows(table, name, key, rows)
             .unwrap_or_else(|error| {
@@ -85,7 +87,7 @@ impl Tables {
             })
     }
 
-    /// Jobs of a database, with their incarnations, whose rows are in a table.
+    /// Jobs of a database whose rows are in a table, each as job ID and incarnation.
     pub(in crate::sink) fn jobs(&self, table: &str, database: &str) -> Vec<(i64, i64)> {
         jobs(&self.connection, table, database).unwrap_or_else(|error| {
             log::warn!("table {table}: {error}");
@@ -93,8 +95,8 @@ impl Tables {
         })
     }
 
-    /// True when the database itself says that a later publish removed the rows of the attempt. One
-    /// that was restored does not.
+    /// True when the database records that a later publish removed the rows of the attempt. A database
+    /// that was restored from an older copy has no such record.
     pub(in crate::sink) fn is_removed(&self, table: &str, name: &Name) -> bool {
         let query = "SELECT max(attempt) = ?5 AND max(present) = 0 FROM main._casparian_output
              WHERE sink_table = ?1 AND database = ?2 AND job = ?3 AND incarnation = ?4";
@@ -107,8 +109,8 @@ impl Tables {
         found.ok().flatten().unwrap_or(false)
     }
 
-    /// True when the rows of a job in a table are those of the attempt with this key, or that is not
-    /// known.
+    /// True when the rows of a job in a table were written by the attempt with this key, or when that is
+    /// unknown.
     pub(in crate::sink) fn is_of(&self, table: &str, name: &Name, attempt_key: i64) -> bool {
         let found = match attempt_key {
             0 => attempt_in(&self.connection, table, name)
@@ -118,7 +120,7 @@ impl Tables {
         found.unwrap_or(true)
     }
 
-    /// True when rows of the job are in a table, or that cannot be read.
+    /// True when rows of the job are in a table, or when the table cannot be read.
     pub(in crate::sink) fn has_any(&mut self, table: &str, name: &Name) -> bool {
         self.count_of(table, name).map_or_else(
             |error| {
@@ -180,7 +182,7 @@ fn jobs(connection: &Connection, table: &str, database: &str) -> rusqlite::Resul
     rows.collect()
 }
 
-/// The rows of a table by their marks. One pass, for many jobs are asked for.
+/// Counts the rows of a table by their marks, in one pass for many jobs.
 fn count(
     connection: &Connection,
     table: &str,
@@ -205,7 +207,7 @@ fn count(
         None => statement.query([])?,
     };
     while let Some(row) = rows.next()? {
-        // Rows of others may hold anything.
+        // Rows of other programs may have values of any type.
         let mark = (row.get(0), row.get(1), row.get(2));
         if let (Ok(job), Ok(database), Ok(incarnation)) = mark {
             *counts.entry((job, database, incarnation)).or_insert(0) += 1;

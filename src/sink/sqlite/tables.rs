@@ -1,4 +1,4 @@
-//! Staged rows go into their tables.
+//! Moves staged rows into the tables of a target database.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -20,10 +20,10 @@ use crate::sink::columns::{FILE_VERSION_ID, JOB_ID};
 use crate::sink::folder::{Name, OLD};
 use crate::sink::{Error, names};
 
-/// Wait for readers before the lease is asked for again.
+/// How long SQLite waits for readers before the lease is checked again.
 const READER_WAIT: Duration = Duration::from_secs(1);
 
-/// A sink's rows.
+/// The rows of one sink.
 pub(in crate::sink) struct Table {
     pub(in crate::sink) name: String,
     pub(in crate::sink) topic: String,
@@ -31,11 +31,11 @@ pub(in crate::sink) struct Table {
     /// Its table in the stage is `s<index>`.
     pub(in crate::sink) index: usize,
     pub(in crate::sink) rows: u64,
-    /// As receipts have them.
+    /// Names and types of the columns, as JSON; see [`Artifact::columns`](crate::sink::Artifact).
     pub(in crate::sink) columns: Option<String>,
 }
 
-/// The tables of one database.
+/// A target database, and the tables that a publish fills in it.
 pub(in crate::sink) struct Target {
     pub(in crate::sink) database: PathBuf,
     pub(in crate::sink) tables: Vec<Table>,
@@ -43,16 +43,16 @@ pub(in crate::sink) struct Target {
     pub(in crate::sink) run: Name,
     /// URIs that receipts of the job name.
     pub(in crate::sink) previous: Vec<String>,
-    /// The version of the job's file.
+    /// The file version of the job.
     pub(in crate::sink) file_version_id: i64,
-    /// The attempts before, and this one's key.
+    /// The earlier attempts, and this attempt's key.
     pub(in crate::sink) history: History,
-    /// Tables of other databases may be used.
+    /// Tables that belong to other databases may be used.
     pub(in crate::sink) share: bool,
 }
 
-/// Moves staged rows into their tables, in a transaction that is left open. With `excludes_readers`
-/// no reader can keep it from its commit. None when the lease ended while the database was locked.
+/// Inserts staged rows into their tables, in a transaction that stays open. With `excludes_readers` no
+/// reader can delay the commit. `None` when the lease ended while the database was locked.
 pub(in crate::sink) fn prepare(
     target: &Target,
     stage: &Path,
@@ -65,8 +65,8 @@ pub(in crate::sink) fn prepare(
     if !begin(&connection, stage, excludes_readers, patience).map_err(fail)? {
         return Ok(None);
     }
-    // Rows that do not fit into the cache go into the database early when no reader is there. To
-    // wait for it with each page would take longer than any lease.
+    // Rows that exceed the cache are written to the database before the commit, if no reader has a lock.
+    // Waiting for readers at each page could take longer than any lease.
     connection.busy_timeout(Duration::ZERO).map_err(fail)?;
     if !column_names(&connection, "main", QUEUE_TABLE)
         .map_err(fail)?
@@ -100,7 +100,7 @@ pub(in crate::sink) fn prepare(
     }))
 }
 
-/// Refuses a database in which another program has made tables of the names of ours.
+/// Refuses a database in which another program has created tables with the names of the side tables.
 fn check_side_tables(path: &Path, connection: &Connection) -> Result<(), Error> {
     for (table, wanted) in SIDE_COLUMNS {
         let found =
@@ -130,14 +130,14 @@ fn begin(
     super::harden(connection)?;
     connection.busy_timeout(wait::STEP)?;
     let stage = read_only(stage);
-    // It reads the schema of the database.
+    // ATTACH reads the schema of the target database, so it may find the database locked.
     let attach = || connection.execute("ATTACH DATABASE ?1 AS staging", [&stage]);
     if patience.run(attach)?.is_none() {
         return Ok(false);
     }
     let begin = match excludes_readers {
         true => {
-            // New readers are kept out only while SQLite itself waits.
+            // SQLite excludes new readers only while it waits in its busy handler.
             connection.busy_timeout(READER_WAIT)?;
             "BEGIN EXCLUSIVE"
         }
@@ -146,8 +146,8 @@ fn begin(
     patience.execute(connection, begin)
 }
 
-/// URI of a database that is only read. Otherwise each transaction would lock the stage for the
-/// next.
+/// URI that opens a database read-only. Otherwise the transaction for one target database would lock the
+/// stage for the next.
 fn read_only(path: &Path) -> String {
     let mut uri = "file:".to_owned();
     for &byte in path.as_os_str().as_bytes() {
@@ -161,7 +161,7 @@ fn read_only(path: &Path) -> String {
     uri + "?mode=ro"
 }
 
-/// Fills one table with the rows of the job's sinks for it.
+/// Inserts the rows of all sinks of the job that write to one table.
 fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<(), Error> {
     let fail = |error: rusqlite::Error| failure(&target.database, &error);
     let Some(first) = sinks.first() else {
@@ -216,7 +216,8 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
     Ok(())
 }
 
-/// The database that a table belongs to: the first that publishes into it.
+/// The database that a table belongs to. The first database that publishes into a table becomes its
+/// owner.
 fn owner(target: &Target, connection: &Connection, table: &str) -> Result<String, Error> {
     let fail = |error: rusqlite::Error| failure(&target.database, &error);
     let ours = &target.run.database;
@@ -228,7 +229,7 @@ fn owner(target: &Target, connection: &Connection, table: &str) -> Result<String
             database: ours.clone(),
             is_final: false,
         }),
-        // Runs of an old sentinel own nothing.
+        // Attempts of an old sentinel do not become owners.
         None if !target.run.is_numbered() => Ok(ours.clone()),
         None => {
             connection
@@ -242,8 +243,8 @@ fn owner(target: &Target, connection: &Connection, table: &str) -> Result<String
     }
 }
 
-/// Creates the table, or checks its columns and adds those of the marks; and the index. Gives the
-/// columns.
+/// Creates the table if it is missing, adds the columns of the marks, and creates the index. Returns the
+/// table's columns.
 fn make_table(
     target: &Target,
     connection: &Connection,
@@ -300,7 +301,7 @@ fn make_table(
     Ok(columns)
 }
 
-/// Refuses what may not be published, and deletes the rows that these replace.
+/// Checks whether the job may publish into the table, and deletes the rows that the publish replaces.
 fn make_room(
     target: &Target,
     connection: &Connection,
@@ -365,8 +366,8 @@ fn make_room(
     Ok(())
 }
 
-/// What keeps a sink of mode `error` from a table: rows of others, or output of another job without
-/// rows. Gives whose that is, as far as it is known.
+/// Whether output of other jobs prevents a sink of mode `error` from publishing into a table: rows, or
+/// output without rows. Returns `Some` with the attempt that published it, if known.
 fn taken(
     connection: &Connection,
     table: &str,
@@ -374,7 +375,7 @@ fn taken(
     columns: &[String],
     marks: &Marks,
 ) -> rusqlite::Result<Option<Option<Attempt>>> {
-    // Ends at the first one.
+    // The query ends at the first row that it finds.
     let rows = existence(&rows_of_others(table, columns));
     let own = (run.attempt.job_id, &marks.database, &marks.incarnation);
     let has_rows: bool = connection.query_row(&rows, own, |row| row.get(0))?;
@@ -384,9 +385,8 @@ fn taken(
     }
 }
 
-/// Whose output keeps a sink of mode `error` from a table of a database, as far as it is known. Only
-/// a check before the job runs, which waits for no lock: what it misses is found when the job
-/// publishes.
+/// The same as [`taken`], as a check before the job runs. It does not wait for locks. What it does not
+/// detect is detected when the job publishes.
 pub(in crate::sink) fn check(
     path: &Path,
     table: &str,
@@ -400,7 +400,8 @@ pub(in crate::sink) fn check(
         let columns = column_names(&connection, "main", table)?;
         let owner = owner_of(&connection, table)?.unwrap_or_else(|| run.database.clone());
         let is_usable = share || owner == run.database;
-        // A job that has published there may be one of a copied database.
+        // A job that has published here before may be of a copied database, which is reported when it
+        // publishes.
         let has_jobs = columns.iter().any(|column| column == JOB_ID);
         if !has_jobs || !is_usable || last_attempt(&connection, table, run)?.is_some() {
             return Ok(None);
@@ -427,8 +428,9 @@ fn last_attempt(connection: &Connection, table: &str, run: &Name) -> rusqlite::R
     )
 }
 
-/// True when the old system may have had the job, and the rows of its ID are those that a worker of
-/// ours has noted for an old sentinel, or all of its file: a worker of the old system notes nothing.
+/// True when the reference system may have run the job and the rows with its ID are output of it: a
+/// worker of Casparian that served an old sentinel recorded their number, or all of them have the job's
+/// file version. Workers of the reference system record nothing.
 fn is_of_old_peer(
     target: &Target,
     columns: &[String],
@@ -451,7 +453,8 @@ fn is_of_old_peer(
     Ok(!exists(&other)?)
 }
 
-/// True when a table has as many rows of a job as our workers have noted for an old sentinel.
+/// True when the number of a job's rows in a table is the number that workers of Casparian recorded for
+/// an old sentinel.
 fn has_noted_rows(
     connection: &Connection,
     table: &str,
@@ -467,7 +470,7 @@ fn has_noted_rows(
     connection.query_row(&query, parameters, |row| row.get(0))
 }
 
-/// True when another job has published into a table without a row.
+/// True when another job has published output without rows into a table.
 fn has_empty(connection: &Connection, table: &str, run: &Name) -> rusqlite::Result<bool> {
     connection.query_row(
         "SELECT EXISTS (SELECT 1 FROM main._casparian_output WHERE sink_table = ?1 AND present
@@ -482,8 +485,8 @@ fn has_empty(connection: &Connection, table: &str, run: &Name) -> rusqlite::Resu
     )
 }
 
-/// An attempt of another job that has published into a table; none when the table has output of
-/// another database, or of an unknown publisher.
+/// An attempt of another job of the same database that has published into a table. `None` when another
+/// database or an unknown publisher has.
 fn other_writer(
     connection: &Connection,
     table: &str,
@@ -506,15 +509,16 @@ fn other_writer(
     Ok(found.and_then(|(is_ours, job, number)| is_ours.then(|| Attempt::new(job, number))))
 }
 
-/// Rows of others in a table with these columns, as what follows FROM; parameters as of
-/// [`own_rows`].
+/// FROM clause (without FROM) for the rows that are not the job's, in a table with these columns.
+/// Parameters as in [`own_rows`].
 fn rows_of_others(table: &str, columns: &[String]) -> String {
     let condition = Marks::condition(columns);
     format!("main.{} WHERE NOT ({condition})", quoted(table))
 }
 
-/// The rows of jobs of a database, as far as they are recorded, in a table with these columns, as
-/// what follows FROM: `?1` the table's key, `?2` the database, `?3` its mark.
+/// FROM clause (without FROM) for the recorded rows of all jobs of a database, in a table with these
+/// columns. Parameters: `?1` is the table's key, `?2` the database, `?3` its suffix in the column
+/// `_database`.
 pub(super) fn replaced_rows(table: &str, columns: &[String]) -> String {
     let has = |name: &str| columns.iter().any(|column| column == name);
     let mut condition = String::new();
@@ -525,7 +529,7 @@ pub(super) fn replaced_rows(table: &str, columns: &[String]) -> String {
         true => " AND t._database IS ?3",
         false => " AND ?3 IS NULL",
     });
-    // The list is what the index is asked for.
+    // SQLite uses the index for the IN list.
     let recorded = "FROM main._casparian_output AS o
          WHERE o.sink_table = ?1 AND o.database = ?2 AND o.present";
     format!(
@@ -535,7 +539,7 @@ pub(super) fn replaced_rows(table: &str, columns: &[String]) -> String {
     )
 }
 
-/// Deletes rows of other jobs of the same database, as far as they are recorded.
+/// Deletes the recorded rows of all jobs of the same database.
 fn replace(
     target: &Target,
     connection: &Connection,

@@ -1,5 +1,5 @@
-//! Triggers that others have put on a sink's table: rows that they keep, drop or add are noticed by
-//! a count. Tables without triggers are not counted.
+//! Triggers of other programs on a sink's table. They may keep, drop or add rows, which a count of the
+//! rows detects. Rows of tables without triggers are not counted.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use rusqlite::{Connection, Params};
 use super::{key, target_failure as failure};
 use crate::sink::Error;
 
-/// Names in a message.
+/// Number of triggers that a message names.
 const NAMES_MAX: usize = 4;
 
-/// Names of the first triggers of a table, or of a view in its place.
+/// Names of the first triggers of a table, or of a view of this name.
 fn names(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let query = "SELECT name FROM main.sqlite_master WHERE type = 'trigger'
          AND lower(tbl_name) = ?1 ORDER BY name LIMIT ?2";
@@ -21,8 +21,8 @@ fn names(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> 
     rows.collect()
 }
 
-/// Refuses a table with triggers in which another number of rows is in `rows` (what follows FROM)
-/// than expected. One without is counted only when `is_odd`.
+/// An error when the number of rows in `rows` (a FROM clause without FROM, and its parameters) is not the
+/// expected one. Rows are counted only if the table has triggers or `is_odd` is set.
 pub(super) fn check(
     path: &Path,
     connection: &Connection,
@@ -48,7 +48,7 @@ pub(super) fn check(
     }
 }
 
-/// The error for a table that has other rows than it should.
+/// The error for a table with an unexpected number of rows.
 pub(super) fn refusal(
     path: &Path,
     connection: &Connection,

@@ -9,18 +9,18 @@ use rusqlite::{Connection, ErrorCode};
 
 use crate::limits;
 
-/// SQLite's own wait, after which the lease is asked for.
+/// How long SQLite itself waits for a lock. Then the lease is checked.
 pub(super) const STEP: Duration = Duration::from_millis(100);
-/// SQLite answers some conflicts at once.
+/// Pause before a retry. SQLite reports some conflicts without a wait.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Databases that were waited for in vain, and have not been written since. Jobs into these wait
-/// for a short time only: each holds a slot that jobs with other sinks could use.
+/// Databases for which a wait has timed out, and that have not been written since. Further publishes wait
+/// for these for a short time only.
 #[derive(Debug, Default)]
 pub(in crate::sink) struct Stuck(Mutex<BTreeSet<PathBuf>>);
 
 impl Stuck {
-    /// How long to wait for a database.
+    /// How long a publish waits for a database.
     pub(in crate::sink) fn wait(&self, database: &Path) -> Duration {
         let stuck = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match stuck.contains(database) {
@@ -29,7 +29,7 @@ impl Stuck {
         }
     }
 
-    /// A wait for a database has ended.
+    /// Notes the end of a wait for a database, and whether it timed out.
     pub(in crate::sink) fn note(&self, database: &Path, was_in_vain: bool) {
         let mut stuck = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !was_in_vain {
@@ -40,7 +40,7 @@ impl Stuck {
     }
 }
 
-/// A wait for a database that ends after a time, and with the lease.
+/// Limits of a wait for a database: a time, and the end of the lease.
 pub(in crate::sink) struct Patience<'a> {
     until: Instant,
     is_granted: &'a dyn Fn() -> bool,
@@ -54,8 +54,8 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// Works until no lock of another connection is in the way. None when the lease ended before
-    /// that.
+    /// Repeats `work` while it fails because of locks of other connections. `None` when the lease ended
+    /// before it succeeded.
     pub(super) fn run<T>(
         &self,
         mut work: impl FnMut() -> rusqlite::Result<T>,
@@ -72,7 +72,7 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// Executes statements; false when the lease ended before they could be.
+    /// Executes statements in the same way. False when the lease ended before they succeeded.
     pub(super) fn execute(
         &self,
         connection: &Connection,
@@ -83,17 +83,17 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// The end of a wait that starts now.
+/// The time limit of a wait that starts now.
 pub(super) fn end() -> Instant {
     Instant::now() + limits::SQLITE_WAIT
 }
 
-/// The connection's next statement waits no longer than that.
+/// Limits the time for which the connection's next statement waits for locks.
 pub(super) fn limit(connection: &Connection, until: Instant) -> rusqlite::Result<()> {
     connection.busy_timeout(until.saturating_duration_since(Instant::now()))
 }
 
-/// True when locks of other connections are the reason.
+/// True for errors that locks of other connections cause.
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
@@ -127,7 +127,8 @@ mod tests {
         let patience = Patience::new(Duration::from_millis(20), &|| true);
         let error = patience.run(|| Err::<(), _>(locked())).unwrap_err();
         assert!(is_busy(&error));
-        // As while another program holds the marks of the log's readers, stopped in a checkpoint.
+        // This occurs when another program was stopped during a checkpoint, with the WAL's read marks
+        // locked.
         let marks = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_PROTOCOL);
         assert!(is_busy(&rusqlite::Error::SqliteFailure(marks, None)));
     }

@@ -1,5 +1,5 @@
-//! A root that is renamed, replaced or unmounted while a worker has it open: nothing is created
-//! where it was, and what was published counts again once it is back.
+//! A root is renamed, replaced or unmounted while a worker has it open. Nothing is created at its path.
+//! Published output counts again when the root is restored.
 
 use super::roots::Mount;
 use super::*;
@@ -20,17 +20,17 @@ fn of(job_id: i64, number: i64) -> Job {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Nothing is in its folder.
+    /// Nothing is at its path.
     Renamed,
-    /// An empty folder is.
+    /// An empty folder is at its path.
     Replaced,
-    /// The root of another worker is.
+    /// The root of another worker is at its path.
     Used,
-    /// It was a mount, and the folder below it is there now.
+    /// It was a mount point, and the folder below the mount is at its path.
     Unmounted,
 }
 
-/// An output folder that is taken away and put back.
+/// An output folder that can be removed from its path and restored.
 struct Moved {
     dir: tempfile::TempDir,
     path: PathBuf,
@@ -40,7 +40,7 @@ struct Moved {
 }
 
 impl Moved {
-    /// None where this process may not mount.
+    /// `None` where this process may not mount.
     fn new(way: Way) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().canonicalize().unwrap().join("out");
@@ -89,7 +89,7 @@ impl Moved {
         fs::rename(self.away(), &self.path).unwrap();
     }
 
-    /// Every path below the folder; none where it does not exist.
+    /// All paths below the folder; `None` where it does not exist.
     fn all(&self) -> Option<Vec<String>> {
         self.path.exists().then(|| {
             let mut found = Vec::new();
@@ -107,7 +107,7 @@ impl Moved {
     }
 }
 
-/// Renames are always tried, mounts where this process may mount.
+/// Runs a test for each way; the way with a mount only where this process may mount.
 fn each_way(run: impl Fn(Moved)) {
     for way in [Way::Renamed, Way::Replaced, Way::Used, Way::Unmounted] {
         match Moved::new(way) {
@@ -232,7 +232,7 @@ fn a_root_that_goes_at_any_step_of_a_publish_fails_the_attempt() {
     }
 }
 
-/// File systems give an inode number again.
+/// A file system may give the inode number of a removed folder to a new one.
 #[test]
 fn a_root_that_was_removed_is_another_one_when_it_is_created_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -254,9 +254,8 @@ fn a_root_that_was_removed_is_another_one_when_it_is_created_again() {
     publish(&again, &of(2, 2), &[2]).unwrap();
 }
 
-/// A file system that is mounted again may have another device number, and its folders with it.
-/// What looks like the root is not it: another folder with a file of the worker's name, a copy by hard
-/// links, a link to where it is now.
+/// A file system that is mounted again may have another device number. But these are not the root:
+/// another folder with a file of the worker's name, a copy by hard links, a link to the root's new path.
 #[test]
 fn what_looks_like_the_root_is_not_it() {
     let mut folder = Moved::new(Way::Renamed).unwrap();
@@ -309,7 +308,7 @@ fn the_folder_of_ours_alone_is_created_again() {
     assert_eq!(names_in(&fixture.path(".casparian/workers")).len(), 1);
 }
 
-/// What is mounted on the folder of a sink goes, below the root or outside it, and comes back.
+/// The file system of a sink's folder, below the root or outside it, is unmounted and mounted again.
 #[test]
 fn nothing_is_published_into_the_folder_below_a_mount_that_went() {
     let outside = tempfile::tempdir().unwrap();
@@ -350,13 +349,13 @@ fn nothing_is_published_into_the_folder_below_a_mount_that_went() {
                 assert!(text.contains(&want), "{case}: {text}");
                 assert_eq!(names_in(&point), [""; 0], "{case}");
             }
-            // Nor is what was published taken for removed.
+            // Published output does not count as removed, either.
             let error = fixture.root.settle(&settlement()).unwrap_err();
             assert!(error.to_string().contains("was mounted"), "{case}: {error}");
             fs::remove_dir(&point).unwrap();
             publish(&fixture.root, &of(4), &[2]).unwrap_err();
             assert!(!point.exists(), "{case}");
-            // It may have another device number then.
+            // The file system may have another device number now.
             let _mount = Mount::new(&kind, point.clone()).unwrap();
             publish(&fixture.root, &of(5), &[3]).unwrap();
             assert!(point.join(below.trim_start_matches('/')).is_dir(), "{case}");

@@ -1,4 +1,4 @@
-//! Names and types of columns that a sink cannot store: the message names the column and what to do.
+//! Names and types of columns that a sink cannot store. The error message has the column and advice.
 
 use arrow::array::{StructArray, new_null_array};
 use arrow::datatypes::{
@@ -8,7 +8,7 @@ use arrow::datatypes::{
 use super::*;
 use crate::job::Cause;
 
-/// One row of numbers in columns of these names.
+/// One row with a number in each of these columns.
 fn named(names: &[&str]) -> RecordBatch {
     let fields: Vec<Field> = names
         .iter()
@@ -19,7 +19,7 @@ fn named(names: &[&str]) -> RecordBatch {
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
 }
 
-/// The same as the fields of a column `s`.
+/// The same, as a struct column `s` with these fields.
 fn nested(names: &[&str]) -> RecordBatch {
     batch(vec![("s", Arc::new(StructArray::from(named(names))))])
 }
@@ -92,7 +92,7 @@ fn names_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
     }
 }
 
-/// A field `name` of a type.
+/// A nullable field.
 fn field(name: &str, data_type: &DataType) -> Arc<Field> {
     Arc::new(Field::new(name, data_type.clone(), true))
 }
@@ -111,7 +111,7 @@ fn dictionary(value: &DataType) -> DataType {
     DataType::Dictionary(Box::new(DataType::Int8), Box::new(value.clone()))
 }
 
-/// A column `a` of a type beside one of numbers, with one row.
+/// One row with a number in column `n` and a null of the type in column `a`.
 fn typed(data_type: &DataType) -> RecordBatch {
     let fields = vec![field("n", &DataType::Int64), field("a", data_type)];
     let columns = vec![
@@ -209,7 +209,7 @@ fn types_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
             expect(sqlite, &data_type, "a", "SQLite sink cannot store type");
         }
     }
-    // A type with a long text.
+    // A type whose text is long.
     let many: Vec<Arc<Field>> = (0..1000)
         .map(|number| field(&format!("field_{number}"), &DataType::Int64))
         .collect();
@@ -255,7 +255,7 @@ fn types_that_a_parquet_sink_stores_are_not_refused() {
             T::FixedSizeList(field("item", data_type), 2),
             map(data_type),
         ];
-        // Dictionaries of these are not made by anything.
+        // No program creates dictionaries of nulls.
         if *data_type != T::Null {
             all.push(dictionary(data_type));
         }

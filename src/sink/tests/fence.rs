@@ -1,4 +1,4 @@
-//! Barred attempts, and runs of old sentinels.
+//! Barred attempts, and attempts of old sentinels.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn a_barred_attempt_publishes_nothing_whenever_it_is_barred() {
             };
             assert!(matches!(result, Err(Error::Barred { .. })), "{result:?}");
             assert_eq!(fixture.files(), [""; 0]);
-            // Others are not: a later attempt, another job, another database.
+            // Not barred are a later attempt, another job, and another database.
             publish(&other, &attempt(4), &[4]).unwrap();
             publish(&other, &job(Some(A), Attempt::new(8, 1), SINKS), &[8]).unwrap();
             assert_eq!(fixture.files(), ["a_7.parquet", "a_8.parquet"]);
@@ -113,7 +113,7 @@ fn runs_of_an_old_sentinel_are_apart_and_the_last_stands() {
     granted(second).unwrap();
     granted(first).unwrap();
     assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
-    // A file that no record names is its own by name.
+    // For an old sentinel, a file without a record is the job's if it has its name.
     fs::write(fixture.path("a_8.parquet"), "of an earlier release").unwrap();
     publish(&fixture.root, &job(None, Attempt::new(8, 0), SINKS), &[8]).unwrap();
     assert_eq!(values(&fixture.path("a_8.parquet")), [8]);

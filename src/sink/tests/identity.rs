@@ -1,4 +1,4 @@
-//! Whose an output is.
+//! Which database and job an output belongs to.
 
 use super::*;
 use crate::job::{Past, PastEnd};
@@ -36,7 +36,7 @@ fn a_root_belongs_to_the_first_database_unless_it_is_shared() {
     publish(&shared, &of(B, 7, 2), &[4]).unwrap();
     assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
     assert_eq!(values(&fixture.path("a_7_bbbbbbbb.parquet")), [4]);
-    // `replace` removes output of its own database only.
+    // Mode `replace` removes output of the same database only.
     let mut replace = of(B, 9, 1);
     replace.sinks = [Sink::parse("a", "parquet://a.parquet", "replace").unwrap()].into();
     publish(&shared, &replace, &[5]).unwrap();
@@ -104,19 +104,19 @@ fn files_that_nothing_names_are_neither_replaced_nor_removed() {
     let error = publish(&fixture.root, &of(A, 7, 1), &[1]).unwrap_err();
     assert!(error.to_string().contains("move it away"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"mine");
-    // A receipt of an earlier release names it.
+    // The file is replaced if a receipt (here of an earlier release) names it.
     let mut named = of(A, 7, 2);
     named.previous = vec![format!("file://{}", path.display())];
     publish(&fixture.root, &named, &[2]).unwrap();
     assert_eq!(values(&path), [2]);
-    // Its own file, exchanged for another.
+    // The job's file was replaced by another file.
     fs::remove_file(&path).unwrap();
     fs::write(&path, "mine").unwrap();
     let error = publish(&fixture.root, &of(A, 7, 3), &[3]).unwrap_err();
     assert!(matches!(error, Error::NotOurs { .. }), "{error}");
     fixture.root.settle_failed(&of(A, 7, 4)).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"mine");
-    // A folder, a link.
+    // A folder or a link is at the file's path.
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     assert!(publish(&fixture.root, &of(A, 7, 5), &[3]).is_err());
@@ -168,7 +168,7 @@ fn output_without_a_receipt_goes_when_the_job_fails_for_good() {
     let removed = fixture.root.settle_failed(&of(A, 7, 2)).unwrap();
     assert_eq!(removed.len(), 1);
     assert_eq!(fixture.files(), [""; 0]);
-    // With a receipt it stays.
+    // Output with a receipt stays.
     let uri = publish(&fixture.root, &of(A, 7, 3), &[3])
         .unwrap()
         .artifacts[0]
@@ -233,14 +233,14 @@ fn a_refused_copy_leaves_the_originals_output_whatever_it_tries_again() {
     publish(&fixture.root, &of(A, 7, 1), &[1]).unwrap();
     let inode = || fs::metadata(fixture.path("a_7.parquet")).unwrap().ino();
     let before = inode();
-    // The copy runs in another worker. Its first attempt has the same number; every further one
-    // lists which of its own have failed.
+    // The copy runs in another worker. Its first attempt has the same number as the original's. Each
+    // further attempt lists the failed attempts of the copy.
     let other = open(fixture.dir.path());
     let mut failed = Vec::new();
     for number in 1..=3 {
         let mut job = of(A, 7, number);
         job.history.past = failed.clone();
-        // It may also fail before it publishes.
+        // The attempt may also fail before it publishes.
         other.settle_failed(&job).unwrap();
         assert_eq!(inode(), before, "attempt {number}");
         let error = publish(&other, &job, &[9]).unwrap_err();

@@ -1,5 +1,5 @@
-//! One file under several paths: symbolic links, mounts, a root that has moved. Hard links of a
-//! database are refused.
+//! One file with several paths: by symbolic links, by mounts, and in a root that was moved. Databases
+//! with several hard links are refused.
 
 use std::os::unix::fs::symlink;
 
@@ -12,14 +12,15 @@ fn of(number: i64, uri: &str) -> Job {
     job(Some(A), Attempt::new(7, number), &[("t", uri, "append")])
 }
 
-/// Sum of the values of a table, 0 when it is empty.
+/// Sum of the values in a database's table; 0 when it is empty.
 fn sum(database: &Path) -> i64 {
     let connection = rusqlite::Connection::open(database).unwrap();
     let query = "SELECT ifnull(sum(x), 0) FROM rows";
     connection.query_row(query, [], |row| row.get(0)).unwrap()
 }
 
-/// A root with `a/x.db`, where `b`, `y.db` and `link` outside of it lead to the same database.
+/// A root in which `a/x.db`, `b/x.db` and `y.db` are the same database, and a folder outside whose `link`
+/// leads to the root.
 fn linked() -> (Fixture, tempfile::TempDir) {
     let fixture = Fixture::new();
     let outside = tempfile::tempdir().unwrap();
@@ -48,7 +49,7 @@ fn a_job_keeps_its_rows_when_its_table_gets_another_path() {
                 .replace("OUTSIDE", outside.path().to_str().unwrap())
         };
         let database = fixture.path("a/x.db");
-        // A link to a database needs one.
+        // The database is created, because a link to a missing database is refused.
         rusqlite::Connection::open(&database)
             .unwrap()
             .execute_batch("CREATE TABLE other (x)")
@@ -58,7 +59,7 @@ fn a_job_keeps_its_rows_when_its_table_gets_another_path() {
         next.previous = before.artifacts.into_iter().map(|one| one.uri).collect();
         let removed = publish(&fixture.root, &next, &[2]).unwrap().removed;
         assert_eq!((sum(&database), removed), (2, vec![]), "{first} {second}");
-        // The receipts of an earlier release have the path of the sink's URI.
+        // Receipts of an earlier release have the path of the sink's URI, with links.
         let mut next = of(3, &uri(first));
         next.previous = [first, second].map(uri).to_vec();
         let removed = publish(&fixture.root, &next, &[3]).unwrap().removed;
@@ -97,7 +98,8 @@ fn workers_that_see_a_root_under_different_paths_agree_on_its_tables() {
     drop(other);
 }
 
-/// What an attempt left under the root's old path is settled, replaced or removed under its new one.
+/// Output that an attempt left under an old path of the root is settled, replaced or removed under the
+/// new path.
 #[test]
 fn a_root_that_has_another_path_now_is_settled() {
     let past = |number| Past {
@@ -153,7 +155,7 @@ fn record(fixture: &Fixture) -> PathBuf {
     fixture.path(&format!(".casparian/outputs/{A}/0/7"))
 }
 
-/// Changes the record of job 7 to what an earlier release has written, with paths through `b`.
+/// Changes the record of job 7 to the form of an earlier release, with paths through the link `b`.
 fn make_older(fixture: &Fixture) {
     let text = fs::read_to_string(record(fixture)).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -221,7 +223,7 @@ fn records_of_earlier_releases_are_read_with_the_paths_of_now() {
     assert_eq!(removed, [""; 0]);
     assert_eq!(sum(&fixture.path("a/x.db")), 2);
     assert_eq!(values(&fixture.path("a/o_7.parquet")), [2]);
-    // What a receipt names by whatever path stays when the job fails.
+    // Output that a receipt names by another path stays when the job fails.
     make_older(&fixture);
     let mut failed = of(3);
     failed.previous = next.previous;
@@ -230,8 +232,8 @@ fn records_of_earlier_releases_are_read_with_the_paths_of_now() {
     assert_eq!(values(&fixture.path("a/o_7.parquet")), [2]);
 }
 
-/// The intent of an attempt of an earlier release, which wanted its own table cleared under
-/// another path.
+/// The intent of an attempt of an earlier release lists its own table, under another path, among the
+/// tables to clear.
 #[test]
 fn what_a_record_publishes_is_not_cleared_by_it() {
     let (fixture, _outside) = linked();
@@ -299,7 +301,7 @@ fn modes_see_other_jobs_output_by_whatever_path() {
             let parquet: Vec<_> = files.iter().filter(|name| name.starts_with("a/")).collect();
             assert_eq!(parquet.len(), 1, "{files:?}");
 
-            // Two jobs at a time exclude each other.
+            // Two jobs that publish at the same time exclude each other.
             let (fixture, _outside) = linked();
             let worker = open(fixture.dir.path());
             let staged = stage(&fixture.root, &of(1, one, "error"), &[1]).unwrap();
@@ -380,7 +382,7 @@ fn a_database_with_two_names_is_refused() {
         );
         assert_eq!(sum(&database), 1, "{name}");
     }
-    // What it has is still ours to remove, by the name that the record has.
+    // The job's rows can still be removed, by the name in the record.
     fixture
         .root
         .settle_failed(&of(5, "sqlite://a/x.db/rows"))

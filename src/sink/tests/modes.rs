@@ -35,7 +35,7 @@ fn of(job_id: i64, mode: &str) -> Job {
     job(Some(A), Attempt::new(job_id, 1), &sinks)
 }
 
-/// Publishes, and asks again as long as another job is at it.
+/// Publishes, and tries again while another job publishes into the sink.
 fn publish_at_last(root: &Arc<Root>, job: &Job) -> Result<Published, Error> {
     let mut staged = stage(root, job, &[job.attempt.job_id])?;
     loop {
@@ -85,7 +85,7 @@ fn two_replacing_jobs_leave_one_output_and_a_reader_always_finds_one() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                // Between the list and the read a file may go; then there is another.
+                // A file may be removed after it was listed. Then another file exists.
                 let complete = (0..1000).any(|_| {
                     let names = fixture.files();
                     assert!(!names.is_empty(), "no output is visible");
@@ -131,7 +131,7 @@ fn replacing_removes_only_files_that_a_record_names() {
         fixture.files(),
         ["a_2.parquet", "a_3.parquet", "a_4.parquet"]
     );
-    // Mode error counts them.
+    // For mode `error` these files count as output.
     let error = publish(&fixture.root, &of(5, "error"), &[5]).unwrap_err();
     assert!(matches!(error, Error::Exists { .. }), "{error}");
 }
@@ -163,7 +163,7 @@ fn a_job_that_is_paused_in_a_replace_holds_up_others_for_a_bounded_time() {
         let Err(Refused::NotGranted(back)) = refused else {
             panic!("{refused:?}");
         };
-        // The sentinel has it barred.
+        // The sentinel orders that the first attempt is barred.
         back.publish(&[Attempt::new(1, 1)], &|| true).unwrap();
         Ok(())
     };
@@ -188,7 +188,7 @@ fn a_refusal_names_the_attempt_whose_output_is_there() {
         publish(&fixture.root, &other_job(uri), &[1]).unwrap();
         let error = refused(&fixture, uri);
         assert_eq!(error.taken_by(), Some(Attempt::new(1, 3)), "{error}");
-        // Without a row it is output too.
+        // Output without rows is output, too.
         publish(
             &fixture.root,
             &job(Some(A), Attempt::new(1, 4), &[("a", uri, "append")]),
@@ -202,7 +202,7 @@ fn a_refusal_names_the_attempt_whose_output_is_there() {
             "{error}"
         );
     }
-    // Of a job that runs under the ID of a deleted one.
+    // Output of a job with the ID of a deleted job.
     let fixture = Fixture::new();
     let reused = Attempt::new(1, (1 << 32) + 1);
     publish(
@@ -212,7 +212,7 @@ fn a_refusal_names_the_attempt_whose_output_is_there() {
     )
     .unwrap();
     assert_eq!(refused(&fixture, files).taken_by(), Some(reused));
-    // In no record, or not as a record names it.
+    // A file that no record names, and one that is not as its record has it.
     let fixture = Fixture::new();
     fs::write(fixture.path("a_1.parquet"), "mine").unwrap();
     assert_eq!(refused(&fixture, files).taken_by(), None);
@@ -220,14 +220,14 @@ fn a_refusal_names_the_attempt_whose_output_is_there() {
     publish(&fixture.root, &other_job(files), &[1]).unwrap();
     fs::write(fixture.path("a_1.parquet"), "mine").unwrap();
     assert_eq!(refused(&fixture, files).taken_by(), None);
-    // Rows that no record names.
+    // Rows without an entry in the side table.
     let fixture = Fixture::new();
     let table =
         "CREATE TABLE rows (x, _job_id, _file_version_id); INSERT INTO rows VALUES (1, 1, 1)";
     let database = rusqlite::Connection::open(fixture.path("a.db")).unwrap();
     database.execute_batch(table).unwrap();
     assert_eq!(refused(&fixture, rows).taken_by(), None);
-    // Of another database.
+    // Output of another database.
     for uri in [files, rows] {
         let fixture = Fixture::new();
         publish(&fixture.root, &other_job(uri), &[1]).unwrap();
@@ -244,7 +244,7 @@ fn a_refusal_names_the_attempt_whose_output_is_there() {
     }
 }
 
-/// The first job has renamed its file, and its rows are not committed.
+/// The first job has renamed its file and fails before its rows are committed.
 #[test]
 fn output_that_is_taken_back_keeps_no_other_job_from_its_sink() {
     use crate::sink::publish::Step;
@@ -279,8 +279,8 @@ fn output_that_is_taken_back_keeps_no_other_job_from_its_sink() {
     assert_eq!(fixture.files(), ["a_2.parquet", "x.db"]);
 }
 
-/// `o_1_12345678.parquet` is of job 12345678 and the sink `o_1.parquet`, or of job 1 of the database
-/// 12345678… and the sink `o.parquet`.
+/// `o_1_12345678.parquet` is output of job 12345678 in the sink `o_1.parquet`, or output of job 1 of the
+/// database 12345678… in the sink `o.parquet`.
 #[test]
 fn output_of_another_sink_does_not_count_because_of_its_name() {
     const DIGITS: &str = "12345678000000000000000000000003";
@@ -302,7 +302,7 @@ fn output_of_another_sink_does_not_count_because_of_its_name() {
             "parquet://o.parquet",
             Some("parquet://o.parquet"),
         ),
-        // A file that no record names counts for both.
+        // A file that no record names counts as output of both sinks.
         ("", 0, "", None),
     ] {
         let fixture = Fixture::new();

@@ -1,4 +1,4 @@
-//! A SQLite database that another program renames, replaces or removes while rows go into it.
+//! A SQLite database that another program renames, replaces or removes while rows are written into it.
 
 use super::*;
 use crate::job::Cause;
@@ -12,7 +12,7 @@ fn of(number: i64) -> Job {
     )
 }
 
-/// Values in the table; none when there is no database, or no table in it.
+/// Values in the table; empty when the database or the table does not exist.
 fn stored(database: &Path) -> Vec<i64> {
     if !database.exists() {
         return Vec::new();
@@ -26,14 +26,14 @@ fn stored(database: &Path) -> Vec<i64> {
     rows.collect::<Result<_, _>>().unwrap()
 }
 
-/// A root where attempt 1 has published in this journal mode, unless it is the first.
+/// A root with a database in this journal mode, in which attempt 1 has published if `has_earlier`.
 fn scene(journal: &str, has_earlier: bool) -> Fixture {
     let fixture = Fixture::new();
     let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
     connection
         .pragma_update(None, "journal_mode", journal)
         .unwrap();
-    // An empty file is no database yet.
+    // SQLite writes the database file with the first table.
     connection.execute_batch("CREATE TABLE other (x)").unwrap();
     if has_earlier {
         publish(&fixture.root, &of(1), &[1]).unwrap();
@@ -41,7 +41,7 @@ fn scene(journal: &str, has_earlier: bool) -> Fixture {
     fixture
 }
 
-/// Moves `x.db` with what stands beside it to `moved.db`.
+/// Moves `x.db`, with the files that SQLite keeps beside it, to `moved.db`.
 fn take_away(fixture: &Fixture, how: &str) {
     let database = fixture.path("x.db");
     if how == "replaced" {
@@ -89,7 +89,7 @@ fn a_database_that_is_moved_before_its_commit_gets_no_rows() {
                 if how != "removed" {
                     assert_eq!(stored(&fixture.path("moved.db")), before, "{case}");
                 }
-                // The next attempt writes what is there now.
+                // The next attempt writes into the database that is at the path now.
                 publish(&fixture.root, &of(3), &[3]).unwrap();
                 assert_eq!(stored(&fixture.path("x.db")), [3], "{case}");
             }
@@ -97,7 +97,7 @@ fn a_database_that_is_moved_before_its_commit_gets_no_rows() {
     }
 }
 
-/// The move comes while SQLite waits in COMMIT, and the commit goes on at once.
+/// The database is moved while SQLite waits in COMMIT. The commit continues immediately.
 #[test]
 fn a_database_that_is_moved_while_a_reader_keeps_it_gets_no_rows() {
     for how in ["moved", "replaced"] {

@@ -1,4 +1,4 @@
-//! Output that workers and sentinels of the old system left under the names of a job.
+//! Output of the reference system that has the names of a job's output.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,7 @@ const ROWS: (&str, &str, &str) = ("t", "sqlite://x.db/rows", "append");
 /// The file version of [`job`].
 const VERSION: i64 = 42;
 
-/// An attempt of job 7, which the old system may have run for the last minute.
+/// An attempt of job 7, which the reference system may have run within the last minute.
 fn attempt(number: i64, sink: (&str, &str, &str)) -> Job {
     let mut job = job(Some(A), Attempt::new(7, number), &[sink]);
     job.history.old_since_ms = Some(unix_ms(SystemTime::now() - Duration::from_secs(60)));
@@ -45,11 +45,11 @@ fn what_our_worker_published_for_an_old_sentinel_is_replaced() {
         let fixture = Fixture::new();
         let root = &fixture.root;
         let mut old = job(None, Attempt::new(7, 0), &[sink]);
-        // The record says whose it is, whatever version the file had.
+        // The record identifies the output, even with another file version.
         old.file_version_id = VERSION - 1;
         publish(root, &old, &[1, 2]).unwrap();
         publish(root, &job(None, Attempt::new(8, 0), &[sink]), &[10]).unwrap();
-        // A database whose job no old sentinel has run.
+        // A database whose job was never run by the reference system.
         let mut stranger = attempt(1, sink);
         stranger.history.old_since_ms = None;
         let error = publish(root, &stranger, &[9]).unwrap_err();
@@ -95,16 +95,16 @@ fn a_file_of_an_old_worker_is_replaced_when_time_and_content_say_that_it_is_the_
     fs::write(&path, "PAR1 nonsense PAR1").unwrap();
     refused(5, &|_| {});
     write_file(&path, &ids);
-    // No old worker has had it.
+    // The job was never run by the reference system.
     refused(6, &|job| job.history.old_since_ms = None);
-    // It was there before.
+    // The file is older than the time since when the reference system may have run the job.
     let file = File::options().write(true).open(&path).unwrap();
     file.set_modified(hour_ago).unwrap();
     refused(7, &|_| {});
     file.set_modified(SystemTime::now()).unwrap();
     publish(&fixture.root, &attempt(8, FILE), &[8]).unwrap();
     assert_eq!(values(&path), [8]);
-    // From now on the record says whose it is.
+    // Now the job has a record, so only the record counts.
     fs::remove_file(&path).unwrap();
     write_file(&path, &[]);
     refused(9, &|_| {});

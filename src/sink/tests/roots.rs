@@ -1,4 +1,4 @@
-//! Roots: shared ones, odd ones, other mounts, limits.
+//! Roots: shared roots, unusual paths, other mounts, limits.
 
 use std::process::Command;
 
@@ -24,7 +24,7 @@ fn what_dead_workers_left_is_removed_and_what_live_ones_hold_stays() {
     fs::create_dir_all(staging.join("new~1-0-0")).unwrap();
     fs::create_dir_all(staging.join("unknown")).unwrap();
     fs::write(staging.join("gate"), "").unwrap();
-    // Deeper than a stack of calls should go.
+    // Folders nested too deeply for a recursive removal.
     let script = "import os\nfor _ in range(15000):\n    os.mkdir('d')\n    os.chdir('d')\n";
     let deep = Command::new("python3")
         .args(["-c", script])
@@ -94,11 +94,11 @@ fn roots_that_cannot_be_used_are_refused_with_their_path() {
     Root::open(&missing, RootOptions::default()).unwrap();
 }
 
-/// A mount that is taken away at the end of the test.
+/// A mount that is unmounted when it is dropped.
 pub(super) struct Mount(pub(super) PathBuf);
 
 impl Mount {
-    /// None where this process may not mount.
+    /// `None` where this process may not mount.
     pub(super) fn new(kind: &[&str], at: PathBuf) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
         let run = Command::new("mount").args(kind).arg(&at).output();
@@ -131,7 +131,7 @@ fn a_sink_folder_on_another_mount_works_and_is_fenced() {
         assert!(matches!(granted(paused), Err(Error::Barred { .. })));
         assert_eq!(fixture.files(), ["set/a_7.parquet"]);
         assert_eq!(values(&fixture.path("set/a_7.parquet")), [2]);
-        // A dead worker's bay goes too.
+        // The bay of a dead worker's attempt is also removed.
         let left = stage(&successor, &of(8, 1), &[1]).unwrap();
         successor.die();
         let root = open(fixture.dir.path());
@@ -201,7 +201,7 @@ fn the_limit_of_descriptors_is_raised_and_named() {
 #[test]
 fn panics_are_errors_and_quiet() {
     let text = quiet_panics(|| panic!("no kernel for {}", 5)).unwrap_err();
-    // No path of the machine that built the program.
+    // The message has no path of the machine that built the program.
     assert_eq!(text, "no kernel for 5");
     assert_eq!(quiet_panics(|| 7), Ok(7));
     let nested = quiet_panics(|| quiet_panics(|| panic!("inner")).unwrap_err());
@@ -224,8 +224,8 @@ fn two_thousand_topics_are_published_together() {
     assert_eq!(fixture.staged(), [""; 0]);
 }
 
-/// A FIFO where a file of ours should be is an error at once that names it: nothing waits for a
-/// peer.
+/// A FIFO at the path of one of Casparian's own files is an error with its path. Opening it does not
+/// block.
 #[test]
 fn a_fifo_among_our_files_is_an_error_that_names_it() {
     let other = Job {
@@ -258,7 +258,7 @@ fn a_fifo_among_our_files_is_an_error_that_names_it() {
         );
         let error = publish(&fixture.root, &job, &[1]).unwrap_err().to_string();
         let names = match name {
-            // The folder was claimed before it is read.
+            // The attempt's folder is claimed before the file is read, so its path differs.
             "bays" => "bays".to_owned(),
             _ => fifo.to_string_lossy().into_owned(),
         };
@@ -327,7 +327,7 @@ fn a_database_on_storage_that_fails_is_the_workers_fault() {
         let error = publish(&fixture.root, &of(number), &[1]).unwrap_err();
         assert_eq!(error.cause(), crate::job::Cause::Worker, "{error}");
         remount("rw");
-        // The second time there is a database already.
+        // In the second iteration the database exists.
         publish(&fixture.root, &of(number), &[1]).unwrap();
     }
 }
@@ -374,8 +374,9 @@ fn a_root_that_is_taken_away_is_the_workers_fault() {
     }
 }
 
-/// A fault of the output folder itself is the worker's, whatever the sink and the error. Below it only
-/// what the URI, or what is there, brings about is the operator's; beside it missing permissions are, too.
+/// A fault of the output folder itself is the worker's, for all sinks and errors. Below it, only errors
+/// that the URI or existing files cause are the operator's. Outside it, missing permissions are the
+/// operator's, too.
 #[test]
 fn whose_fault_a_sink_is_depends_on_the_place_and_the_error() {
     use crate::job::Cause::{self, Operator, Worker};
@@ -439,7 +440,7 @@ fn an_attempt_that_finds_the_root_full_leaves_nothing_in_staging() {
     publish(&root, &of(1, 5), &[1]).unwrap();
 }
 
-/// What fails below the output folder is the sink's where the folder itself works.
+/// A failure below the output folder is a fault of the sink when the folder itself works.
 #[test]
 fn a_place_of_a_sink_fails_for_its_own_jobs_while_the_root_works() {
     let fixture = Fixture::new();
@@ -468,7 +469,8 @@ fn a_place_of_a_sink_fails_for_its_own_jobs_while_the_root_works() {
     assert_eq!(faults(3), [Fault::Job, Fault::Job]);
 }
 
-/// SQLite gives the room back that a transaction had, so a small file fits on a disk that is full for jobs.
+/// SQLite frees the space of a failed transaction. So a small file fits on a disk that is too full for
+/// jobs.
 #[test]
 fn a_full_disk_is_the_workers_whatever_the_sink_until_it_has_room() {
     let fixture = Fixture::new();
@@ -488,7 +490,8 @@ fn a_full_disk_is_the_workers_whatever_the_sink_until_it_has_room() {
         let error = publish(&root, &job, &rows).unwrap_err();
         assert_eq!(root.fault(&error), Fault::Worker, "{error}");
         let tested = root.test().unwrap_err().to_string();
-        // A process that another thread is starting may keep a removed file's room for a moment.
+        // A process that another thread is starting may keep a removed file open for a moment, and so its
+        // space in use.
         let is_full = |reason| tested.contains(reason);
         assert!(
             is_full("bytes free") || is_full("No space left"),
@@ -518,7 +521,7 @@ fn a_root_of_another_database_is_refused_until_its_owner_or_the_database_is_anot
             database: Some(B.into()),
             ..of(2, 1)
         };
-        // Before a batch comes, too.
+        // The error also occurs before the first batch.
         let error = JobOutput::new(fixture.root.clone(), Arc::new(other)).map(drop);
         let error = error.unwrap_err();
         assert_eq!(fixture.root.fault(&error), Fault::Owner, "{error}");
@@ -533,7 +536,7 @@ fn a_root_of_another_database_is_refused_until_its_owner_or_the_database_is_anot
     fixture.root.test().unwrap();
     publish(&fixture.root, &of(3, 1), &[1]).unwrap();
     refuse();
-    // A table is one sink's.
+    // A foreign table is a fault of this sink only.
     let sqlite = [("a", "sqlite://x.db/rows", "append")];
     let of = |database, job_id| job(Some(database), Attempt::new(job_id, 1), &sqlite);
     publish(&fixture.root, &of(A, 4), &[1]).unwrap();

@@ -1,10 +1,11 @@
-//! Settlements: what is visible of a job that has ended is what it gives, whatever an attempt left.
+//! Settlements: whatever an attempt left, the visible output of an ended job is the output that the
+//! settlement returns.
 
 use super::steps::{FILES, Scene, TABLES, crash, each_step, is_committed, pause};
 use super::*;
 use crate::job::{History, Past, PastEnd, Settlement};
 
-/// Attempts that completed (0: none) and failed.
+/// A history with one completed attempt (0: none) and some failed ones.
 fn history(completed: i64, failed: &[i64]) -> History {
     let past = |number, end| Past {
         number,
@@ -20,7 +21,7 @@ fn history(completed: i64, failed: &[i64]) -> History {
     }
 }
 
-/// A settlement of job 7 behind its attempt 2.
+/// A settlement of job 7 after its attempt 2.
 fn settlement(scene: &Scene, keep: bool) -> Settlement {
     Settlement {
         attempt: Attempt::new(7, 3),
@@ -31,12 +32,13 @@ fn settlement(scene: &Scene, keep: bool) -> Settlement {
     }
 }
 
-/// Attempt 2 takes the place of output with a receipt.
+/// True when attempt 2 replaces output with a receipt.
 fn replaces(scene: &Scene) -> bool {
     scene.case.has_previous || scene.case.mode == "replace"
 }
 
-/// Settles the job; the output that stands is the one that it gives. True for attempt 2's.
+/// Settles the job and checks that the visible output is the one that is returned. True when it is
+/// attempt 2's.
 fn settle(scene: &Scene, root: &Root, keep: bool) -> bool {
     let standing = root.settle(&settlement(scene, keep)).unwrap();
     let (shown, case) = (scene.shown(7), scene.case);
@@ -72,7 +74,7 @@ fn what_a_lost_attempt_left_at_any_step_stands_whole_or_goes() {
                 assert_eq!(stands, keep || replaces(&scene), "{:?}", scene.case);
             }
             assert_eq!(scene.fixture.staged(), [""; 0], "{step:?}");
-            // A second time, and by the next number, it gives the same.
+            // A second settlement has the same result. Then the next attempt can publish.
             assert_eq!(settle(&scene, &other, keep), stands, "{:?}", scene.case);
             publish(&other, &scene.job(7, 4), &[3]).unwrap();
             scene.check_success();
@@ -128,7 +130,7 @@ fn only_output_without_a_receipt_is_settled() {
         assert_eq!(settle(later), None, "{completed} {failed:?}");
         assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
     }
-    // Nothing is known of a file that was replaced.
+    // A file that another program replaced is not the job's output.
     fs::remove_file(fixture.path("a_7.parquet")).unwrap();
     fs::write(fixture.path("a_7.parquet"), "mine").unwrap();
     let mut later = settlement(0, &[]);
@@ -141,7 +143,7 @@ fn only_output_without_a_receipt_is_settled() {
     fixture.root.settle(&foreign).unwrap_err();
 }
 
-/// Job 7 with one file or more, as a database knows its attempts.
+/// An attempt of job 7 with a file for each topic, and this history.
 fn job_of(number: i64, history: History, topics: &[&str]) -> Job {
     let sinks: Vec<(String, String)> = topics
         .iter()
@@ -167,7 +169,7 @@ fn a_copied_database_neither_takes_nor_removes_what_the_original_published() {
     let original = job_of(1, with_key(5, history(0, &[])), &["a"]);
     publish(&fixture.root, &original, &[1]).unwrap();
     let other = open(fixture.dir.path());
-    // Attempt 1 of the copy was dispatched by another sentinel; it was lost, given back or failed.
+    // Attempt 1 of the copy was dispatched by another sentinel, so it has another key.
     for end in [PastEnd::Unknown, PastEnd::Failed, PastEnd::Completed] {
         let past = vec![Past {
             number: 1,
@@ -210,7 +212,8 @@ fn output_with_a_receipt_stays_whatever_path_the_receipt_names() {
         &[1],
     )
     .unwrap();
-    // The root has another path here, or the receipt was too long to list its files.
+    // The receipt names the files by another path of the root, or does not list them because of its size
+    // limit.
     for previous in [vec!["file:///elsewhere/a_7.parquet".to_owned()], Vec::new()] {
         let mut failed = job_of(2, history(1, &[]), &["a", "b"]);
         failed.previous = previous;
@@ -225,7 +228,7 @@ fn an_attempt_that_replaced_output_with_a_receipt_stands_whole() {
     let root = &fixture.root;
     let first = publish(root, &job_of(1, history(0, &[]), &["a", "b"]), &[1]).unwrap();
     let previous: Vec<String> = first.artifacts.into_iter().map(|one| one.uri).collect();
-    // Lost after its commit: twice, the second time over the first.
+    // Two attempts are lost after their commit. The second replaces the output of the first.
     for (number, topics) in [(2, ["a", "c"]), (3, ["a", "d"])] {
         let mut job = job_of(number, history(1, &[]), &topics);
         job.previous.clone_from(&previous);
@@ -248,7 +251,7 @@ fn an_attempt_that_replaced_output_with_a_receipt_stands_whole() {
     for name in fixture.files() {
         assert_eq!(values(&fixture.path(&name)), [3], "{name}");
     }
-    // Another job has replaced a part of it since: the rest is still what the row names.
+    // Another job has replaced a part of the output since. The settlement still returns all of it.
     fs::remove_file(fixture.path("a_7.parquet")).unwrap();
     let (attempt, artifacts) = root.settle(&settlement).unwrap().unwrap();
     assert_eq!((attempt, artifacts.len()), (3, 2));
@@ -259,7 +262,7 @@ fn an_attempt_that_replaced_output_with_a_receipt_stands_whole() {
 #[test]
 fn what_a_copy_has_barred_names_the_number_to_go_on_from() {
     let fixture = Fixture::new();
-    // Attempt 9 of the copy bars those before, and fails.
+    // Attempt 9 of the copy bars the attempts before it, and fails.
     let copy = job_of(9, with_key(6, history(0, &[])), &["a"]);
     fixture.root.settle_failed(&copy).unwrap();
     let original = |number| job_of(number, with_key(5, history(0, &[])), &["a"]);

@@ -1,4 +1,4 @@
-//! Whether what a receipt says still stands, and its removal.
+//! Checks whether output is still as a receipt describes it, and removal of such output.
 
 use super::*;
 use crate::sink::{Receipted, Standing};
@@ -8,7 +8,7 @@ const SINKS: &[(&str, &str, &str)] = &[
     ("b", "parquet://b.parquet", "append"),
 ];
 
-/// A receipt that names one of two files, as one does that has no room for both.
+/// The receipt names only one of two files, like a receipt that would exceed its size limit.
 #[test]
 fn what_a_receipt_has_no_room_for_is_compared_and_removed_too() {
     let fixture = Fixture::new();

@@ -1,5 +1,5 @@
-//! Publishing is stopped at each of its steps, and what follows must be right: the process fails,
-//! ends, or is paused and goes on after a successor has published.
+//! Publishing is stopped at each of its steps. The process fails, ends, or is paused and continues after
+//! a successor has published. The visible output must be correct in each case.
 
 use std::cell::Cell;
 use std::sync::mpsc::channel;
@@ -17,18 +17,18 @@ pub(super) const TABLES: &[Sinks] = &[&[TABLE], &[FILE, TABLE], &[FILE, OTHER_FI
 const MODES: &[&str] = &["append", "replace", "error"];
 const STEPS_MAX: usize = 20;
 
-/// What is stopped.
+/// The publish that is stopped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
     pub(super) mode: &'static str,
     pub(super) sinks: Sinks,
-    /// Attempt 1 has published, and its receipt has arrived.
+    /// Attempt 1 has published and has a receipt.
     pub(super) has_previous: bool,
-    /// The step's place in the order of steps.
+    /// Index of the step at which it stops.
     stop: usize,
 }
 
-/// Every case but the step.
+/// All cases, with step 0.
 fn cases(sinks: &[&'static [Sinks]]) -> Vec<Case> {
     let mut cases = Vec::new();
     for &mode in MODES {
@@ -47,7 +47,7 @@ fn cases(sinks: &[&'static [Sinks]]) -> Vec<Case> {
     cases
 }
 
-/// A root where job 7 is about to publish and job 9 has, beside files that are none of ours.
+/// A root with foreign files, in which job 9 has published and job 7 will publish.
 pub(super) struct Scene {
     pub(super) fixture: Fixture,
     pub(super) case: Case,
@@ -89,12 +89,12 @@ impl Scene {
         job
     }
 
-    /// The attempt that is stopped writes 2, its successor 3.
+    /// The attempt that is stopped. It writes the value 2, its successor 3.
     pub(super) fn stopped(&self) -> Job {
         self.job(7, 2)
     }
 
-    /// The value that each sink shows of a job.
+    /// The visible value of a job in each sink.
     pub(super) fn shown(&self, job_id: i64) -> Vec<Option<i64>> {
         let show = |(topic, _): &(&str, &str)| match *topic {
             "t" => self.table_value(job_id),
@@ -142,7 +142,7 @@ impl Scene {
         self.all(self.case.has_previous.then_some(1))
     }
 
-    /// What holds at any time.
+    /// Checks conditions that must be true at any time.
     pub(super) fn check(&self, what: &str) {
         let notes = fs::read_to_string(self.fixture.path("a_notes.parquet")).unwrap();
         assert_eq!(notes, "unrelated");
@@ -164,7 +164,7 @@ impl Scene {
         }
     }
 
-    /// Another worker runs the next attempt; afterwards exactly its output stands.
+    /// Another worker publishes the next attempt. Afterwards exactly its output is visible.
     pub(super) fn succeed(&self, root: &Arc<Root>) {
         publish(root, &self.job(7, 3), &[3]).unwrap_or_else(|e| panic!("{:?}: {e}", self.case));
         self.check_success();
@@ -193,7 +193,8 @@ fn stop_here() -> Error {
     }
 }
 
-/// Publishes the stopped attempt with an error at the step; gives the step. None: it ended first.
+/// Publishes the attempt with an error at the step. Returns the step; `None` when it ended before the
+/// step.
 pub(super) fn stop(scene: &Scene, at_stop: impl Fn()) -> Option<Step> {
     let staged = stage(&scene.fixture.root, &scene.stopped(), &[2]).unwrap();
     let (count, stopped) = (Cell::new(0), Cell::new(None));
@@ -210,7 +211,7 @@ pub(super) fn stop(scene: &Scene, at_stop: impl Fn()) -> Option<Step> {
     stopped.get()
 }
 
-/// True when the output stands at a step.
+/// True when the output is committed before this step.
 pub(super) fn is_committed(step: Step) -> bool {
     matches!(step, Step::Remove | Step::Done)
 }
@@ -245,13 +246,13 @@ fn a_job_that_failed_for_good_shows_what_a_receipt_names() {
         let Some(step) = stop(&scene, || ()) else {
             return false;
         };
-        // The attempt that failed ends the job, or another one behind it in another worker.
+        // The job ends with the attempt that was stopped (2), or with a later one in another worker (3).
         let root = match last {
             2 => scene.fixture.root.clone(),
             _ => open(scene.fixture.dir.path()),
         };
         root.settle_failed(&scene.job(7, last)).unwrap();
-        // What took the place of output with a receipt cannot be taken back.
+        // Output that replaced output with a receipt is not removed.
         let replaces = scene.case.mode == "replace" && is_committed(step);
         let want = match (scene.case.has_previous, is_committed(step)) {
             (false, _) if replaces => scene.all(Some(2)),
@@ -269,7 +270,8 @@ fn a_job_that_failed_for_good_shows_what_a_receipt_names() {
     }
 }
 
-/// Stops without a chance to clean up: the folder is out of reach until the process ends.
+/// Simulates the end of the process at a step: the attempt cannot clean up, because its folder is renamed
+/// until its worker counts as ended.
 pub(super) fn crash(scene: &Scene) -> Option<Step> {
     let folder = scene.fixture.path(&format!(".casparian/staging/{A}.7.2"));
     let aside = scene.fixture.path("aside");
@@ -290,7 +292,7 @@ fn the_next_worker_finishes_or_undoes_what_a_dead_one_left() {
         scene.check("recovery");
         let shown = scene.shown(7);
         let complete = shown == scene.all(Some(2));
-        // One rename is a commit, and the sync behind it may not have happened.
+        // If one rename is the commit, the output may be committed before the step of the sync.
         assert!(
             complete || (shown == scene.before() && !is_committed(step)),
             "{step:?} {:?}: {shown:?}",
@@ -314,8 +316,8 @@ fn a_successor_of_a_dead_worker_replaces_what_it_left() {
     });
 }
 
-/// Publishes the stopped attempt, paused at the step while `meanwhile` runs; gives the step and how
-/// it went on. None: it ended first.
+/// Publishes the attempt and pauses it at the step while `meanwhile` runs. Returns the step and the
+/// result of the publish. `None` when it ended before the step.
 pub(super) fn pause(
     scene: &Scene,
     meanwhile: impl FnOnce(Step),
@@ -354,7 +356,7 @@ fn an_attempt_that_was_paused_changes_nothing_after_its_successor() {
         };
         assert!(result.is_err(), "{step:?} {result:?}");
         scene.check_success();
-        // Its record is the successor's too.
+        // An attempt with the successor's number is refused, because the record has that number.
         let again = publish(&successor, &scene.job(7, 3), &[4]).unwrap_err();
         assert!(
             matches!(again, Error::Copied { recorded: 3, .. }),
@@ -418,7 +420,7 @@ fn the_lease_is_asked_for_before_each_change_that_shows() {
     for case in cases(&[FILES, TABLES]) {
         let scene = Scene::new(case);
         let staged = stage(&scene.fixture.root, &scene.stopped(), &[2]).unwrap();
-        // None is a question.
+        // `None` is a check of the lease.
         let events = std::cell::RefCell::new(Vec::new());
         let is_granted = || {
             events.borrow_mut().push(None);

@@ -1,5 +1,5 @@
-//! SQLite tables that another program made, or a job with columns of other types: all rows arrive as
-//! they are, or none.
+//! SQLite tables that another program created, or a job with columns of other types: either all rows are
+//! inserted unchanged, or none.
 
 use super::*;
 use arrow::array::{Float64Array, StringArray, UInt64Array};
@@ -13,7 +13,7 @@ fn sql(fixture: &Fixture, text: &str) {
     connection.execute_batch(text).unwrap();
 }
 
-/// Values of a column with their types, in the order of the rows.
+/// Types and values of a job's rows, in the order of the rows.
 fn stored(fixture: &Fixture, job_id: i64) -> Vec<String> {
     let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
     let query = "SELECT typeof(x) || ' ' || ifnull(x, '') FROM t WHERE _job_id = ?1 ORDER BY rowid";
@@ -34,7 +34,8 @@ fn a_column_of_another_type_keeps_the_values_or_is_refused() {
     let ints = |values: &[i64]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
     let reals = |values: &[f64]| Arc::new(Float64Array::from(values.to_vec())) as ArrayRef;
     let unsigned = |values: &[u64]| Arc::new(UInt64Array::from(values.to_vec())) as ArrayRef;
-    // The first job's column, the second's, and what is stored of the latter; none = refused.
+    // The first job's column, the second job's column, and the stored values of the second; `None` =
+    // refused.
     let cases: Vec<(ArrayRef, ArrayRef, Option<&[&str]>)> = vec![
         (ints(&[1]), ints(&[2]), Some(&["integer 2"])),
         (ints(&[1]), texts(&["007"]), None),
@@ -113,7 +114,8 @@ fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
         assert_eq!(stored(&fixture, 1), [""; 0], "{code}");
         assert_eq!(stored(&fixture, 99), ["integer 3"], "{code}");
     }
-    // A trigger that keeps the number of rows, and those of the statement.
+    // A trigger that changes neither the number of rows in the table nor the number that the statement
+    // reports.
     let fixture = Fixture::new();
     sql(
         &fixture,
@@ -127,7 +129,7 @@ fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
         error.contains("\"i\" of the table t leaves 2 rows"),
         "{error}"
     );
-    // Triggers that write elsewhere are no obstacle, and the order of columns is none.
+    // Triggers that write to other tables are accepted, and so is another order of columns.
     let fixture = Fixture::new();
     sql(
         &fixture,
@@ -172,7 +174,7 @@ fn what_stands_in_the_place_of_a_table_is_the_operators_fault() {
         ),
     ] {
         for mode in ["append", "replace", "error"] {
-            // The view has a row.
+            // The view has a row, so mode `error` is refused for another reason.
             if (mode, want) == ("error", "t because it is a view") {
                 continue;
             }
@@ -186,7 +188,7 @@ fn what_stands_in_the_place_of_a_table_is_the_operators_fault() {
     }
 }
 
-/// The sink of a job changes, and what it published before cannot be removed.
+/// The sink of a job changes, and its earlier output cannot be removed.
 #[test]
 fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
     for obstacle in [
@@ -210,7 +212,7 @@ fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
             assert_eq!(published.artifacts.len(), 1, "{obstacle}");
             assert_eq!(values(&fixture.path("o_7.parquet")), [number], "{obstacle}");
         }
-        // A trigger that goes: the next attempt, or the next worker, removes the old rows.
+        // After the trigger was dropped, the next attempt removes the old rows.
         if obstacle.contains("TRIGGER") {
             sql(&fixture, "DROP TRIGGER d");
             publish(&fixture.root, &attempt(4, parquet), &[4]).unwrap();
@@ -219,7 +221,7 @@ fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
     }
 }
 
-/// Triggers by which rows stay that are deleted, or come back.
+/// Triggers that prevent rows from being deleted, or insert them again.
 #[test]
 fn a_table_that_keeps_earlier_rows_fails_the_job_that_replaces_them() {
     for (obstacle, trigger) in [
@@ -265,7 +267,7 @@ fn a_table_that_keeps_earlier_rows_fails_the_job_that_replaces_them() {
     }
 }
 
-/// The job's rows are gone when it is said that they are.
+/// When rows are reported as removed, the table has no rows of the job.
 #[test]
 fn rows_that_a_trigger_keeps_are_not_reported_as_removed() {
     let fixture = Fixture::new();
@@ -306,7 +308,7 @@ fn rows_that_go_take_no_rows_of_other_jobs_with_them() {
     assert_eq!(stored(&fixture, 2).len(), 3);
 }
 
-/// Puts something that is no regular file at a path.
+/// Creates something other than a regular file at a path.
 fn obstruct(path: &Path, kind: &str) {
     match kind {
         "folder" => fs::create_dir(path).unwrap(),
@@ -335,12 +337,12 @@ fn what_stands_beside_a_database_is_the_operators_fault() {
     }
 }
 
-/// A journal as a crash leaves it: of a transaction over several databases, whose list of journals
-/// is in the file `list`.
+/// A hot journal of a transaction over several databases, as after a crash. `list` is the super-journal,
+/// which lists the journals.
 fn hot_journal(list: &Path) -> Vec<u8> {
     const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
     let mut journal = MAGIC.to_vec();
-    // No page; a database of two pages; sectors and pages.
+    // Number of pages, nonce, size of the database in pages, sector size, page size.
     for number in [0u32, 0, 2, 512, 4096] {
         journal.extend(number.to_be_bytes());
     }
@@ -355,7 +357,7 @@ fn hot_journal(list: &Path) -> Vec<u8> {
     journal
 }
 
-/// SQLite reads, and may remove, a file that a journal names.
+/// SQLite reads the file that a journal names as its super-journal, and may remove it.
 #[test]
 fn a_journal_that_somebody_made_removes_nothing_but_a_list_that_names_it() {
     const LIST: &str = "other.db-mj0123459AB";
@@ -404,7 +406,7 @@ fn a_truncated_database_is_called_damaged() {
     }
 }
 
-/// The sink of a job changes, or the job fails, while a FIFO stands beside the database of before.
+/// The sink of a job changes, or the job fails, while a FIFO is beside the earlier database.
 #[test]
 fn a_fifo_beside_a_database_keeps_no_recovery_waiting() {
     let fixture = Fixture::new();

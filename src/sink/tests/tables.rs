@@ -158,7 +158,7 @@ fn a_table_belongs_to_the_first_database_unless_it_is_shared() {
         (count("_database IS NULL"), count("_database = 'bbbbbbbb'")),
         (41, 31)
     );
-    // `replace` and a failure for good concern rows of the same database.
+    // Mode `replace` and the settlement of a failed job affect only rows of the same database.
     publish(&shared, &of(B, 8, 1, "replace"), &[5]).unwrap();
     assert_eq!(
         (count("_database IS NULL"), count("_database = 'bbbbbbbb'")),
@@ -200,7 +200,7 @@ fn rows_that_nothing_names_are_neither_replaced_nor_removed() {
     assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 308);
     let error = publish(&fixture.root, &of(A, 9, 1, "error"), &[9]).unwrap_err();
     assert!(matches!(error, Error::Exists { .. }), "{error}");
-    // A receipt of an earlier release names them.
+    // The rows are replaced if a receipt (here of an earlier release) names the table.
     let mut named = of(A, 7, 2, "");
     named.previous = vec![format!("sqlite://{}/rows", fixture.path("x.db").display())];
     publish(&fixture.root, &named, &[1]).unwrap();
@@ -218,7 +218,7 @@ fn output_without_rows_counts_for_mode_error() {
     }
     publish(root, &of(A, 1, 2, "error"), &[]).unwrap();
     publish(root, &of(A, 3, 1, "replace"), &[3]).unwrap();
-    // Rows that were taken away by hand do not count.
+    // Output whose rows were deleted by another program does not count.
     let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
     connection.execute_batch("DELETE FROM rows").unwrap();
     publish(root, &of(A, 4, 1, "error"), &[4]).unwrap();
@@ -258,7 +258,7 @@ fn topics_of_one_table_and_tables_of_two_databases_are_published_together() {
         assert_eq!(table(&fixture, "SELECT count(*) FROM rows"), 4);
         assert_eq!(table(&fixture, "SELECT count(*) FROM more"), 2);
     }
-    // Tables that the next attempt lacks lose its rows.
+    // The job's rows are deleted from tables that the next attempt does not have.
     let next = job(Some(A), Attempt::new(7, 3), &sinks[..1]);
     let removed = publish(&fixture.root, &next, &[1]).unwrap().removed;
     assert_eq!(removed.len(), 3, "{removed:?}");
@@ -315,7 +315,7 @@ fn a_reader_of_the_database_is_waited_for_no_longer_than_the_lease() {
     let reader = rusqlite::Connection::open(&path).unwrap();
     let read = "BEGIN; SELECT sum(x) FROM rows";
     reader.execute_batch(read).unwrap();
-    // A commit that waits for readers lets no new one in.
+    // While a commit waits for readers, new readers are excluded.
     let is_commit_waiting = || {
         let other = rusqlite::Connection::open(&path).unwrap();
         other.busy_timeout(std::time::Duration::ZERO).unwrap();
@@ -450,7 +450,7 @@ fn a_database_that_is_no_regular_file_is_refused_at_once() {
     }
 }
 
-/// A process that closes a file ends all its locks on it.
+/// When a process closes a file, it loses all its locks on the file.
 #[test]
 fn to_ask_why_a_database_cannot_be_written_keeps_its_locks() {
     use std::os::unix::fs::MetadataExt;
@@ -483,7 +483,7 @@ fn a_database_that_is_a_link_out_of_the_root_is_refused() {
     assert!(matches!(error, Error::Outside { .. }), "{error}");
 }
 
-/// Two copies of a database, each with an output root of its own, and a table outside of both.
+/// A database and its copy, each with an output root, write into the same table.
 #[test]
 fn a_copied_database_does_not_take_the_rows_of_the_original() {
     let (first, second) = (Fixture::new(), Fixture::new());
@@ -511,7 +511,8 @@ fn a_copied_database_does_not_take_the_rows_of_the_original() {
         assert!(matches!(error, Error::Copied { .. }), "{number}: {error}");
         assert_eq!(table(&first, "SELECT sum(x) FROM t"), 1);
     }
-    // Attempts of the original by whatever sentinel, and after one of an earlier release.
+    // The original is accepted after a restart of its sentinel (another key), and when the key of the
+    // rows is unknown.
     publish(&first, 2, 7, &[(1, 5)]).unwrap();
     let connection = rusqlite::Connection::open(first.path("x.db")).unwrap();
     for (number, unknown) in [
@@ -551,7 +552,7 @@ fn a_table_has_an_index_of_its_jobs_whoever_made_it() {
             format!("CREATE TABLE Rows {COLUMNS}, PRIMARY KEY (x)) WITHOUT ROWID"),
             vec![first],
         ),
-        // One that the table has already is enough.
+        // If the table has a suitable index, none is created.
         (
             format!("CREATE TABLE rows {COLUMNS}); CREATE INDEX own ON rows (_job_id, x)"),
             vec!["own"],
@@ -562,7 +563,7 @@ fn a_table_has_an_index_of_its_jobs_whoever_made_it() {
             ),
             vec![first, "part"],
         ),
-        // The name is taken: by the index of a table that was renamed, by a table.
+        // The name is in use: by the index of a table that was renamed, or by a table.
         (
             format!(
                 "CREATE TABLE rows {COLUMNS}); CREATE INDEX {first} ON rows (_job_id);
@@ -583,7 +584,7 @@ fn a_table_has_an_index_of_its_jobs_whoever_made_it() {
         publish(&fixture.root, &of(A, 8, 1, ""), &[2]).unwrap();
         assert_eq!(indexes(&fixture), want, "{before}");
         assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 3, "{before}");
-        // Who drops it, or has a table of an earlier release, gets it with the next job.
+        // If the index is missing (dropped, or a table of an earlier release), the next job creates it.
         for name in want.iter().filter(|name| name.starts_with("_casparian")) {
             connection
                 .execute_batch(&format!("DROP INDEX {name}"))
@@ -609,7 +610,7 @@ fn a_view_in_the_place_of_a_table_is_refused_as_before() {
     assert_eq!(indexes(&fixture), [""; 0]);
 }
 
-/// What a table of mode `error` has of another job is reported before the plugin has published.
+/// Output of another job in a table of mode `error` is reported before the plugin runs.
 #[test]
 fn a_table_that_is_taken_is_refused_before_the_job_runs() {
     let fixture = Fixture::new();
@@ -619,7 +620,7 @@ fn a_table_that_is_taken_is_refused_before_the_job_runs() {
         job(Some(A), Attempt::new(id, number), &sinks)
     };
     let start = |job: Job| JobOutput::new(fixture.root.clone(), Arc::new(job)).map(drop);
-    // There is no database yet.
+    // The database does not exist yet.
     start(attempt(1, 1, ROWS)).unwrap();
     assert_eq!(fixture.files(), [""; 0]);
     for values in [&[1][..], &[]] {
@@ -638,7 +639,7 @@ fn a_table_that_is_taken_is_refused_before_the_job_runs() {
         start(attempt(2, 1, "sqlite://x.db/free")).unwrap();
         start(of(A, 2, 1, "replace")).unwrap();
     }
-    // What cannot be decided now is found when the job publishes.
+    // If the check is not possible now, the job may start. The publish checks again.
     let lock = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
     lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
     start(attempt(2, 1, ROWS)).unwrap();

@@ -1,4 +1,4 @@
-//! What is stored of a type, and columns whose type changes between batches.
+//! How types are stored, and columns whose type changes between batches.
 
 use arrow::array::*;
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
@@ -42,7 +42,7 @@ fn field(array: &ArrayRef) -> Arc<Field> {
     Arc::new(Field::new("item", array.data_type().clone(), true))
 }
 
-/// Lists of so many items each; none is null.
+/// Lists with these numbers of items; `None` is a null list.
 fn list(lengths: &[Option<usize>], items: ArrayRef) -> ArrayRef {
     let offsets = OffsetBuffer::from_lengths(lengths.iter().map(|length| length.unwrap_or(0)));
     let nulls = lengths.iter().map(Option::is_some).collect::<Vec<_>>();
@@ -83,7 +83,7 @@ fn structure(fields: &[(&str, ArrayRef)]) -> ArrayRef {
     Arc::new(StructArray::from(fields.collect::<Vec<_>>()))
 }
 
-/// One map of all entries.
+/// One row with a map of all entries.
 fn map(keys: ArrayRef, values: ArrayRef) -> ArrayRef {
     let key = Field::new("key", keys.data_type().clone(), false);
     let value = Field::new("value", values.data_type().clone(), true);
@@ -110,7 +110,7 @@ fn decimals(values: &[i128], precision: u8, scale: i8) -> ArrayRef {
     Arc::new(array.with_precision_and_scale(precision, scale).unwrap())
 }
 
-/// Publishes a column `v` in batches; gives its type and values as text.
+/// Publishes a column `v` in batches. Returns its stored type, and its values as text.
 fn write(uri: &str, batches: &[ArrayRef]) -> Result<(DataType, Vec<String>), Error> {
     let fixture = Fixture::new();
     let mut output = fixture.output(1, &[("output", uri, "append")])?;
@@ -154,8 +154,8 @@ fn write(uri: &str, batches: &[ArrayRef]) -> Result<(DataType, Vec<String>), Err
 const PARQUET: &str = "parquet://o.parquet";
 const SQLITE: &str = "sqlite://o.db/t";
 
-/// Batches with other types, and the column's type and values. In the other order the values are the
-/// same, in that order.
+/// Batches with different types, and the resulting type and values of the column. In the reverse order of
+/// batches the values are the same, in that order.
 #[test]
 fn batches_whose_types_differ_by_nulls_are_one_column() {
     use DataType as T;
@@ -333,7 +333,7 @@ fn batches_whose_types_differ_by_nulls_are_one_column() {
             data_type.equals_datatype(&want),
             "{shown}: {data_type}, not {want}"
         );
-        // A batch between without values of the second type.
+        // A batch of the second type without values, between the two.
         for (without, shown_null) in [
             (second.slice(0, 0), &[][..]),
             (new_null_array(second.data_type(), 1), &[""][..]),
@@ -358,8 +358,7 @@ fn batches_whose_types_differ_by_nulls_are_one_column() {
     }
 }
 
-/// A plain number where the column has another type of number: every value is kept, or the batch is
-/// refused.
+/// Batches with different types of numbers: either every value is kept exactly, or the batch is refused.
 #[test]
 fn numbers_of_another_type_are_kept_exactly_or_refused() {
     let unsigned = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };
@@ -516,7 +515,8 @@ fn columns_are_found_by_name_and_those_that_are_missing_or_more_are_named() {
     }
 }
 
-/// Every type goes through a file in staging unchanged, when another column changes its type.
+/// When the type of another column changes, rows of every type are read back from staging and written
+/// again unchanged.
 #[test]
 fn rows_before_a_change_are_written_anew_as_they_were() {
     let half = arrow::compute::cast(
@@ -614,7 +614,7 @@ fn rows_before_a_change_are_written_anew_as_they_were() {
             (&plain.0, &plain.1),
             "{shown}"
         );
-        // And as they were published.
+        // The values are also the published ones.
         let same = |row: usize| array_value_to_string(&array, row).unwrap();
         let is_changed = matches!(array.data_type(), DataType::Date64) || shown.contains("Date64");
         if !is_changed {
@@ -627,7 +627,7 @@ fn rows_before_a_change_are_written_anew_as_they_were() {
     }
 }
 
-/// Values at the edges as a SQLite sink stores them.
+/// How a SQLite sink stores values at the limits of their types.
 #[test]
 fn a_sqlite_sink_stores_values_at_the_edges_or_names_the_column() {
     let day = 86_400i64;
@@ -820,7 +820,7 @@ fn columns_of_a_table_get_the_type_of_their_first_values() {
 #[test]
 fn values_that_a_parquet_file_cannot_hold_are_named_by_their_path() {
     let bad_date: ArrayRef = Arc::new(Date64Array::from(vec![Some(86_400_001), None]));
-    // Its producer does not check it.
+    // Arrow does not check this precision.
     let too_long = Decimal128Array::from(vec![1234]).with_data_type(DataType::Decimal128(3, 0));
     let negative = IntervalYearMonthArray::from(vec![-1]);
     let cases: Vec<(ArrayRef, &str, &str)> = vec![
@@ -877,7 +877,7 @@ fn values_that_a_parquet_file_cannot_hold_are_named_by_their_path() {
     }
 }
 
-/// What stands under masked or unreferenced values does not count.
+/// Values that no row references are ignored.
 #[test]
 fn values_that_no_row_has_are_neither_checked_nor_evidence() {
     let dates: ArrayRef = Arc::new(Date64Array::from(vec![5, 86_400_000]));
@@ -893,7 +893,8 @@ fn values_that_no_row_has_are_neither_checked_nor_evidence() {
 /// Arrow leaves values under a null of a struct, a list or a map undefined.
 #[test]
 fn values_below_a_null_are_not_checked() {
-    // The first is no time of a day, no whole day, out of the range of milliseconds.
+    // The first value of each is invalid: no time of a day, no whole day, out of the range of
+    // milliseconds.
     let times: ArrayRef = Arc::new(Time32SecondArray::from(vec![100_000_000, 5]));
     let dates: ArrayRef = Arc::new(Date64Array::from(vec![12_345, 86_400_000]));
     let far = stamps(TimeUnit::Second, &[i64::MAX, 5]);
@@ -949,7 +950,7 @@ fn values_below_a_null_are_not_checked() {
             let found = write(PARQUET, std::slice::from_ref(&array)).unwrap().1;
             assert_eq!(found.last(), Some(&want), "{name}");
             assert_eq!(found.len(), 2, "{name}");
-            // The same of a slice.
+            // The same for a slice.
             let found = write(PARQUET, &[array.slice(1, 1)]).unwrap().1;
             assert_eq!(found, [want], "{name}");
         }
@@ -1036,7 +1037,7 @@ fn metadata_is_in_the_footer_and_fields_keep_theirs() {
     }
 }
 
-/// Structs that get one more field with each batch.
+/// Batches of structs, each with another field.
 fn growing(count: usize) -> impl Iterator<Item = RecordBatch> {
     (0..count).map(|number| {
         let name = format!("f{number}");
@@ -1093,7 +1094,7 @@ fn rows_that_are_written_anew_count_once_and_can_be_stopped() {
         });
         written.map(|()| output)
     };
-    // Once 2.4 MB, never both the files in staging and the one that they become.
+    // The output is 2.4 MB. Segments and the file that replaces them are not counted together.
     let published = finish(output(3_000_000).unwrap()).unwrap();
     assert_eq!(published[0].rows, 300_000);
     assert!(
@@ -1136,7 +1137,7 @@ fn fields_of_structs_are_found_by_name() {
     );
 }
 
-/// Nulls of a type may take more than the batch that they stand for.
+/// Converted to another type, nulls may need more memory than their batch.
 #[test]
 fn nulls_of_large_types_are_bounded() {
     let huge = |data_type: DataType| -> ArrayRef {
@@ -1162,13 +1163,13 @@ fn nulls_of_large_types_are_bounded() {
         let shown = second.data_type().to_string();
         let error = write(PARQUET, &[first.clone(), second.clone()]).unwrap_err();
         assert!(matches!(error, Error::Row { .. }), "{shown}: {error}");
-        // In the other order the rows are read back.
+        // In the other order, rows are read back from staging.
         let error = write(PARQUET, &[second, first]);
         if let Err(error) = error {
             assert!(matches!(error, Error::Row { .. }), "{shown}: {error}");
         }
     }
-    // A row at a time where that is needed.
+    // Slices have one row where more would exceed the limit.
     let large = fixed(1 << 20, Arc::new(Float64Array::from(vec![0.0; 1 << 20])));
     let both = structure(&[("a", large), ("b", ints(&[Some(1)]))]);
     let one = structure(&[("b", ints(&[Some(1); 20]))]);

@@ -148,7 +148,7 @@ fn dropped_output_leaves_nothing() {
     output.write(None, &numbers(&[1])).unwrap();
     drop(output.stage().unwrap());
     assert_eq!((root.files(), root.staged().len()), (vec![], 0));
-    // No batch, no file; a batch without rows is a file with a schema.
+    // Without a batch no file is published. A batch without rows gives a file with a schema.
     assert!(finish(root.output(1, &sinks).unwrap()).unwrap().is_empty());
     let mut output = root.output(1, &sinks).unwrap();
     output.write(None, &numbers(&[])).unwrap();
@@ -411,7 +411,7 @@ fn row_groups_are_written_out_by_size() {
     assert_eq!(rows(&root.path("o_1.parquet")), 2 << 20);
 }
 
-/// pyarrow and Polars fail at statistics that are not of the column's size.
+/// pyarrow and Polars fail on statistics that do not have the size of the column's values.
 #[test]
 fn long_values_of_a_fixed_size_have_no_statistics() {
     for (size, has_them) in [(63, true), (64, true), (65, false), (1000, false)] {
@@ -440,7 +440,8 @@ fn long_values_of_a_fixed_size_have_no_statistics() {
     }
 }
 
-/// pyarrow reads no nested texts of 2 GiB and more in one row group, however few bytes they have in the file.
+/// pyarrow cannot read nested texts of 2 GiB or more in one row group, even if they have few bytes in the
+/// file.
 #[test]
 fn row_groups_of_repeated_texts_are_bounded_as_readers_hold_them() {
     let root = Fixture::new();
@@ -476,7 +477,7 @@ fn a_wide_batch_has_few_row_groups() {
         let value = |row: usize| ((start + row) * 10_007 + index * 31) as f64 / 7.0;
         Arc::new(Float64Array::from_iter_values((0..rows).map(value)))
     };
-    // As many rows as a frame has.
+    // 25 rows, as many as a frame would have.
     for start in (0..1000).step_by(25) {
         let columns = names.iter().enumerate();
         let columns = columns.map(|(index, name)| (name.as_str(), column(start, index, 25)));

@@ -1,8 +1,8 @@
-//! What blocking sockets promise an owner that is away, waits, or ends them.
+//! Tests of blocking sockets: owners that make no calls for some time, wait, or close the socket.
 
 use super::*;
 
-/// A DEALER that is established with a listener's stream, which speaks bytes.
+/// A DEALER that is established with a plain TCP stream, and that stream with its listener.
 fn dealer_of_raw(options: Options) -> (Dealer, std::net::TcpStream, std::net::TcpListener) {
     use std::io::Write;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -29,7 +29,7 @@ fn a_message_that_goes_with_its_connection_is_counted() {
     use std::io::Write;
     let (mut dealer, mut raw, _listener) = dealer_of_raw(options);
     raw.write_all(b"\0\x01x").unwrap();
-    // The owner does not receive, and the peer falls silent: the connection stays.
+    // The owner does not receive, and the peer sends nothing more, but keeps the connection open.
     until(|| {
         dealer.flush().unwrap();
         (dealer.counters().retries > 0).then_some(())
@@ -40,7 +40,7 @@ fn a_message_that_goes_with_its_connection_is_counted() {
 
 #[test]
 fn a_refusal_is_not_followed_by_an_immediate_retry() {
-    // libzmq's default for the longest pause is zero.
+    // Zero is libzmq's default for the longest pause.
     let server = Options::new().plain_server(PlainServer::new([("user", "pass")]));
     let mut router = Router::new(server).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
@@ -87,7 +87,7 @@ fn what_is_sent_after_a_connection_has_ended_goes_to_the_next() {
             dealer.flush().unwrap();
             router.receive(WAIT).unwrap().map(drop)
         });
-        // The owner works, and the server is started anew meanwhile.
+        // While the owner makes no calls, the server is restarted.
         drop(router);
         router = Router::new(Options::new()).unwrap();
         router.bind(&bound).unwrap();
@@ -113,7 +113,7 @@ fn a_message_that_the_peer_never_takes_is_told_and_given_up() {
     let options = options(b"d").reconnect_ivl(Duration::from_millis(1));
     let mut dealer = Dealer::new(options.sndbuf(16 << 10)).unwrap();
     dealer.connect(&bound).unwrap();
-    // More than the systems between them take at once.
+    // More than the kernel's buffers of both ends can contain.
     dealer.send(&[&vec![1; 20 << 20]]).unwrap();
     dealer.send(&[b"after"]).unwrap();
     until(|| {
@@ -172,7 +172,7 @@ fn the_descriptor_tells_of_what_is_held() {
         router.receive(WAIT).unwrap();
         router.send(b"d", &[b"hello"]).ok()
     });
-    // A flush takes notice of the message, and leaves it for a receive.
+    // A flush parses the message and keeps it for a receive.
     until(|| {
         router.flush().unwrap();
         dealer.flush().unwrap();
@@ -194,7 +194,7 @@ fn a_reset_connection_is_no_good_end() {
         let mut got = Vec::new();
         match reads {
             true => _ = raw.read_to_end(&mut got).unwrap(),
-            // What has come is unread when this side goes.
+            // This side closes the connection with unread input.
             false => {
                 let mut peeked = [0; 200];
                 until(|| {

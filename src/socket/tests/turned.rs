@@ -1,14 +1,15 @@
-//! A socket turned by hand: its accounts are checked after every turn.
+//! Tests that drive a socket in single iterations and check its internal consistency after each
+//! one.
 
 use super::*;
 
 #[test]
 fn a_resolver_that_hangs_holds_up_nothing_and_is_not_asked_twice() {
-    use crate::reactor::{Lookup, PLACES, Reactor};
+    use crate::reactor::{Lookup, PERMITS, Reactor};
     use crate::socket::peers::Link;
     use std::sync::mpsc;
 
-    let _shared = PLACES.read();
+    let _shared = PERMITS.read();
     let mut server = Router::new(Options::new()).unwrap();
     let bound = server.bind("tcp://127.0.0.1:*").unwrap();
     let address = bound.addresses().unwrap();
@@ -20,7 +21,7 @@ fn a_resolver_that_hangs_holds_up_nothing_and_is_not_asked_twice() {
     let id = dealer.connect(&"tcp://a-name:5".parse().unwrap(), Instant::now());
     let (release, released) = mpsc::channel::<()>();
     let mut hangs = Lookup::start_with(move || {
-        // Asked once: a second call would not be answered.
+        // Only one lookup can end: there is a single `release`.
         released.recv().unwrap();
         Ok(address)
     })
@@ -62,7 +63,7 @@ fn a_resolver_that_hangs_holds_up_nothing_and_is_not_asked_twice() {
     assert!(failures >= 3);
 }
 
-/// A bound ROUTER of a test's reactor, turned by hand.
+/// A bound ROUTER in a reactor of the test, driven in single iterations.
 struct Turned {
     reactor: crate::reactor::Reactor,
     socket: Socket,
@@ -81,8 +82,8 @@ impl Turned {
         }
     }
 
-    /// One turn; whose message there is.
-    fn turn(&mut self) -> Option<PeerId> {
+    /// One iteration; returns the peer of a received message.
+    fn iterate(&mut self) -> Option<PeerId> {
         let now = Instant::now();
         let wait = now + Duration::from_millis(1);
         self.reactor.wait(Some(wait), now).unwrap();
@@ -97,7 +98,7 @@ impl Turned {
         message
     }
 
-    /// One turn of an owner that only sends.
+    /// One iteration of an owner that only sends.
     fn drive(&mut self) {
         let now = Instant::now();
         let wait = now + Duration::from_millis(1);
@@ -112,7 +113,7 @@ impl Turned {
         self.socket.check();
     }
 
-    /// An established DEALER that speaks bytes.
+    /// A TCP stream that has done the handshake of a DEALER.
     fn raw(&mut self, identity: &[u8]) -> std::net::TcpStream {
         use std::io::Write;
         let address = self.bound.addresses().unwrap()[0];
@@ -135,15 +136,15 @@ impl Turned {
 #[test]
 fn a_ttl_is_noted_however_the_reads_fall() {
     use std::io::Write;
-    // With a mark of 1 every read ends with a frame, and so is as long as there was room.
+    // With an `rcvhwm` of 1, every read ends at the end of a frame and fills the space completely.
     for rcvhwm in [0, 1, 2] {
         let mut router = Turned::new(Options::new().rcvhwm(rcvhwm));
         let mut raw = router.raw(b"x");
         raw.write_all(b"\x04\x07\x04PING\0\x01").unwrap();
         let peer = router.socket.route(b"x").unwrap();
         until(|| {
-            // `check` sees a deadline that no timer stands for.
-            router.turn();
+            // `check`, called in `iterate`, finds a deadline without a timer.
+            router.iterate();
             router.socket.identity(peer).is_none().then_some(())
         });
         let event = std::iter::from_fn(|| router.socket.poll_event()).last();
@@ -163,7 +164,7 @@ fn who_takes_nothing_keeps_nobody_else_from_a_little() {
     let filler = vec![7; 60_000];
     let stalled = router.socket.route(b"stalled").unwrap();
     until(|| {
-        router.turn();
+        router.iterate();
         (router.socket.send_to(stalled, &[&filler]) == Err(SendError::Full)).then_some(())
     });
     assert!(router.socket.pending_bytes() > total / 2);
@@ -178,7 +179,7 @@ fn who_takes_nothing_keeps_nobody_else_from_a_little() {
     let mut got = vec![0; 4096];
     until(|| {
         use std::io::Read;
-        router.turn();
+        router.iterate();
         let count = (&good).read(&mut got).unwrap();
         got[..count].ends_with(b"a little").then_some(())
     });
@@ -194,7 +195,7 @@ fn an_identity_that_the_owner_gave_stays_with_its_peer() {
     let mut dealer = Dealer::new(options(b"same").no_reconnect()).unwrap();
     dealer.connect(&router.bound.to_string()).unwrap();
     until(|| {
-        router.turn();
+        router.iterate();
         dealer.flush().unwrap();
         (router.socket.counters().handshake_failed == 1).then_some(())
     });
@@ -205,7 +206,7 @@ fn an_identity_that_the_owner_gave_stays_with_its_peer() {
 #[test]
 fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
     use std::io::Write;
-    // Its first read fills the first buffer to the brim, or does not.
+    // The first read fills the first buffer completely, or does not, depending on the size.
     for (size, is_received) in [(10, true), (600, true), (5000, true), (600, false)] {
         let heartbeats = Options::new()
             .heartbeat_ivl(Duration::from_millis(5))
@@ -216,10 +217,10 @@ fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
         let mut bytes = vec![2, 0, 0, 0, 0, 0, 0];
         bytes.extend((size as u16).to_be_bytes());
         bytes.extend(vec![7; size]);
-        // Bytes of a second message stand behind the first.
+        // Bytes of a second message follow the first.
         bytes.extend([0, 200, 1, 2, 3]);
         raw.write_all(&bytes).unwrap();
-        // An owner that only sends.
+        // The owner only sends.
         until(|| {
             router.drive();
             (router.socket.send_to(old, &[b"x"]) == Err(SendError::Unroutable)).then_some(())
@@ -232,11 +233,11 @@ fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
                 size
             );
             until(|| {
-                router.turn();
+                router.iterate();
                 router.socket.identity(old).is_none().then_some(())
             });
         }
-        // Its client is back, whether or not that has been received.
+        // The client reconnects, whether or not its message has been received.
         let _again = router.raw(b"same");
         assert_ne!(router.socket.route(b"same"), Some(old));
         let counters = router.socket.counters();
@@ -263,7 +264,7 @@ fn a_handshake_that_has_come_is_read_however_late() {
         }
         router.socket.handle_timeout(now);
         router.socket.check();
-        // The owner is slow: its timers run, and it reads nothing for long.
+        // The owner is slow: it processes timers, but seldom reads.
         asked += 1;
         if asked == 5 || asked > 100 {
             router.socket.receive(now);
@@ -305,7 +306,7 @@ fn pauses_grow_spread_and_never_vanish() {
         assert!(*least >= pause * 3 / 4 && *least < pause * 9 / 10);
         assert!(*most <= pause * 5 / 4 && *most > pause * 11 / 10);
     }
-    // A pause of zero is none that a loop could not live with.
+    // With a pause of zero, the minimum pause of 1 ms applies.
     let options = options(b"d").reconnect_ivl(Duration::ZERO);
     let mut dealer = Dealer::new(options).unwrap();
     let began = Instant::now();

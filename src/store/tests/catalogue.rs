@@ -28,7 +28,7 @@ fn last_job(scene: &mut Scene, file: FileVersion) -> Option<i64> {
 #[test]
 fn no_file_gets_the_ids_of_a_deleted_one_that_the_queue_names() {
     let tables = ["cf_file_version", "cf_file_location", "cf_source_root"];
-    // What another program deletes without foreign keys, and in which order.
+    // The tables from which another program deletes rows without foreign keys, in this order.
     for deleted in [
         &tables[..1],
         &tables[1..2],

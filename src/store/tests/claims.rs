@@ -108,7 +108,7 @@ fn a_job_that_lost_workers_with_others_runs_alone() {
         limits::SHARED_LOSSES_TOGETHER,
         ids[1]
     ));
-    // (Is the worker idle, jobs at most) → the jobs that it gets, alone, reserved.
+    // (worker is idle, maximum number of jobs) → (jobs that it gets, alone, reserved).
     let cases = [
         ((false, 4), (vec![], false, true)),
         ((false, 1), (vec![ids[2]], false, false)),
@@ -135,7 +135,7 @@ fn a_job_that_lost_workers_with_others_runs_alone() {
         assert_eq!(got, want, "{is_idle} {limit}");
     }
     drop(transaction);
-    // Behind a job of higher rank it waits until the worker is idle.
+    // Behind a job of higher priority it waits until the worker is idle.
     scene.sql(&format!(
         "UPDATE cf_processing_queue SET priority = 9 WHERE id = {}",
         ids[5]

@@ -1,9 +1,9 @@
-//! What workers find in place of the content that a file version names.
+//! Tests of workers that find other content than that of the file version.
 
 use super::*;
 use crate::job::Content;
 
-/// A refusal for other content.
+/// A receipt of a worker that refuses a job because of other content.
 fn found(hash: &str) -> Receipt {
     Receipt {
         input_changed: true,
@@ -67,7 +67,7 @@ fn a_row_gets_the_version_that_was_found_uncounted_within_a_bound() {
     );
     assert_eq!(detail.attempts[0].status, "RETURNED");
     assert_eq!(detail.row.cause.as_deref(), Some("input"));
-    // An operator queues it again: the count begins anew.
+    // After an operator has queued it again, the count begins from zero.
     scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
     let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
     let again = scene.report("w", attempt, &found("f"), at_ms);
@@ -114,7 +114,7 @@ fn what_cannot_be_a_version_is_a_change_of_the_input_that_is_counted() {
     }
 }
 
-/// Other programs write what they like into the catalogue.
+/// Other programs may write any values into the catalogue.
 #[test]
 fn what_cannot_be_read_of_a_version_is_not_known() {
     let mut scene = Scene::new();

@@ -1,13 +1,13 @@
 use super::*;
 
-/// Another program sets a row back to an attempt that the history knows.
+/// Another program sets a row back to an attempt that is in the history.
 #[test]
 fn attempts_count_on_from_the_last_one_that_is_known() {
     let history = "INSERT INTO cf_job_attempt (job_id, attempt, status) VALUES (1, ";
     for (set_back, want) in [
         ("SELECT 1".to_owned(), 4),
         (format!("{history} 9, 'FAILED')"), 10),
-        // What makes no sense as a number does not count.
+        // Invalid numbers do not count.
         (format!("{history} 'x', 'FAILED')"), 4),
         (format!("{history} 9 << 32, 'FAILED')"), 4),
         (format!("{history} {}, 'FAILED')", i64::MAX), 4),
@@ -34,7 +34,7 @@ fn attempts_count_on_from_the_last_one_that_is_known() {
     }
 }
 
-/// Another program changes the row of an attempt that runs.
+/// Another program changes the row of a running attempt.
 #[test]
 fn the_attempt_that_runs_is_known_whatever_is_written_over_it() {
     for change in [
@@ -139,7 +139,7 @@ fn only_the_holder_of_the_attempt_ends_a_job() {
     assert_eq!(scene.report("w", second, &done, 0), Ended::Completed);
     assert_eq!(scene.report("w", second, &done, 0), Ended::Stale, "once");
     assert_eq!(scene.status(id), "COMPLETED");
-    // An old worker does not send the number.
+    // A worker of the reference system does not send the number.
     let id = scene.enqueue("p", 0);
     scene.claim(&["p"], 1);
     let unnumbered = Attempt::new(id, 0);
@@ -183,7 +183,7 @@ fn the_cause_decides_what_becomes_of_a_job() {
     }
 }
 
-/// What took up the memory may be another job of the worker.
+/// Another job of the worker may have used up the memory.
 #[test]
 fn a_process_that_was_killed_beside_others_is_tried_again_alone() {
     let mut scene = Scene::new();
@@ -235,7 +235,7 @@ fn a_job_that_loses_its_worker_too_often_fails_and_infrastructure_counts_apart()
     let id = scene.enqueue("p", 0);
     let mut at = 0;
     let mut seen = Vec::new();
-    // Faults of the infrastructure between the losses do not use the losses up.
+    // Failures of the worker between the losses do not count as losses.
     for lost in [true, false, true, false, true, false, true] {
         let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
         let ended = match lost {
@@ -291,21 +291,21 @@ fn a_returned_job_is_queued_at_once_and_not_counted() {
         assert_eq!(attempt.number, round);
         let returned = Receipt {
             returned: true,
-            // Workers of earlier releases name one.
+            // Workers of earlier releases send a cause.
             cause: Some(Cause::Operator),
             ..Receipt::default()
         };
         assert_eq!(scene.report("w", attempt, &returned, 0), Ended::Queued);
     }
     let detail = scene.inspect(id);
-    // No cause is counted.
+    // No cause is stored.
     let causes = detail.attempts.iter().map(|attempt| &attempt.cause);
     assert!(causes.chain([&detail.row.cause]).all(Option::is_none));
     assert_eq!((detail.retry_count, detail.infra_count), (0, 0));
     assert_eq!(detail.attempts[8].status, "RETURNED");
 }
 
-/// The receipt is that of another file or plugin than the row's.
+/// The receipt is for another file or plugin than the row has now.
 #[test]
 fn a_row_that_means_another_job_meanwhile_is_queued_uncounted_within_a_bound() {
     for change in ["file_version_id = file_version_id + 1", "plugin_name = 'q'"] {
@@ -343,7 +343,7 @@ fn a_row_that_means_another_job_meanwhile_is_queued_uncounted_within_a_bound() {
     }
 }
 
-/// Its output, if it left any, is settled; its worker may have had to stop because of it.
+/// Its output, if any, is settled. The job may have caused the stop of its worker.
 #[test]
 fn a_job_whose_worker_loses_its_id_is_queued_uncounted_within_a_bound() {
     let mut scene = Scene::new();
@@ -386,7 +386,8 @@ fn a_job_whose_workers_are_stopped_while_it_runs_is_given_up_alone_in_the_end() 
     let mut is_free = |scene: &mut Scene| {
         for _ in 0..limits::GIVEN_BACK_MAX {
             assert_eq!(stop(scene, true), (false, Ended::Queued));
-            // It had not started: that is not its doing, and does not end the row either.
+            // The job had not started, so it has not caused the stop. That does not end the row of attempts
+            // either.
             assert_eq!(stop(scene, false), (false, Ended::Queued));
         }
     };
@@ -397,7 +398,7 @@ fn a_job_whose_workers_are_stopped_while_it_runs_is_given_up_alone_in_the_end() 
     let other = Connection::open(scene.path()).unwrap();
     let unsettled: i64 = other.query_row(query, [], |row| row.get(0)).unwrap();
     assert_eq!(unsettled, 0, "its workers have no output of it");
-    // An attempt that ends in another way begins it anew.
+    // After an attempt that ends in another way, the count begins from zero.
     let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
     assert_eq!(scene.release(attempt, 0), Ended::Queued);
     is_free(&mut scene);
@@ -409,7 +410,7 @@ fn a_job_whose_workers_are_stopped_while_it_runs_is_given_up_alone_in_the_end() 
             break;
         }
     }
-    // Two beside others, and what is left of three retries.
+    // Two losses with other jobs, then the remaining ones of three retries.
     assert_eq!(alone, [false, false, true, true, true]);
     let last = scene.inspect(id);
     assert_eq!(last.row.status, "FAILED");
@@ -417,7 +418,7 @@ fn a_job_whose_workers_are_stopped_while_it_runs_is_given_up_alone_in_the_end() 
     let error = last.row.error_message.unwrap();
     let want = "its worker was stopped while it ran, 15 times in a row";
     assert_eq!(error, want);
-    // An operator queues it again: all begins anew.
+    // After an operator has queued it again, all counts begin from zero.
     let mut transaction = scene.store.begin().unwrap();
     assert!(transaction.requeue(id, 1).unwrap());
     transaction.commit().unwrap();
@@ -456,7 +457,7 @@ fn earlier_outputs_are_known_until_an_attempt_replaces_them() {
     scene.report("w", job.attempt, &success(&["file:///c"]), 0);
     let job = requeue(&mut scene);
     assert_eq!(job.previous, ["file:///c"]);
-    // A row of before has a receipt only, and a failure overwrites that.
+    // A row of an earlier release has only a receipt, which a failure overwrites.
     scene.report("w", job.attempt, &success(&[]), 0);
     scene.sql(
         "UPDATE cf_processing_queue SET published = NULL, \
@@ -503,7 +504,7 @@ fn attempts_record_how_they_ended_and_only_the_last_are_kept() {
     let attempts = scene.inspect(id).attempts;
     assert_eq!(attempts.len() as i64, crate::limits::ATTEMPTS_KEPT);
     assert_eq!(attempts.last().unwrap().attempt.number, 121);
-    // They go with their job.
+    // They are deleted with their job.
     scene.sql("DELETE FROM cf_processing_queue");
     assert_eq!(
         scene.text("SELECT count(*) FROM cf_job_attempt"),
@@ -540,7 +541,7 @@ fn retries_survive_a_restart_of_the_machine_and_jumps_of_the_clock() {
         boot_ms: 5,
         boot_id: "other-start".into(),
     };
-    // (time of day at the other start, calls until it is queued)
+    // (time of day after the reboot, the job is due at once)
     for (unix_ms, due) in [
         (DAY_MS + 3_600_000, true),
         (DAY_MS - 3_600_000, true),
@@ -559,7 +560,7 @@ fn retries_survive_a_restart_of_the_machine_and_jumps_of_the_clock() {
             assert!((805..=1205).contains(&next), "{next}");
             let later = Now {
                 boot_ms: next,
-                // The clock is set back meanwhile.
+                // The wall clock is set back meanwhile.
                 unix_ms: 0,
                 ..start
             };
@@ -603,7 +604,7 @@ fn pending_rows_without_next_run_wait_and_those_with_a_bad_one_do_not() {
         assert_eq!(scene.status(*id), "QUEUED", "{id}");
     }
     assert_eq!(scene.store.next_due_boot_ms(&now(0)).unwrap(), None);
-    // Parked rows are not retried either.
+    // Parked rows are not retried.
     let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
     scene.report("w", attempt, &failure(Some(Cause::Worker), "x"), 0);
     let mut transaction = scene.store.begin().unwrap();

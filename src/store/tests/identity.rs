@@ -23,12 +23,12 @@ fn each_database_has_an_identity_of_its_own_and_a_copy_can_get_one() {
     scene.store.check_identity().unwrap();
     let error = again.check_identity().unwrap_err().to_string();
     assert!(error.contains("another UUID"), "{error}");
-    // What was published belongs to the old one.
+    // Published output belongs to the old UUID.
     scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
     let job = scene.claim(&["p"], 1).jobs.remove(0);
     assert_eq!(job.previous, Vec::<String>::new());
     assert_eq!(job.database, Some(new));
-    // One that cannot be used is replaced.
+    // An invalid UUID is replaced.
     for value in ["NULL", "'x'", "x'00'", "7"] {
         scene.sql(&format!(
             "UPDATE cf_casparian SET value = {value} WHERE key = 'database'"
@@ -75,13 +75,13 @@ fn a_wal_that_is_removed_or_replaced_is_noticed() {
     for (suffix, names) in [("-wal", "its -wal file"), ("-shm", "its -shm file")] {
         for replaced in [false, true] {
             let scene = Scene::new();
-            // Other connections, and what they checkpoint, change nothing.
+            // Other connections and their checkpoints do not change the identity.
             scene.sql("PRAGMA wal_checkpoint(TRUNCATE)");
             scene.store.check_identity().unwrap();
             let mut path = scene.path().into_os_string();
             path.push(suffix);
             let kept = std::fs::read(&path).unwrap();
-            // Another file that stands beside it has another inode.
+            // A copy created while the original exists has another inode.
             std::fs::rename(&path, scene.dir.path().join("away")).unwrap();
             if replaced {
                 std::fs::write(&path, kept).unwrap();
@@ -128,7 +128,7 @@ fn files_beside_a_database_that_are_no_regular_files_are_named() {
     }
 }
 
-/// The attempt of the newest row that a program inserts under an ID.
+/// The attempt of a row that a program inserts under an ID.
 fn inserted(scene: &Scene, verb: &str, id: &str) -> Attempt {
     scene.sql(&format!(
         "{verb} INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
@@ -210,10 +210,10 @@ fn incarnations_rise_once_for_many_deletions_and_new_ids_have_none() {
         scene.text("SELECT value FROM cf_casparian WHERE key = 'incarnation'"),
         "Integer(3)"
     );
-    // Past the highest ID that was ever deleted they are new.
+    // Above the highest deleted ID, IDs are new.
     assert_eq!(inserted(&scene, "INSERT", "51").incarnation(), 0);
     assert_eq!(inserted(&scene, "INSERT", "NULL").job_id, 52);
-    // Ignored insertions of old programs change nothing of the job that is there.
+    // INSERT OR IGNORE of other programs does not change an existing job.
     let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
     scene.report("w", attempt, &success(&[]), 0);
     inserted(&scene, "INSERT OR IGNORE", "51");
@@ -250,7 +250,7 @@ fn a_row_whose_attempt_makes_no_sense_fails_alone_and_its_id_is_used_again() {
             reason.contains("cf_processing_queue.attempt of row 2"),
             "{reason}"
         );
-        // Nor is it settled by an attempt above that one, which would bar all others.
+        // No settlement gets a number above that one, which would bar all later attempts.
         scene.sql("UPDATE cf_processing_queue SET unsettled = 1 WHERE id = 2");
         let mut transaction = scene.store.begin().unwrap();
         assert_eq!(transaction.take_settlement(2).unwrap(), None);
@@ -275,7 +275,7 @@ fn a_row_whose_attempt_makes_no_sense_fails_alone_and_its_id_is_used_again() {
             let want = Attempt::new(2, inserted.number + 1);
             assert_eq!(claimed.jobs[0].attempt, want, "{attempt}");
         }
-        // Another program takes such a number back before it deletes the row.
+        // Another program sets such a number to an invalid one before it deletes the row.
         let change = "UPDATE cf_processing_queue SET attempt = -1, status = 'FAILED' WHERE id = 2";
         scene.sql(change);
         scene.sql("DELETE FROM cf_processing_queue WHERE id = 2");
@@ -287,7 +287,7 @@ fn a_row_whose_attempt_makes_no_sense_fails_alone_and_its_id_is_used_again() {
 fn ids_that_cannot_be_used_again_are_refused_until_the_database_has_a_new_identity() {
     let mut scene = Scene::new();
     scene.enqueue("p", 0);
-    // As earlier releases left it.
+    // The state that earlier releases have left.
     scene.sql(
         "DELETE FROM cf_processing_queue; \
          UPDATE cf_casparian SET value = 2147483647 WHERE key = 'incarnation'",

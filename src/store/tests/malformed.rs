@@ -1,8 +1,8 @@
-//! Values of any type in any column: they cost their own row only.
+//! Values of any type in any column affect only their own row.
 
 use super::*;
 
-/// Fails jobs in a transaction until nothing is claimed; the claims and how many calls it took.
+/// Claims until nothing is left to end as FAILED. Returns the claims together, and the number of calls.
 fn claim_all(scene: &mut Scene) -> (Claimed, usize) {
     let mut all = Claimed::default();
     for calls in 1.. {
@@ -19,8 +19,8 @@ fn claim_all(scene: &mut Scene) -> (Claimed, usize) {
     unreachable!()
 }
 
-/// A change of one row of job 1, its file or its plugin's rows; what becomes of job 1 (FAILED,
-/// QUEUED = waits, RUNNING = claimed) and what its reason names.
+/// (change of one row of job 1, its file or its plugin; resulting status of job 1: FAILED, QUEUED = waits,
+/// RUNNING = claimed; a text in its reason).
 const CASES: &[(&str, &str, &str)] = &[
     (
         "cf_processing_queue SET priority = 'high' WHERE id = 1",
@@ -232,7 +232,7 @@ const CASES: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Plugin p with an environment and a sink, plugin q, and a job of each over a file of its own.
+/// Plugin p with an environment and a sink, plugin q, and a job of each with a file of its own.
 pub(super) fn two_plugins() -> Scene {
     let mut scene = Scene::new();
     let mut transaction = scene.store.begin().unwrap();
@@ -279,7 +279,7 @@ fn a_malformed_row_fails_or_waits_alone_with_a_reason_that_names_it() {
     for (change, status, names) in CASES {
         let mut scene = two_plugins();
         scene.sql(&format!("UPDATE {change}"));
-        // The other plugin's job over another file, behind it in the queue.
+        // The other plugin's job with another file, behind it in the queue.
         let mut transaction = scene.store.begin().unwrap();
         let other = transaction
             .register_file("/other", "b.csv", 1, 0.0, "b", DAY_MS)
@@ -358,7 +358,7 @@ fn rows_that_cannot_be_used_do_not_stall_those_behind_them_and_their_work_is_bou
         assert_eq!(claimed.unresolved.len(), unresolved);
         assert_eq!((claimed.more, ids(&claimed)), (more, jobs));
     }
-    // So is that of rows that belong to no plugin.
+    // The work for rows that belong to no plugin is bounded, too.
     scene.sql(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400) \
          INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
@@ -387,7 +387,7 @@ fn rows_that_a_trigger_of_another_program_protects_are_passed_over() {
     assert_eq!(ids(&claimed), [good]);
     assert_eq!(claimed.unresolved.len(), 2);
     assert_eq!(scene.status(first), "QUEUED");
-    // The end of a job that is protected changes nothing.
+    // Ending a protected job changes nothing.
     scene.sql(&format!(
         "DROP TRIGGER theirs; CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue \
          WHEN OLD.id = {good} BEGIN SELECT RAISE(ABORT, 'no'); END"
@@ -417,7 +417,7 @@ fn running_rows_with_an_attempt_of_any_type_can_be_released_and_ids_must_be_posi
             Ended::Queued,
             "{attempt}"
         );
-        // The history knows which attempt ran.
+        // The history has the attempt that ran.
         let again = scene.claim(&["p"], 1);
         assert_eq!(again.jobs[0].attempt, Attempt::new(id, 2), "{attempt}");
     }
@@ -427,7 +427,7 @@ fn running_rows_with_an_attempt_of_any_type_can_be_released_and_ids_must_be_posi
         "INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
          VALUES (-1, 1, 'p', 'QUEUED'), (0, 1, 'p', 'QUEUED')",
     );
-    // A plugin that is named twice is one.
+    // A plugin that is named twice counts once.
     let claimed = scene.claim(&["p", "p"], 9);
     assert_eq!(ids(&claimed), [1]);
     assert_eq!(claimed.unresolved.len(), 2);
@@ -454,7 +454,7 @@ fn a_protected_row_does_not_keep_others_from_their_retry() {
     assert_eq!(statuses, ["PENDING", "PENDING", "QUEUED"]);
 }
 
-/// In UTF-16 a text may hold half of a surrogate pair, which UTF-8 cannot say.
+/// A text in UTF-16 may contain half of a surrogate pair, which UTF-8 cannot represent.
 #[test]
 fn a_name_that_utf_8_cannot_say_does_not_stall_those_behind_it() {
     for (encoding, halves) in [
@@ -501,7 +501,7 @@ fn a_name_that_utf_8_cannot_say_does_not_stall_those_behind_it() {
     }
 }
 
-/// What other programs may have put into the schema, that fails while row 1 is changed.
+/// Code of other programs in the schema that fails when row 1 is changed.
 const CODE: [&str; 10] = [
     "TRIGGER t BEFORE UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT RAISE(ABORT, 'no'); END",
     "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT RAISE(FAIL, 'no'); END",
@@ -522,7 +522,7 @@ fn code_in_the_schema_that_fails_costs_the_row_that_it_fails_for() {
         for _ in 0..3 {
             scene.enqueue("p", 0);
         }
-        // Of the index that two rows share, the other one has been changed.
+        // The unique index conflicts with row 3, which has already been changed.
         if code.starts_with("UNIQUE") {
             scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING' WHERE id = 3");
         }
@@ -542,7 +542,7 @@ fn code_in_the_schema_that_fails_costs_the_row_that_it_fails_for() {
     }
 }
 
-/// What code in the schema does with the row of job 1, at once after its claim.
+/// What code in the schema does with the row of job 1 immediately after its claim.
 const UNDONE: [&str; 6] = [
     "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 1",
     "UPDATE cf_processing_queue SET attempt = attempt + 5 WHERE id = 1",
@@ -566,7 +566,7 @@ fn a_claim_that_the_schema_undoes_costs_its_row_alone() {
             ));
             let claimed = scene.claim(&["p"], 9);
             assert_eq!(ids(&claimed), [2, 3], "{code}");
-            // What leaves the end as it is does not refuse that.
+            // Code that does not undo the end as FAILED does not prevent it.
             let undoes_the_end = code.contains("status") || code.contains("DELETE");
             let status = if undoes_the_end { status } else { "FAILED" };
             let [unresolved] = claimed.unresolved.as_slice() else {
@@ -626,7 +626,7 @@ fn code_in_the_schema_that_fails_keeps_no_other_end_and_no_worker_from_the_datab
 }
 
 impl Scene {
-    /// A claim, until no row rolls it back.
+    /// Repeats a claim until no row rolls it back.
     fn try_claim(&mut self, plugin: &str) -> Claimed {
         for _ in 0..9 {
             let plugins = [plugin.to_owned()];
@@ -652,7 +652,7 @@ impl Scene {
         panic!("it is rolled back again and again");
     }
 
-    /// Two workers come, and all claimed jobs are done.
+    /// Two workers connect, and all claimed jobs are completed.
     fn try_end(&mut self, claimed: &Claimed) -> Result<Vec<Ended>, Error> {
         let mut transaction = self.store.begin()?;
         for worker_id in ["w1", "w2"] {
@@ -714,7 +714,7 @@ fn rows_that_cannot_even_be_ended_do_not_stall_those_behind_them() {
     assert_eq!(scene.claim(&["p"], 2).jobs.len(), 2);
 }
 
-/// Claims until one gets a job; gives how many, and the steps of SQLite's that reading the ranges took.
+/// Claims until one gets a job. Returns the number of claims, and SQLite's steps for reading the ranges.
 fn claims_until_a_job(scene: &mut Scene, code: &str, rows: usize) -> (usize, i32) {
     let good = scene.enqueue("p", -5);
     scene.sql(&format!(
@@ -778,7 +778,7 @@ fn rows_that_are_given_up_are_not_read_again_by_each_claim() {
     }
 }
 
-/// Rows that are given up at the head of the queue hide none that come before them later.
+/// Rows that are given up at the head of the queue do not hide rows that are queued before them later.
 #[test]
 fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
     let mut scene = Scene::new();
@@ -791,7 +791,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
          BEGIN SELECT RAISE(ABORT, 'no'); END",
     );
     assert_eq!(scene.claim(&["p"], 2).unresolved.len(), bad.len() - 1);
-    // By another program: between them, at their head, and with no priority.
+    // Rows queued by another program: between them, before them, and without a priority.
     scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 5");
     assert_eq!(ids(&scene.claim(&["p"], 2)), [5]);
     let last = scene.enqueue("p", -1);
@@ -799,7 +799,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
         "UPDATE cf_processing_queue SET priority = NULL WHERE id = {last}"
     ));
     assert_eq!(ids(&scene.claim(&["p"], 1)), [last]);
-    // By us, in the transaction of the claim and before it.
+    // Rows queued by this store: before the claim, and in its transaction.
     let first = scene.enqueue("p", 9);
     assert_eq!(ids(&scene.claim(&["p"], 1)), [first]);
     for retries in 0..2 {
@@ -822,11 +822,11 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
             [job],
             "{retries}"
         );
-        // It is not committed: the job is not there.
+        // The transaction is rolled back, so the job does not exist.
         drop(transaction);
         assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0], "{retries}");
     }
-    // A claim that is not committed took a row that is there again.
+    // After a claim is rolled back, its row is QUEUED again.
     let job = scene.enqueue("p", 1);
     let mut transaction = scene.store.begin().unwrap();
     let plugins = ["p".to_owned()];
@@ -849,7 +849,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
 #[test]
 fn rows_that_are_given_up_are_tried_again_in_parts() {
     let mut scene = Scene::new();
-    let rows = 2 * limits::FORGIVEN_PER_TURN + 100;
+    let rows = 2 * limits::FORGIVEN_PER_TRANSACTION + 100;
     claims_until_a_job(&mut scene, "RAISE(ABORT, 'no')", rows);
     let mut tried = Vec::new();
     for more in [true, true, false] {
@@ -861,7 +861,10 @@ fn rows_that_are_given_up_are_tried_again_in_parts() {
                 break tried.len();
             }
         };
-        assert!(count % limits::FORGIVEN_PER_TURN == 0 || !more, "{count}");
+        assert!(
+            count % limits::FORGIVEN_PER_TRANSACTION == 0 || !more,
+            "{count}"
+        );
     }
     tried.sort_unstable();
     tried.dedup();

@@ -1,4 +1,4 @@
-//! What the database knows of runs by the old system, whose peers keep no records of output.
+//! Tests of `old_since_ms`: jobs that programs of the reference system, which keep no records, may have run.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn an_attempt_that_an_old_worker_had_is_told_until_one_of_ours_is_completed() {
     }
     let job = scene.claim(&["p"], 1).jobs.remove(0);
     assert_eq!(job.history.old_since_ms, Some(DAY_MS));
-    // A receipt of an old worker has no number.
+    // A receipt of a worker of the reference system has no number.
     scene.report("w", job.attempt, &success(&[]), 0);
     scene.sql(again);
     let job = scene.claim(&["p"], 1).jobs.remove(0);
@@ -37,7 +37,7 @@ fn an_attempt_that_an_old_worker_had_is_told_until_one_of_ours_is_completed() {
 
 #[test]
 fn a_job_that_an_old_sentinel_has_run_is_told() {
-    // One day before, for the time zone is not known.
+    // One day before, because the time zone is unknown.
     let since = parse_time("2025-03-03 00:00:00").unwrap();
     let by_old = "UPDATE cf_processing_queue SET claim_time = '2025-03-04 00:00:00', attempt = 0, ";
     for end in ["COMPLETED", "FAILED", "RUNNING"] {
@@ -56,7 +56,7 @@ fn a_job_that_an_old_sentinel_has_run_is_told() {
             assert_eq!(old_since(&mut scene), want, "{end} {queued}");
         }
     }
-    // A time that is none, and a row that was never claimed.
+    // Invalid times, and a row that was never claimed.
     for time in ["'soon'", "x'00'", "NULL"] {
         let mut scene = Scene::new();
         scene.enqueue("p", 0);

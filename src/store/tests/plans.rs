@@ -1,4 +1,4 @@
-//! What the statements of the hot path cost with any statistics.
+//! Tests that statements of the hot path use their indexes with any statistics.
 
 use super::*;
 use crate::store::{
@@ -7,8 +7,8 @@ use crate::store::{
 use rusqlite::StatementStatus;
 use rusqlite::types::Value;
 
-/// Every statement that runs for a job or in each iteration of the sentinel's loop, with
-/// parameters that make it work.
+/// Every statement that runs for a job or in each event-loop iteration of the sentinel, with parameters for
+/// which it finds rows.
 fn hot() -> Vec<(&'static str, Vec<Value>)> {
     let text = |text: &str| Value::Text(text.to_owned());
     let number = Value::Integer;
@@ -96,7 +96,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
     hot
 }
 
-/// A database with so many QUEUED rows, some of each other status, and statistics.
+/// A database with `rows` QUEUED rows, some rows of each other status, and statistics.
 fn filled(mut scene: Scene, rows: usize) -> Scene {
     scene.deploy("p", "class Handler: y = 1\n");
     scene.enqueue("p", 0);
@@ -156,7 +156,7 @@ fn the_cost_of_hot_statements_does_not_grow_with_the_queue() {
         let transaction = scene.store.connection.transaction().unwrap();
         let cost = |(sql, values): (&str, Vec<Value>)| {
             let mut statement = transaction.prepare(sql).unwrap();
-            // A claim reads no further than it needs.
+            // A claim reads only as many rows as it needs.
             let most = match sql.starts_with("SELECT id, priority") {
                 true => 8,
                 false => usize::MAX,

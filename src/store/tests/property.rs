@@ -1,5 +1,5 @@
-//! A seeded property test: any value in any column, and nothing fails for it.
-//! `CASPARIAN_SEEDS=10000` runs more of it.
+//! A seeded property test: with any value in any column, no function fails.
+//! `CASPARIAN_SEEDS=10000` runs more seeds.
 
 use super::malformed::two_plugins;
 use super::*;
@@ -81,7 +81,7 @@ const VALUES: &[&str] = &[
     "zeroblob(100000)",
 ];
 
-/// Any value in any column of any table, several at once: nothing fails for it.
+/// With any values in any columns of any tables, several at once, no function fails.
 #[test]
 fn nothing_fails_for_reasons_of_data() {
     let template = two_plugins();
@@ -138,7 +138,7 @@ fn nothing_fails_for_reasons_of_data() {
                     "UPDATE {name} SET {column} = {value} WHERE {key} IN \
                      (SELECT {key} FROM {name} ORDER BY {key} LIMIT {count} OFFSET {first})"
                 );
-                // Constraints refuse some.
+                // Constraints refuse some changes.
                 if connection.execute(&change, []).is_ok() {
                     changes.push(change);
                 }
@@ -149,7 +149,7 @@ fn nothing_fails_for_reasons_of_data() {
     }
 }
 
-/// Every function of the store and of the inspector, over a database that may hold anything.
+/// Calls every function of the store and of the inspector, with a database that may contain any values.
 fn exercise(path: &Path, held: &[Attempt]) {
     let mut store = Store::open(path, Open::Existing).unwrap();
     store.changed().unwrap();

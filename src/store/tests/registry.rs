@@ -28,7 +28,7 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
     transaction.commit().unwrap();
     // The same source under another name is another manifest.
     assert!(scene.deploy("q", "v1").new);
-    // Another program's deployment is noticed.
+    // Another program's deployment invalidates the cache.
     let mut other = Store::open(&scene.path(), Open::Existing).unwrap();
     let mut transaction = other.begin().unwrap();
     let deploy = Deploy {
@@ -95,7 +95,7 @@ fn sinks_of_a_manifest_follow_its_version_and_leave_those_of_operators() {
         let uri = scene.text("SELECT uri FROM cf_topic_config WHERE topic_name = 'mine'");
         assert_eq!(uri, "parquet://mine.parquet");
         if count == 1 {
-            // An operator's row beside, and an operator's change.
+            // An operator adds a row, and changes a declared one.
             scene.sql(
                 "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) VALUES \
                  ('p', 'b', 'parquet://theirs/', 'append'); \
@@ -169,7 +169,7 @@ fn a_file_keeps_its_location_and_gets_versions_and_its_last_job_is_found() {
     );
 }
 
-/// Which source runs.
+/// The deployed source.
 fn source(scene: &mut Scene) -> String {
     let mut transaction = scene.store.begin().unwrap();
     let code = transaction.plugin_code("p").unwrap().runs().unwrap();
@@ -191,7 +191,7 @@ fn the_newest_deployment_is_an_order_that_no_clock_and_no_old_program_upsets() {
         transaction.deploy(&deploy, now_ms).unwrap();
         transaction.commit().unwrap();
     };
-    // The clock runs backwards, stands still, and is far ahead for a while.
+    // The clock runs backwards, stops, and is far ahead for a while.
     for (count, now_ms) in [
         DAY_MS,
         DAY_MS - 1,
@@ -208,13 +208,13 @@ fn the_newest_deployment_is_an_order_that_no_clock_and_no_old_program_upsets() {
     }
     deploy(&mut scene, "v1", DAY_MS - 1);
     assert_eq!(source(&mut scene), "v1", "again, at the very same time");
-    // An old program inserts a row, whatever time it writes.
+    // A program of the reference system inserts a row, with any time.
     scene.sql(
         "INSERT INTO cf_plugin_manifest (plugin_name, version, source_code, source_hash, status, \
          deployed_at) VALUES ('p', '9', 'theirs', 'h', 'ACTIVE', '1999-01-01 00:00:00')",
     );
     assert_eq!(source(&mut scene), "theirs");
-    // It deploys an earlier one again.
+    // It deploys an earlier source again.
     scene.sql(
         "UPDATE cf_plugin_manifest SET deployed_at = '1998-01-01 00:00:00' \
          WHERE source_code = 'v3'",
@@ -222,7 +222,7 @@ fn the_newest_deployment_is_an_order_that_no_clock_and_no_old_program_upsets() {
     assert_eq!(source(&mut scene), "v3");
     deploy(&mut scene, "ours", 0);
     assert_eq!(source(&mut scene), "ours");
-    // A change of status is no deployment: what was newest before is newest afterwards.
+    // A change of status is no deployment: the newest manifest stays the newest.
     scene.sql(
         "UPDATE cf_plugin_manifest SET status = 'REJECTED'; \
          UPDATE cf_plugin_manifest SET status = 'ACTIVE' WHERE source_code <> 'ours'",
@@ -299,7 +299,7 @@ fn another_programs_changes_count_from_their_commit() {
     let mut scene = Scene::new();
     scene.enqueue("p", 0);
     assert_eq!(scene.claim(&["p"], 1).jobs[0].sinks.len(), 1);
-    // Not even a poll for changes lies between.
+    // There is no poll for changes in between.
     scene.sql(
         "INSERT INTO cf_topic_config (plugin_name, topic_name, uri) \
          VALUES ('p', 'more', 'parquet://more/'); \
@@ -330,7 +330,7 @@ fn the_root_of_a_file_is_the_nearest_folder_that_is_known() {
         let root = transaction.root_of(Path::new(path)).unwrap();
         assert_eq!(root.as_deref(), want.map(Path::new), "{path}");
     }
-    // Registered under it, it is the same root, with or without the slash.
+    // A file that is registered under the root has the same root, with or without the slash.
     transaction
         .register_file("/data/in", "x", 1, 0.0, "h", DAY_MS)
         .unwrap();

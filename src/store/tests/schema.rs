@@ -19,7 +19,7 @@ fn a_legacy_database_opens_in_place_and_works() {
         first.plugin.env_hash,
         sha256_hex(&[first.plugin.lockfile_content.as_bytes()])
     );
-    // The reference wrote no worker: its RUNNING job can be taken back.
+    // The reference system writes no worker. Its RUNNING job can be queued again.
     let running = scene.store.running().unwrap();
     let legacy = Running {
         attempt: Attempt::new(3, 0),
@@ -31,7 +31,7 @@ fn a_legacy_database_opens_in_place_and_works() {
     assert_eq!(running.len(), 3);
     assert_eq!(scene.release(legacy.attempt, 0), Ended::Queued);
     assert_eq!(scene.status(3), "QUEUED");
-    // Others go on inserting what they always did.
+    // Programs of the reference system can still insert their rows.
     scene.sql(
         "INSERT INTO cf_processing_queue (file_version_id, plugin_name, config_overrides, status, \
          priority, retry_count) VALUES (4, 'sales', NULL, 'QUEUED', 99, 0)",
@@ -87,7 +87,7 @@ fn a_dropped_turn_changes_nothing() {
     let mut transaction = scene.store.begin().unwrap();
     transaction.enqueue("p", 1, 0, DAY_MS).unwrap();
     transaction.park_queued().unwrap();
-    // Nor does what it deployed stay in the cache.
+    // A deployment in a dropped transaction does not stay in the cache.
     let deploy = Deploy {
         plugin_name: "p",
         version: None,
@@ -157,7 +157,7 @@ fn columns_that_a_table_lacks_are_named() {
     let wants = "table cf_processing_queue has no column file_version_id, plugin_name, ";
     assert!(error.contains(wants), "{error}");
     assert!(!error.contains("status"), "{error}");
-    // Of the current version.
+    // A database of the current version.
     let path = dir.path().join("dropped");
     drop(Store::open(&path, Open::Create).unwrap());
     let connection = Connection::open(&path).unwrap();
@@ -206,7 +206,7 @@ fn another_programs_database_is_left_as_it_is() {
         let connection = Connection::open(&path).unwrap();
         let script = script.replace("{VERSION}", &crate::store::schema::VERSION.to_string());
         connection.execute_batch(&script).unwrap();
-        // An empty file is one of 0 bytes.
+        // For an empty script the file has 0 bytes.
         drop(connection);
         let before = std::fs::read(&path).unwrap();
         if !is_foreign {

@@ -40,26 +40,26 @@ fn standing(uris: &[&str], attempt: i64) -> Receipt {
     receipt
 }
 
-/// What ends a job whose attempt 1 was claimed.
+/// What ends a job of which attempt 1 was claimed.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Success,
     Failure(Option<Cause>),
     Loss,
     Sql(&'static str),
-    /// What follows `SET status =`.
+    /// The text after `SET status =`.
     SqlValue(&'static str),
-    /// Lost, and set aside while it waits.
+    /// Lost, and set to PENDING without a retry while it waits.
     LossThenPending,
-    /// The second attempt fails, and the first one was lost, given back or reported.
+    /// The second attempt fails. The first one was lost, given back or reported.
     After(Option<Cause>, bool),
-    /// The second attempt fails, and another program queued the first one again.
+    /// The second attempt fails. Another program had queued the job again during the first one.
     AfterSql,
     /// Lost, and cancelled while it waits.
     LossThenSql,
-    /// Its program was killed, another one queued it again, and the second attempt fails.
+    /// Its program was killed, another one queued the job again, and the second attempt fails.
     Interrupted,
-    /// The same, and it is cancelled while it waits.
+    /// The same, and the job is cancelled while it waits.
     InterruptedThenSql,
 }
 
@@ -145,7 +145,7 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
         }
         let want: &[i64] = if want { &[id] } else { &[] };
         assert_eq!(scene.unsettled(), want, "{end:?}");
-        // Those that wait for another attempt may still be published.
+        // Attempts of jobs that wait for another attempt may still publish.
         let silent = scene.store.silent().unwrap();
         let waits = matches!(end, Sql("QUEUED"))
             || matches!(end, SqlValue(value) if value.contains("next_run"));
@@ -166,7 +166,7 @@ fn a_lost_job_whose_output_stands_is_completed_by_its_settlement() {
     assert_eq!(settlement.attempt, Attempt::new(id, 2));
     assert_eq!((settlement.history.completed(), settlement.keep), (0, true));
     assert_eq!(settlement.database.len(), 32);
-    // Neither a report that is too late, nor a failure, nor one of an earlier settlement counts.
+    // A late report, a failed settlement, and a report on an earlier settlement are ignored.
     assert_eq!(
         scene.report("w", first, &success(&["file:///x"]), 1),
         Ended::Stale
@@ -191,7 +191,7 @@ fn a_lost_job_whose_output_stands_is_completed_by_its_settlement() {
         (vec![], None)
     );
     assert!(!scene.settle(again.attempt, &standing(&[], 1)), "once");
-    // Its next attempt comes after the settlements and replaces what the receipt names.
+    // Its next attempt has a higher number than the settlements, and replaces what the receipt names.
     scene.set_status(id, "QUEUED");
     let next = &scene.claim(&["p"], 1).jobs[0];
     assert_eq!(next.attempt.number, 4);
@@ -267,7 +267,7 @@ fn attempts_are_told_apart_by_the_sentinel_that_dispatched_them() {
     let first = scene.claim(&["p"], 1).jobs.remove(0);
     assert_ne!(first.history.key, 0);
     assert_eq!(first.history.past, []);
-    // Another program queues it again, another worker of another sentinel has it and is lost.
+    // Another program queues it again. A worker of another sentinel gets it and is lost.
     scene.set_status(id, "QUEUED");
     let path = scene.path();
     scene.store = Store::open(&path, Open::Existing).unwrap();
@@ -297,12 +297,12 @@ fn attempts_are_told_apart_by_the_sentinel_that_dispatched_them() {
 #[test]
 fn a_number_that_is_barred_by_a_copy_is_passed_over() {
     let last = i64::from(u32::MAX);
-    // (number of the bar, the next attempt)
+    // (number of the bar, number of the next attempt)
     for (by, next) in [
         (1, 2),
         (5, 6),
         (last - 1, last),
-        // No number of this job.
+        // Numbers that this job cannot have.
         (0, 2),
         (-3, 2),
         (last, 2),
@@ -318,7 +318,7 @@ fn a_number_that_is_barred_by_a_copy_is_passed_over() {
         let message = scene.inspect(id).attempts[0].error_message.clone();
         let is_passed = message.is_some_and(|message| message.contains("another copy"));
         assert_eq!(is_passed, next > 2 || by == 1, "{by}");
-        // The row of the barred attempt may go, its key is not that of the number passed over.
+        // The key of the barred attempt must not be used for the skipped number, even without its row.
         scene.sql("DELETE FROM cf_job_attempt");
         let second = scene.claim(&["p"], 1).jobs.remove(0);
         assert_eq!(second.attempt, Attempt::new(id, next), "{by}");
@@ -343,7 +343,7 @@ fn a_settlement_that_a_copy_has_barred_is_followed_by_one_that_is_not() {
     assert!(!scene.settle(settlement.attempt, &receipt));
     let (again, _) = scene.take_settlement(id).unwrap();
     assert_eq!(again.attempt.number, 10);
-    // One that is not the last any more changes nothing.
+    // A settlement that is no longer the last one changes nothing.
     receipt.metrics.insert(BARRED_BY.to_owned(), 70);
     assert!(!scene.settle(settlement.attempt, &receipt));
     assert_eq!(scene.take_settlement(id).unwrap().0.attempt.number, 11);
@@ -393,7 +393,7 @@ fn neither_failed_settlements_nor_rows_of_others_make_the_history_grow() {
     scene.release(first, 0);
     for _ in 0..250 {
         let (settlement, _) = scene.take_settlement(id).unwrap();
-        // That of the attempt which may have left output is always known.
+        // The history always contains the attempt that may have left output.
         assert_eq!(settlement.history.past[0].number, 1);
     }
     let (settlement, _) = scene.take_settlement(id).unwrap();
@@ -411,7 +411,7 @@ fn neither_failed_settlements_nor_rows_of_others_make_the_history_grow() {
 }
 
 impl Scene {
-    /// Another file version, of another file where `path` is another.
+    /// Registers a file version with this path and hash.
     fn version(&mut self, path: &str, hash: &str) -> i64 {
         let mut transaction = self.store.begin().unwrap();
         let file = transaction.register_file("/data", path, 5, 2.5, hash, DAY_MS);
@@ -419,7 +419,7 @@ impl Scene {
         file.unwrap().version_id
     }
 
-    /// Attempt 1 has published in silence: another program queues its job again.
+    /// Attempt 1 has published without a report, and another program queues its job again.
     fn silent(&mut self) -> i64 {
         self.no_retries();
         let id = self.enqueue("p", 0);
@@ -428,7 +428,7 @@ impl Scene {
         id
     }
 
-    /// The last claimed attempt of the only job is lost, and attempt `standing` has left output.
+    /// The last claimed attempt of the only job is lost, and attempt `standing_attempt` has left output.
     fn lost_and_settled(&mut self, attempt: Attempt, standing_attempt: i64) -> bool {
         assert_eq!(self.release(attempt, 0), Ended::Failed);
         let (settlement, _) = self.take_settlement(attempt.job_id).unwrap();
@@ -438,7 +438,7 @@ impl Scene {
         )
     }
 
-    /// Status, file version and version of the output of the only job.
+    /// Status, file version and the version of the output of the only job.
     fn stands(&self) -> String {
         self.text(
             "SELECT status || ' ' || file_version_id || ' ' || coalesce(published_version_id, '-') \
@@ -447,7 +447,7 @@ impl Scene {
     }
 }
 
-/// How a row comes to mean something else than the attempt whose output stands.
+/// How the row gets another file version or plugin than the attempt that has left output.
 #[derive(Clone, Copy, Debug)]
 enum Moves {
     /// The worker of the next attempt finds other content.
@@ -458,7 +458,7 @@ enum Moves {
     FileBetween,
     /// The same, after the last attempt was lost.
     FileAtEnd,
-    /// It gives the row another plugin.
+    /// Another program gives the row another plugin.
     Plugin,
 }
 
@@ -526,7 +526,7 @@ fn output_of_another_version_completes_no_job() {
         assert_eq!(ends, (None, None), "{moves:?}");
         assert_eq!(detail.attempts[0].status, "COMPLETED", "{moves:?}");
         assert_eq!(scene.unsettled(), [0; 0]);
-        // Its output has a receipt now: the next loss is not followed by another attempt.
+        // The output has a receipt now, so the next loss is not followed by another attempt.
         let next = scene.claim(&[plugin], 1).jobs.remove(0);
         assert_eq!(next.file_version_id, row, "{moves:?}");
         assert_eq!(next.previous, ["file:///o"], "{moves:?}");
@@ -554,7 +554,7 @@ fn a_job_that_stays_as_it_ended_says_which_version_its_output_is_of() {
         let (settlement, _) = scene.take_settlement(id).unwrap();
         assert!(!scene.settle(settlement.attempt, &standing(&["file:///o"], 1)));
         assert_eq!(scene.stands(), format!("{status} {version} 1"));
-        // It does not count as done over the row's version, whatever another program says.
+        // It does not count as done for the row's version, although another program sets COMPLETED.
         scene.set_status(id, "COMPLETED");
         let mut transaction = scene.store.begin().unwrap();
         let code = transaction.plugin_code("p").unwrap().runs().unwrap();
@@ -596,7 +596,7 @@ fn output_of_an_attempt_of_an_earlier_release_counts_while_nothing_shows_that_th
          sinks_hash = NULL WHERE attempt = 1; ";
     for (shown, completes) in [
         ("", true),
-        // What is known of an attempt after it.
+        // Values of a later attempt.
         (
             "UPDATE cf_job_attempt SET dispatched = '7 p' WHERE attempt = 2",
             false,
@@ -610,7 +610,7 @@ fn output_of_an_attempt_of_an_earlier_release_counts_while_nothing_shows_that_th
              file version or plugin' WHERE attempt = 1",
             false,
         ),
-        // Nothing is known of the attempt itself.
+        // The attempt's row is missing.
         ("DELETE FROM cf_job_attempt WHERE attempt = 1", false),
     ] {
         let mut scene = Scene::new();

@@ -1,4 +1,4 @@
-//! Deployments over the wire, as rows.
+//! Tests of the rows of deployments over the wire.
 
 use super::*;
 
@@ -41,7 +41,7 @@ impl Scene {
 #[test]
 fn an_upload_writes_the_rows_of_the_reference() {
     let mut scene = Scene::legacy();
-    // The plugin and the publisher are there already, written by the reference.
+    // Plugin and publisher exist, written by the reference system.
     let first = scene.upload(&upload("version = 1\n"), 0).unwrap();
     assert!(first.new);
     let row = scene.text(&format!(
@@ -75,7 +75,7 @@ fn an_upload_writes_the_rows_of_the_reference() {
     assert_eq!(scene.text(config), "auto_sales{}");
     let subscriptions = "SELECT plugin_name || topic_name || is_active FROM cf_plugin_subscription";
     assert_eq!(scene.text(subscriptions), "salesraw1");
-    // The same again changes nothing but times, and a new lockfile updates the row of the source.
+    // A repeated deployment changes only times. A new lockfile updates the row of the source.
     let again = scene.upload(&upload("version = 1\n"), 1000).unwrap();
     assert_eq!((again.manifest_id, again.new), (first.manifest_id, false));
     let mut other = upload("version = 2\n");
@@ -88,7 +88,7 @@ fn an_upload_writes_the_rows_of_the_reference() {
     ));
     assert_eq!(row, format!("{}-", sha256_hex(&[b"version = 2\n"])));
     assert_eq!(scene.text(rules), "*.csv auto_sales 50");
-    // What operators have set stays.
+    // Values that operators have set stay.
     scene.sql(
         "UPDATE cf_plugin_config SET subscription_tags = 'mine' WHERE plugin_name = 'sales'; \
          UPDATE cf_plugin_subscription SET is_active = 0",
@@ -104,7 +104,7 @@ fn an_upload_writes_the_rows_of_the_reference() {
     );
 }
 
-/// What stands in `signature` was verified over what stands in `artifact_hash`.
+/// The value of `signature` was verified over the value of `artifact_hash`.
 #[test]
 fn a_signature_goes_with_the_artifact_that_it_is_of() {
     let mut scene = Scene::new();
@@ -143,15 +143,14 @@ fn publishers_are_known_by_name_and_keep_their_directory_ids() {
     scene.upload(&by("ana", None), 0).unwrap();
     scene.upload(&by("ana", Some("oid-1")), 0).unwrap();
     scene.upload(&by("bob", Some("oid-2")), 0).unwrap();
-    // No signature covers it: its sender cannot keep others from deploying.
+    // Signatures do not cover the directory ID. So its sender cannot prevent other publishers from deploying.
     scene.upload(&by("bob", Some("oid-1")), 0).unwrap();
     scene.upload(&by("cyd", Some("oid-1")), 0).unwrap();
     let all = "SELECT group_concat(name || coalesce(azure_oid, '')) FROM (SELECT * FROM cf_publisher ORDER BY id)";
     assert_eq!(scene.text(all), "anaoid-1,boboid-2,cyd");
 }
 
-/// A deployment that the database refuses costs itself: all of it is undone, and what else is in
-/// the transaction stays.
+/// A deployment that the database refuses is rolled back completely. Other changes of the transaction stay.
 #[test]
 fn a_refused_upload_leaves_nothing_and_takes_nothing_with_it() {
     let trigger = |action: &str| {

@@ -1,14 +1,14 @@
 use super::*;
 use crate::limits;
 
-/// A refusal because of output that an attempt has published.
+/// A receipt that refuses a job because of output that attempt `by` has published.
 fn refusal(by: Attempt) -> Receipt {
     let mut receipt = failure(Some(Cause::Operator), "o_1.parquet exists already");
     receipt.note_others(None, Some(by));
     receipt
 }
 
-/// Two jobs; the first one's attempt is claimed, and `then` happens to it.
+/// Two jobs. The first one is claimed, and then `then` is called with its attempt.
 fn scene(then: impl Fn(&mut Scene, Attempt)) -> Scene {
     let mut scene = Scene::new();
     scene.enqueue("p", 9);
@@ -19,7 +19,7 @@ fn scene(then: impl Fn(&mut Scene, Attempt)) -> Scene {
     scene
 }
 
-/// Runs job 2, which is refused; gives its end, and when it may be tried again.
+/// Runs job 2, which is refused. Returns its end, and when it may be tried again.
 fn refused(scene: &mut Scene, by: Attempt, at: u64) -> (Ended, u64) {
     scene.wake(&now(at));
     let taken = "UPDATE cf_processing_queue SET status = 'HELD' WHERE id = 1 AND status = 'QUEUED'";
@@ -43,7 +43,7 @@ fn set(scene: &mut Scene, columns: &str) {
 #[test]
 fn output_of_another_job_is_final_when_it_has_a_receipt_or_can_only_stay() {
     const LAST: i64 = limits::UNSETTLED_WAITS_MAX + 1;
-    /// What becomes of job 1, the attempt whose output is there, and how often job 2 waits for it.
+    /// (name, what happens to job 1, the attempt that has published, how often job 2 polls before it fails).
     type Case = (&'static str, fn(&mut Scene, Attempt), i64, Option<i64>);
     let cases: [Case; 13] = [
         ("runs", |_, _| {}, 1, None),
@@ -132,7 +132,7 @@ fn output_of_another_job_is_final_when_it_has_a_receipt_or_can_only_stay() {
             Some(LAST),
         ),
     ];
-    for (case, then, number, looks) in cases {
+    for (case, then, number, polls) in cases {
         let mut scene = scene(then);
         let by = Attempt::new(1, number);
         let mut at = 0;
@@ -150,7 +150,7 @@ fn output_of_another_job_is_final_when_it_has_a_receipt_or_can_only_stay() {
             assert_eq!(row.row.status, "PENDING", "{case}");
             let want = "waits for job 1, whose output is not settled: o_1.parquet exists already";
             assert_eq!(reason, want, "{case}");
-            // From 1 s to 32 s, give or take a fifth.
+            // From 1 s to 32 s, plus or minus a fifth.
             let pause = until - at;
             assert!((800..=38_400).contains(&pause), "{case}: {pause}");
             assert!(waits < 7 || pause >= 25_600, "{case}: {pause}");
@@ -159,15 +159,15 @@ fn output_of_another_job_is_final_when_it_has_a_receipt_or_can_only_stay() {
                 break;
             }
         }
-        let want = looks.map_or(LAST + 10, |looks| (looks - 1).max(0));
+        let want = polls.map_or(LAST + 10, |polls| (polls - 1).max(0));
         assert_eq!(waits, want, "{case}");
-        let told = "SELECT group_concat(DISTINCT status || ' ' || cause) FROM cf_job_attempt \
+        let failed = "SELECT group_concat(DISTINCT status || ' ' || cause) FROM cf_job_attempt \
                     WHERE job_id = 2";
-        assert_eq!(scene.text(told), "FAILED operator", "{case}");
+        assert_eq!(scene.text(failed), "FAILED operator", "{case}");
     }
 }
 
-/// What a worker has seen is older than the end of the other job.
+/// A worker's observation is older than the end of the other job.
 #[test]
 fn output_that_goes_while_its_refusal_is_on_its_way_fails_no_job() {
     let mut scene = scene(|scene, first| {

@@ -45,7 +45,7 @@ fn the_reason_of_waiting_is_told() {
     assert!(reason(&scene, id).unwrap().contains("no uv"));
     let workers = scene.store.workers().unwrap();
     assert!(workers.iter().any(|worker| worker.environments == no_uv));
-    // The last worker that had a routing ID is known by it.
+    // Only the last worker that had a routing ID is recognized by it.
     let known: Vec<&WorkerSession> = workers
         .iter()
         .filter(|worker| worker.routing_id.as_deref() == Some("r-1"))
@@ -59,9 +59,9 @@ fn the_reason_of_waiting_is_told() {
         };
         transaction.save_worker(&session, DAY_MS).unwrap();
         transaction.commit().unwrap();
-        let told = reason(&scene, id);
+        let reported = reason(&scene, id);
         assert_eq!(
-            told.is_some_and(|told| told.contains("disk")),
+            reported.is_some_and(|reported| reported.contains("disk")),
             trouble.is_some()
         );
         let inspector = Inspector::open(&scene.path()).unwrap();
@@ -122,7 +122,7 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
     transaction.commit().unwrap();
     assert_eq!(user(&scene), Some(crate::job::User::parse("ann")));
 
-    // A connected worker stays, however many others connect and disconnect.
+    // A connected worker is kept when many others connect and disconnect.
     let mut transaction = scene.store.begin().unwrap();
     for count in 0..crate::limits::WORKER_SESSIONS_MAX + 50 {
         let worker_id = format!("x-{count}");
@@ -152,7 +152,7 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
     };
     assert_eq!(nodes("OFFLINE") + nodes("ONLINE"), kept);
 
-    // A worker that comes with another process leaves the one it was.
+    // When a worker connects as another process, its previous process is offline.
     let online = nodes("ONLINE");
     for pid in 1..5 {
         let mut transaction = scene.store.begin().unwrap();
@@ -171,19 +171,19 @@ fn where_the_lock_cannot_be_looked_at_the_age_of_the_last_sign_decides() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
     let age_max = i64::try_from(limits::SEEN_AGE_MAX.as_millis()).unwrap();
-    let look = |scene: &Scene, at: i64| {
+    let poll = |scene: &Scene, at: i64| {
         let mut inspector = Inspector::open(&scene.path()).unwrap();
-        inspector.look_for_sentinel(DAY_MS + at).unwrap();
+        inspector.find_sentinel(DAY_MS + at).unwrap();
         let status = inspector.workers().unwrap();
         let status = status.first().map(|row| row.status.clone());
         (status, inspector.job(id).unwrap().unwrap().waiting_for)
     };
     let none = Some("a sentinel: none works on this database".to_owned());
-    assert_eq!(look(&scene, 0), (None, none.clone()));
-    // One that is no file of ours, as another user's.
+    assert_eq!(poll(&scene, 0), (None, none.clone()));
+    // A lock file that cannot be opened, as another user's cannot.
     let lock = scene.dir.path().join("q.db.sentinel-lock");
     std::os::unix::fs::symlink("elsewhere", lock).unwrap();
-    let (_, waits) = look(&scene, 0);
+    let (_, waits) = poll(&scene, 0);
     assert_eq!(waits.unwrap(), "no worker is connected to a sentinel");
     let session = WorkerSession {
         worker_id: "w".into(),
@@ -199,9 +199,9 @@ fn where_the_lock_cannot_be_looked_at_the_age_of_the_last_sign_decides() {
     let mut transaction = scene.store.begin().unwrap();
     transaction.save_worker(&session, DAY_MS).unwrap();
     transaction.commit().unwrap();
-    let (status, waits) = look(&scene, age_max);
+    let (status, waits) = poll(&scene, age_max);
     assert_eq!(status.as_deref(), Some("ONLINE"));
     assert!(waits.unwrap().contains("free slot"));
     let gone = (Some("OFFLINE".to_owned()), none);
-    assert_eq!(look(&scene, age_max + 1), gone);
+    assert_eq!(poll(&scene, age_max + 1), gone);
 }

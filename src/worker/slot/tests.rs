@@ -38,8 +38,8 @@ fn running() -> Slot {
     slot
 }
 
-/// Carries everything out until the job is concluded, letting time pass where nothing else
-/// happens; gives the failure, and whether the process was killed.
+/// Carries out all actions until the job is concluded. Where there is no action, the next deadline passes.
+/// Returns the failure, and whether the process was killed.
 fn concluded(slot: &mut Slot) -> (Option<Failure>, bool) {
     let mut killed = false;
     let mut now = NOW;
@@ -83,7 +83,7 @@ fn a_good_job_is_staged_then_published_then_concluded() {
     assert_eq!(drain(&mut slot), []);
 }
 
-/// The bridge's end and the exit are seen in either order, and the reason is the same.
+/// The bridge's end and the exit are observed in either order. The reason is the same.
 #[test]
 fn the_reason_does_not_depend_on_what_is_seen_first() {
     type Step = fn(&mut Slot);
@@ -91,7 +91,7 @@ fn the_reason_does_not_depend_on_what_is_seen_first() {
     let failure: Step = |slot| slot.handle_failure("ValueError: my message".into(), NOW);
     let input: Step = |slot| slot.handle_failure("input: /x: it is a FIFO".into(), NOW);
     let eof: Step = |slot| slot.handle_closed(NOW);
-    /// Cause, words of the message, exit that is named with it.
+    /// Cause, words of the message, exit that the failure has.
     type Want = Option<(Cause, &'static str, Option<&'static str>)>;
     let environment: Step = |slot| slot.handle_failure("environment: no pyarrow".into(), NOW);
     let wordless: Step = |slot| slot.handle_failure(" \n".into(), NOW);
@@ -333,7 +333,7 @@ fn after_the_exit_the_bridge_is_read_as_long_as_bytes_come() {
     let mut slot = running();
     slot.handle_exited(code(0), NOW);
     let idle = limits::BRIDGE_DRAIN_TIMEOUT;
-    // Slow, and longer than the deadline in sum: the disk takes its time.
+    // Slow, and longer than the deadline in total, as with a slow disk.
     let mut now = NOW;
     for _ in 0..20 {
         now = now + idle / 2;
@@ -343,13 +343,13 @@ fn after_the_exit_the_bridge_is_read_as_long_as_bytes_come() {
     }
     slot.handle_end(now);
     assert_eq!(concluded(&mut slot).0, None);
-    // Another process holds the bridge and sends nothing.
+    // Another process keeps the bridge open and sends nothing.
     let mut slot = running();
     slot.handle_exited(code(0), NOW);
     assert_eq!(slot.poll_timeout(), Some(NOW + idle));
     let failure = concluded(&mut slot).0.expect("it failed");
     assert!(failure.message.contains("without an end of output"));
-    // Another process holds it and never stops sending.
+    // Another process keeps it open and never stops sending.
     let mut slot = running();
     slot.handle_exited(code(0), NOW);
     for second in 0..TIMEOUT.as_secs() {
@@ -410,7 +410,7 @@ fn an_exit_that_nobody_reports_counts_as_the_kernel_shows_it() {
     }
 }
 
-/// As while the kernel is short of memory: the fork server does not get to report the exit.
+/// As when the kernel is short of memory: the fork server cannot report the exit in time.
 #[test]
 fn an_exit_that_is_seen_counts_whenever_the_bridge_is_seen_to_close() {
     for (exit, want) in [
@@ -471,16 +471,16 @@ fn a_lost_process_is_innocent_unless_it_has_said_otherwise() {
 
 #[test]
 fn the_time_out_counts_the_plugins_time_only() {
-    // Not the environment's.
+    // The time for the environment does not count.
     let mut slot = Slot::new(TIMEOUTS);
     assert_eq!(slot.poll_timeout(), None);
     slot.handle_timeout(at(10_000));
     assert_eq!(drain(&mut slot), []);
-    // Nor the interpreter's start.
+    // Nor does the start of the fork server.
     slot.handle_requested();
     slot.handle_timeout(at(10_000));
     assert_eq!(drain(&mut slot), []);
-    // Nor the sentinel's absence.
+    // Nor does the wait for a lease.
     let mut slot = running();
     slot.handle_end(NOW);
     assert_eq!(slot.poll(false, NOW), Some(Action::Stage));
@@ -506,8 +506,8 @@ fn an_abort_that_comes_too_late_changes_nothing() {
     assert_eq!(drain(&mut slot), [Action::Conclude(None)]);
 }
 
-/// A writer whose storage does not respond is given up after its time; what it reports later
-/// changes nothing.
+/// A writer whose storage does not respond is given up after its time limit. Its later reports change
+/// nothing.
 #[test]
 fn a_silent_writer_is_given_up() {
     type Step = fn(&mut Slot);
@@ -551,7 +551,7 @@ fn a_silent_writer_is_given_up() {
         }
         let due = failed + TIMEOUTS.writer;
         assert_eq!(slot.poll_timeout(), Some(due), "{name}");
-        // A step of its work gives it as long again.
+        // A step of its work extends the deadline by the same time.
         slot.handle_writer_progress(at(110), false);
         slot.handle_timeout(due);
         assert_eq!(slot.poll(true, due), None, "{name}");
@@ -581,7 +581,7 @@ fn a_publish_that_does_not_end_counts_as_the_loss_of_its_holder() {
     slot.handle_exited(code(0), NOW);
     assert_eq!(drain(&mut slot), [Action::Publish]);
     assert_eq!(slot.poll_timeout(), Some(NOW + TIMEOUTS.publish));
-    // The lease ended: it waits for another one, as long as that takes.
+    // The lease ended. The job waits for another one without a deadline.
     slot.handle_not_granted();
     assert_eq!(slot.poll_timeout(), None);
     assert_eq!(slot.poll(true, at(50)), Some(Action::Publish));

@@ -1,4 +1,4 @@
-//! How a plugin ended, from what its process and its bridge show.
+//! Decides how a plugin failed, from the exit of its process and from its bridge.
 
 use crate::job::{Attempt, Cause, Content};
 use crate::plugin::Exit;
@@ -7,34 +7,34 @@ use crate::sink;
 /// Why a job failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Whose fault it is.
+    /// Cause of the failure.
     pub cause: Cause,
     /// What happened.
     pub message: String,
-    /// How the process ended, when it ended by itself and the message does not contain it.
+    /// How the process ended, if it ended by itself and the message does not contain it.
     pub exit: Option<String>,
-    /// It came from another job's doing: the job is given back and nothing is counted.
+    /// Caused by another job or the environment's state: the job is given back, uncounted.
     pub is_innocent: bool,
-    /// It counts for the job, and says nothing about the worker.
+    /// Counts for the job, and does not count against the worker.
     pub spares_worker: bool,
-    /// The worker can run no job before that is repaired.
+    /// The worker can run no job until the fault is repaired.
     pub is_trouble: bool,
-    /// The plugin's code ended so: by an exception, an exit or a signal.
+    /// The plugin's code ended in this way: by an exception, an exit or a signal.
     pub is_plugins_end: bool,
-    /// The number up to which attempts of the job are barred, when that is the reason.
+    /// If attempts of the job are barred: the number up to which they are.
     pub barred_by: Option<i64>,
-    /// The attempt of another job whose output is in the way, when that is the reason.
+    /// If output of another job is in the sink: that attempt.
     pub taken_by: Option<Attempt>,
-    /// Others had the database of a sink locked.
+    /// Other programs had locked the database of a sink.
     pub sink_locked: bool,
     /// The input changed while the job ran, or before.
     pub input_changed: bool,
-    /// What its content is now, where it is not that of the job's file version.
+    /// The input's present content, if it is not that of the job's file version.
     pub content: Option<Box<Content>>,
 }
 
 impl Failure {
-    /// A failure.
+    /// A failure without further properties.
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
         Failure {
             cause,
@@ -66,9 +66,9 @@ impl From<sink::Error> for Failure {
     }
 }
 
-/// The failure that follows from the process's end (the reason when that was not seen), when no
-/// other is known. `connected` and `complete` = the bridge was opened, and brought its end of
-/// output.
+/// The failure that follows from the exit of the process (`end` is a failure if the exit is unknown), if
+/// there is no other failure. `connected` = the bridge was opened. `complete` = its end of output was
+/// received.
 pub(super) fn verdict(
     end: Result<Exit, Failure>,
     connected: bool,
@@ -95,7 +95,7 @@ pub(super) fn verdict(
             ..Failure::new(Cause::Lost, message)
         });
     } else if !connected {
-        // No line of the plugin has run.
+        // No code of the plugin has run.
         let message = format!("the plugin's process ended with {exit}{early}");
         (Cause::Environment, message)
     } else if !exit.is_clean() {

@@ -65,7 +65,7 @@ pub struct CurveServer {
 /// The clients that a CURVE server accepts.
 #[derive(Clone, Debug)]
 pub enum Clients {
-    /// Every client that knows the server's public key. Clients are not authenticated.
+    /// Every client that has the server's public key. Clients are not authenticated.
     Any,
     /// Clients with the listed keys.
     Listed(Arc<AuthorizedKeys>),
@@ -167,9 +167,9 @@ fn wiping_stack<T>(calculate: impl FnOnce() -> T) -> T {
     }
     #[inline(never)]
     fn wipe() {
-        let mut same_place = [0u64; WORDS];
-        same_place.zeroize();
-        std::hint::black_box(&same_place);
+        let mut same_bytes = [0u64; WORDS];
+        same_bytes.zeroize();
+        std::hint::black_box(&same_bytes);
     }
     let result = below(calculate);
     wipe();
@@ -197,13 +197,13 @@ fn seal_in_place(
     nonce: [u8; 24],
     bytes: &mut [u8],
 ) -> Result<(), Error> {
-    let (tag_place, body) = bytes.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
+    let (tag_bytes, body) = bytes.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
     #[cfg(fuzzing)]
     repeatable::tamper(body);
     let tag = cipher
         .encrypt_in_place_detached(&nonce.into(), b"", body)
         .map_err(|_| SEAL_FAILED)?;
-    tag_place
+    tag_bytes
         .iter_mut()
         .zip(tag.iter())
         .for_each(|(to, from)| *to = *from);

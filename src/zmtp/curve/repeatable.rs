@@ -1,4 +1,5 @@
-//! Randomness and edits of plaintexts under fuzzing, where an input always has the same effect.
+//! Deterministic randomness and edits of plaintexts, for fuzzing: the same input always has the
+//! same effect.
 
 use std::cell::{Cell, RefCell};
 
@@ -8,25 +9,26 @@ thread_local! {
     static EDITS: RefCell<Vec<Edit>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A change of a plaintext before CURVE seals it, as a peer with the right keys could make it.
+/// A change of a plaintext before CURVE seals it. A malicious peer with the right keys could make
+/// it.
 #[derive(Clone, Copy, Debug)]
 pub struct Edit {
-    /// Which box since [`reset`], counted from 0.
+    /// The index of the box since [`reset`], from 0.
     pub sealed: usize,
-    /// Which byte, modulo the length.
+    /// The index of the byte, modulo the length of the plaintext.
     pub at: usize,
-    /// What it is changed by (exclusive or).
+    /// The mask by which the byte is changed (exclusive or).
     pub by: u8,
 }
 
-/// Starts randomness and the count of boxes anew, with these edits to come.
+/// Resets the random sequence and the count of boxes, and sets the edits for the boxes that follow.
 pub fn reset(edits: Vec<Edit>) {
     COUNT.set(0);
     BOXES.set(0);
     EDITS.set(edits);
 }
 
-/// Bytes that look random and are always the same after [`reset`].
+/// Fills `out` with pseudorandom bytes; the sequence after [`reset`] is always the same.
 pub(super) fn random(out: &mut [u8]) {
     for byte in out {
         let count = COUNT.get() + 1;
@@ -35,7 +37,7 @@ pub(super) fn random(out: &mut [u8]) {
     }
 }
 
-/// Applies the edits for the box that is sealed next.
+/// Applies the edits for the next box to its plaintext.
 pub(super) fn tamper(plain: &mut [u8]) {
     let sealed = BOXES.get();
     BOXES.set(sealed + 1);

@@ -1,10 +1,10 @@
-//! Where a lockfile may begin in a text: the head of a uv.lock or of a list of requirements, at any
-//! position. The text comes from strangers: time is linear in its length.
+//! Finds where a lockfile may begin in a text: the head of a uv.lock or of a list of requirements, at any
+//! position. The text is not trusted, so the time is linear in its length.
 
-/// What a list of requirements in the place of a uv.lock begins with.
+/// The beginning of a list of requirements that is used instead of a uv.lock.
 const REQUIREMENTS: &str = "# casparian requirements ";
 const VERSION: &str = "version";
-/// What follows the version of a uv.lock.
+/// What may follow the version of a uv.lock.
 const AFTER_VERSION: &[&str] = &[
     "revision",
     "requires-python",
@@ -18,8 +18,8 @@ const AFTER_VERSION: &[&str] = &[
 /// Positions in a text where a lockfile may begin.
 pub(super) fn starts(text: &str) -> impl Iterator<Item = usize> {
     let lists = text.match_indices(REQUIREMENTS).map(|(start, _)| start);
-    // Behind a version each line up to this position is blank or a comment. Versions within such lines
-    // share it.
+    // Between the last found version and this position all lines are blank or comments. A version within
+    // these lines has the same position.
     let mut significant = 0;
     let locks = text.match_indices(VERSION).filter(move |(start, _)| {
         let Some(next_line) = end_of_version(text, *start) else {
@@ -34,8 +34,8 @@ pub(super) fn starts(text: &str) -> impl Iterator<Item = usize> {
     lists.chain(locks.map(|(start, _)| start))
 }
 
-/// Where the line behind `version = 1` begins, with which every uv.lock begins. What is read here
-/// contains no other version.
+/// The start of the line after `version = 1`, with which every uv.lock begins. The text in between contains
+/// no other version.
 fn end_of_version(text: &str, start: usize) -> Option<usize> {
     let is_blank = |c: char| c.is_whitespace() && c != '\n';
     let rest = text.get(start..)?.strip_prefix(VERSION)?;
@@ -49,7 +49,7 @@ fn end_of_version(text: &str, start: usize) -> Option<usize> {
     Some(text.len() - rest.len())
 }
 
-/// The first character that is no blank, in a line that is no comment.
+/// The position of the first character that is neither blank nor part of a comment line.
 fn skip_comments(text: &str, line_start: usize) -> usize {
     let mut rest = text.get(line_start..).unwrap_or("").trim_start();
     while rest.starts_with('#') {
@@ -65,7 +65,7 @@ mod tests {
 
     use super::*;
 
-    /// The definition, position by position.
+    /// The definition, checked at one position.
     fn begins_lockfile(text: &str) -> bool {
         let is_version = |line: &str| {
             let value = line.strip_prefix(VERSION).map(str::trim_start);

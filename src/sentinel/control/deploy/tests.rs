@@ -22,7 +22,7 @@ fn trust() -> Trust {
     }
 }
 
-/// A deployment that ana has signed.
+/// A deployment that is signed by `ana`.
 fn signed(source: &str, lockfile: &str) -> Deploy<'static> {
     let hash = artifact_hash(source, lockfile);
     Deploy {
@@ -249,7 +249,7 @@ fn the_manifest_is_needed_and_read_as_data() {
     }
 }
 
-/// The hash says nothing of where the source ends: neither part may take bytes of the other.
+/// The hash does not determine where the source ends. So bytes must not move from one part to the other.
 #[test]
 fn a_signature_is_good_for_one_division_into_source_and_lockfile() {
     let list = "# casparian requirements 1\nsix\n";
@@ -273,8 +273,11 @@ fn a_signature_is_good_for_one_division_into_source_and_lockfile() {
         }
     }
     let twice = format!("version = 1\nrevision = 2\n{SOURCE}");
-    let said = reason(signed(&twice, LOCK));
-    assert!(said.contains("begins a lockfile is in line 1"), "{said}");
+    let refusal = reason(signed(&twice, LOCK));
+    assert!(
+        refusal.contains("begins a lockfile is in line 1"),
+        "{refusal}"
+    );
     assert!(reason(signed(SOURCE, "requests==2\n")).contains("no uv.lock"));
 }
 
@@ -300,7 +303,7 @@ fn a_refusal_is_answered_and_logs_nothing_of_the_source() {
     };
     assert_eq!(answer.job_id, 9);
     assert!(matches!(&answer.body, Body::Payload(Payload::Err(error)) if !error.refused));
-    // A good one is answered after its transaction alone.
+    // A valid deployment is answered only after its transaction.
     control.handle_message(&from, 9, deploy(signed(SOURCE, LOCK)), now);
     let changes = control.take_changes();
     assert!(control.take_outgoing().is_empty());
@@ -337,7 +340,7 @@ fn what_waits_for_a_failing_database_is_bounded_in_bytes() {
     assert_eq!(control.take_outgoing().len(), 4, "answered with ERR");
     let changes = control.take_changes();
     assert_eq!(changes.len(), 16);
-    // They are in the transaction that fails, and wait again.
+    // Their transaction fails, so they wait again.
     control.restore_changes(changes);
     control.handle_message(&from, 0, Payload::Deploy(Box::new(deploy.clone())), now);
     assert_eq!(control.take_outgoing().len(), 1);
@@ -346,8 +349,8 @@ fn what_waits_for_a_failing_database_is_bounded_in_bytes() {
     assert_eq!(control.take_changes().len(), 1);
 }
 
-/// Time of this thread that the checks of a source take which consists of a line and of a piece again and
-/// again; the shortest of three.
+/// The thread time of the checks of a source that consists of a line and a repeated piece. The shortest of
+/// three measurements.
 fn time(piece: &str, size: usize) -> Duration {
     let mut source = SOURCE.to_owned();
     source.push_str(&piece.repeat(size / piece.len()));

@@ -1,4 +1,4 @@
-//! Workers that send too much.
+//! Tests of workers that exceed the bounds of messages.
 
 use super::*;
 use crate::job::ARTIFACTS_TRUNCATED;

@@ -1,4 +1,4 @@
-//! Workers that take jobs and do not end them.
+//! Tests of workers that accept jobs and do not end them.
 
 use super::*;
 
@@ -50,9 +50,10 @@ fn a_worker_that_only_asks_for_leases_loses_what_it_does_not_end() {
         ends.extend(lost(&mut control).into_iter().map(|end| (seconds, end)));
     }
     assert!(renewed.iter().all(|(at, renewed)| *renewed == (*at < 60)));
-    // Its last lease and the margin have passed, and its other job does not count it as its loss.
+    // It is lost after its last lease and the margin. The loss counts only for this job, not for the worker's
+    // other one.
     assert_eq!(ends, [(71, (early, Loss::Alone))]);
-    // It still has what it lost.
+    // It still runs the attempt that it has lost.
     assert!(control.openings(at(80)).is_empty());
     let message = request(100, Some(99), &[late]);
     control.handle_message(&from(1, b"w.a"), 0, message, at(80));
@@ -71,7 +72,7 @@ fn a_worker_that_stops_an_overdue_attempt_when_told_has_lost_it_at_once() {
         control.handle_message(&from(1, b"w.a"), 0, message, at(seconds));
         control.handle_timeout(at(seconds));
         answers(&mut control, at(seconds));
-        // Two slots.
+        // The worker has two slots.
         let is_free = !control.openings(at(seconds)).is_empty();
         assert_eq!(is_free, !(60..62).contains(&seconds), "{seconds}");
     }

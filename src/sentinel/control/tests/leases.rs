@@ -1,4 +1,4 @@
-//! Leases, receipts and exclusive sinks.
+//! Tests of leases, receipts and exclusive sinks.
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn an_answer_renews_the_leases_of_all_that_a_worker_holds() {
             (Some(1), Some(10_000))
         );
     }
-    // The first lease counts from the request before it, received at 0 s.
+    // The first lease counts from the last request before DISPATCH, received at 0 s.
     control.handle_timeout(at(11));
     assert!(released(&mut control).is_empty());
     control.handle_message(
@@ -55,7 +55,7 @@ fn an_answer_renews_the_leases_of_all_that_a_worker_holds() {
 #[test]
 fn no_connection_and_no_ping_is_evidence_of_a_holder() {
     let job = Attempt::new(5, 1);
-    // What happens after the dispatch at 0 s, when the job is released.
+    // (what happens after the dispatch at 0 s, the second at which the job is released).
     type Step = fn(&mut Control, Attempt);
     let cases: [(&str, Step, u64); 5] = [
         ("silent, connected", |_, _| {}, 12),
@@ -176,7 +176,7 @@ fn a_receipt_is_acknowledged_after_its_commit_and_once() {
     control.take_outgoing();
     for _ in 0..3 {
         control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(1));
-        // The receipt is on its way to the database: the worker still lists it.
+        // The receipt waits for its transaction, so the worker still lists the attempt.
         control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[job]), at(1));
     }
     let seen = answers(&mut control, at(1));
@@ -192,8 +192,8 @@ fn a_receipt_is_acknowledged_after_its_commit_and_once() {
         .filter(|change| matches!(change, Change::End { .. }));
     assert_eq!(ends.count(), 1);
     assert_eq!(answers(&mut control, at(1))[0].1.acknowledged, [job]);
-    // Sent again after the commit (the acknowledgement was lost): the database decides, and it is
-    // acknowledged again.
+    // The receipt is sent again after the commit, because the acknowledgement was lost. The database decides,
+    // and it is acknowledged again.
     control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(2));
     commit(&mut control);
     assert_eq!(answers(&mut control, at(2))[0].1.acknowledged, [job]);
@@ -211,7 +211,7 @@ fn a_worker_that_lists_what_is_not_its_own_is_told_to_stop_it() {
         (&seen[0].1.leases[..], &seen[0].1.abort[..]),
         (&[mine][..], &[other][..])
     );
-    // A row that another program has changed is revoked.
+    // The attempt of a row that another program has changed is revoked.
     control.handle_revoked(mine);
     let seen = answers(&mut control, at(2));
     assert_eq!(
@@ -282,7 +282,7 @@ fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
             continue;
         }
         if ends == "lost" {
-            // The storage did not let its publish end.
+            // The worker has given up its publish, because the storage did not respond.
             let lost = Payload::Conclude(Receipt::failed(first, Cause::Lost, "no answer"));
             control.handle_message(&from(1, b"w.a"), 5, lost, at(3));
             let given = answers(&mut control, at(3));
@@ -290,7 +290,7 @@ fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
             assert_eq!(given[0].1.bar, [first]);
             continue;
         }
-        // The holder's worker is paused; the other one's asks again elsewhere.
+        // The holder's worker is paused. The other attempt's job asks again from another worker.
         control.handle_timeout(at(14));
         assert_eq!(released(&mut control).len(), 2);
         control.handle_message(&from(2, b"v.x"), 0, introduce_as("v", "x"), at(14));
@@ -331,7 +331,7 @@ fn an_inherited_attempt_that_is_lost_is_barred() {
     assert_eq!(given[0].1.bar, [first]);
 }
 
-/// Another program cancelled a job while no sentinel ran: its worker may still publish.
+/// Another program cancelled a job while no sentinel ran. Its worker may still publish.
 #[test]
 fn an_attempt_of_a_cancelled_row_is_waited_for_and_barred() {
     let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
@@ -367,7 +367,7 @@ fn the_absence_of_the_sentinel_itself_costs_no_lease() {
     answers(&mut control, at(0));
     control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
     control.inherit(Attempt::new(6, 1), "v", None, at(0));
-    // It was stopped for 100 s; what the worker sent meanwhile has not been read yet.
+    // The sentinel was stopped for 100 s. Messages that the worker sent meanwhile have not been received yet.
     control.handle_absence(Duration::from_secs(100), at(100));
     control.handle_timeout(at(100));
     assert_eq!(released(&mut control), []);
@@ -401,12 +401,12 @@ fn a_job_that_runs_alone_stays_alone_under_another_sentinel() {
             control.inherit_alone(job);
         }
         control.handle_message(&from(1, b"w.a"), 0, introduce("a", 1, &[job]), at(1));
-        assert_eq!(control.held_count(), 1);
+        assert_eq!(control.claim_count(), 1);
         assert_eq!(control.has_openings(at(1)), !is_alone);
     }
 }
 
-/// Two workers, whose names do not decide.
+/// Two workers. The order of their names must not decide.
 #[test]
 fn exclusive_sinks_are_given_in_the_order_in_which_they_were_asked_for() {
     let mut control = control();
@@ -414,7 +414,7 @@ fn exclusive_sinks_are_given_in_the_order_in_which_they_were_asked_for() {
     for (peer, id, name) in [(1, ids[0], "a"), (2, ids[1], "z")] {
         control.handle_message(&from(peer, id), 0, introduce_as(name, "1"), at(1));
     }
-    // (worker, job) in the order in which they ask; job 20 needs both sinks.
+    // (worker, job) in the order in which they ask. Job 20 needs both sinks.
     let asked = [(1, 10), (1, 20), (0, 1), (1, 11), (0, 2)];
     let sinks = |job: i64| -> Vec<String> {
         match job {
@@ -471,7 +471,7 @@ fn exclusive_sinks_are_given_in_the_order_in_which_they_were_asked_for() {
     assert_eq!(given, asked.map(|(_, job)| job));
 }
 
-/// The connection is cut before the answer that gives it the sink arrives.
+/// The connection is cut before the answer that gives the attempt its sinks arrives.
 #[test]
 fn an_attempt_that_was_given_its_sinks_is_not_behind_those_that_wait() {
     let mut control = control();
@@ -531,12 +531,13 @@ fn what_waits_for_its_environment_occupies_no_slot_within_a_bound() {
     }
     assert!(waiting.len() >= limits::WAITING_MAX, "{}", waiting.len());
     assert!(waiting.len() < limits::WAITING_MAX + slots);
-    // The environment is there: they occupy slots, more than there are.
+    // The environment is ready, so they occupy slots: more than there are.
     control.handle_message(&from(1, b"w.a"), 0, request(900, None, &waiting), at(1));
     assert_eq!((free(&control), control.take_freed()), (0, false));
 }
 
-/// What a worker has not started by its last word is no loss of its own, and a neighbour of others.
+/// An attempt that its worker has not started, by its last report, is not counted as lost. It counts as
+/// another job of the worker for the other attempts.
 #[test]
 fn a_lost_worker_costs_what_waits_for_its_environment_nothing() {
     let (runs, waits) = (Attempt::new(5, 1), Attempt::new(6, 1));
@@ -560,8 +561,8 @@ fn a_lost_worker_costs_what_waits_for_its_environment_nothing() {
     assert_eq!(lost, [(runs, Loss::Shared), (waits, Loss::Waiting)]);
 }
 
-/// A worker that creates an environment is idle for a job that runs alone, and one that waits for its
-/// own environment keeps no slot from others.
+/// A worker that creates an environment is idle for a job that runs alone. A job that runs alone and waits
+/// for its own environment does not keep slots from others.
 #[test]
 fn environments_that_are_created_and_jobs_that_run_alone_do_not_wait_for_each_other() {
     let mut control = with_process(at(0));
@@ -584,7 +585,7 @@ fn environments_that_are_created_and_jobs_that_run_alone_do_not_wait_for_each_ot
     assert!(open[0].is_idle && open[0].free == 2, "{open:?}");
     control.handle_claimed(b"w.a", vec![assignment(6, 1, "")], at(1));
     assert!(!control.openings(at(1))[0].is_idle);
-    // The environment is there.
+    // The environment is ready.
     control.handle_message(&from(1, b"w.a"), 0, waiting(3, &[], &[alone, other]), at(2));
     assert!(control.openings(at(2)).is_empty());
 }

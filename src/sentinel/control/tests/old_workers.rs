@@ -1,4 +1,4 @@
-//! Workers of the old system.
+//! Tests of workers of the reference system.
 
 use super::*;
 
@@ -27,12 +27,12 @@ fn receipts_of_old_workers_end_what_they_hold_by_the_job_alone() {
     let now = at(0);
     let mut control = with_worker(1, now);
     control.handle_claimed(b"w", vec![assignment(5, 2, "")], now);
-    // A stale one frees nothing; the database decides.
+    // The receipt of an earlier attempt frees no slot. The database decides whether it counts.
     control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
-    assert_eq!(control.held_count(), 1);
+    assert_eq!(control.claim_count(), 1);
     control.handle_message(&from(1, b"w"), 5, conclude(None), now);
-    assert_eq!(control.held_count(), 0);
-    // One of an earlier process ends what that process dispatched.
+    assert_eq!(control.claim_count(), 0);
+    // A receipt for an attempt of an earlier sentinel ends that attempt.
     control.inherit(Attempt::new(7, 4), "stranger", None, now);
     control.handle_message(&from(9, b"stranger"), 7, conclude(None), now);
     let ends: Vec<Attempt> = commit(&mut control)
@@ -70,12 +70,12 @@ fn an_old_worker_of_an_earlier_sentinel_is_remembered_or_asked() {
         control.openings(now)[0].able.capabilities,
         Capabilities::Plugins(vec!["p".into()])
     );
-    assert_eq!(control.held_count(), 1);
+    assert_eq!(control.claim_count(), 1);
     control.handle_message(&from(2, b"new"), 0, heartbeat(None, None), now);
     assert_eq!(kinds(&mut control), ["Reload 0"]);
 }
 
-/// The old system lets a worker choose any routing ID beside its ID.
+/// Workers of the reference system may choose any routing ID in addition to the worker ID.
 #[test]
 fn an_old_worker_with_a_routing_id_of_its_own_is_remembered_by_that() {
     let now = at(0);
@@ -108,13 +108,13 @@ fn an_old_worker_with_a_routing_id_of_its_own_is_remembered_by_that() {
         control.inherit(Attempt::new(9, 2), "w-1", Some(User::parse(ANN)), now);
         control
     };
-    // Idle, busy, and with its receipt as the first word.
+    // Its first message is a HEARTBEAT while idle, one while busy, or a receipt.
     let mut idle = restarted();
     idle.handle_message(&from(1, b"r-1"), 0, heartbeat(None, None), now);
     assert_eq!(idle.openings(now)[0].worker_id, "w-1");
     let mut busy = restarted();
     busy.handle_message(&from(1, b"r-1"), 0, heartbeat(Some(9), None), now);
-    assert_eq!(busy.held_count(), 1);
+    assert_eq!(busy.claim_count(), 1);
     let mut done = restarted();
     done.handle_message(&from(1, b"r-1"), 9, conclude(None), now);
     let changes = done.take_changes();
@@ -127,7 +127,7 @@ fn an_old_worker_with_a_routing_id_of_its_own_is_remembered_by_that() {
         panic!("{changes:?}");
     };
     assert_eq!((*attempt, worker_id.as_str()), (Attempt::new(9, 2), "w-1"));
-    // Not for another user, who knows the routing ID.
+    // Another user who uses the routing ID is not recognized as the worker.
     for payload in [heartbeat(Some(9), None), conclude(None)] {
         let mut control = restarted();
         let bob = Sender {
@@ -143,7 +143,7 @@ fn an_old_worker_with_a_routing_id_of_its_own_is_remembered_by_that() {
     }
 }
 
-/// A worker of another user has had the routing ID before.
+/// A worker of another user had the routing ID before.
 #[test]
 fn a_routing_id_makes_no_worker_one_of_another_user() {
     let now = at(0);
@@ -169,7 +169,7 @@ fn a_routing_id_makes_no_worker_one_of_another_user() {
         control.handle_message(&from, 0, heartbeat(None, None), now);
         assert_eq!(control.openings(now)[0].worker_id, want);
     }
-    // A third user is asked who it is.
+    // A third user is asked for IDENTIFY.
     let mut control = restarted();
     let carl = User::parse("4444444444444444444444444444444444444444 carl");
     let third = Sender {
@@ -178,7 +178,7 @@ fn a_routing_id_makes_no_worker_one_of_another_user() {
     };
     control.handle_message(&third, 0, heartbeat(None, None), now);
     assert_eq!(kinds(&mut control), ["Reload 0"]);
-    // While the last one holds a job, it is its own.
+    // While the last worker with the routing ID holds a job, the routing ID belongs to its user.
     let mut control = restarted();
     control.inherit(Attempt::new(9, 2), "b-1", Some(User::parse(BOB)), now);
     for (text, is_anothers) in [(ANN, true), (BOB, false)] {
@@ -220,7 +220,7 @@ fn the_last_of_two_old_connections_with_one_id_keeps_it() {
     assert_eq!(sent, Some(ANOTHERS));
 }
 
-/// A switch that restarts cuts all connections for longer than a lease.
+/// A network switch that restarts cuts all connections for longer than a lease.
 #[test]
 fn an_old_worker_that_was_away_is_known_when_it_is_heard_again() {
     let mut control = control();

@@ -1,4 +1,4 @@
-//! Jobs that have ended and whose output is to be settled.
+//! Tests of settlements.
 
 use super::*;
 use crate::job::Settlement;
@@ -55,7 +55,7 @@ fn the_worker_that_had_the_job_settles_it_or_any_that_works() {
         assert_eq!(asked.len(), 1);
         assert_eq!(asked[0].0, want);
     }
-    // One that is not connected, or none that is known: each try asks another.
+    // When the last worker is not connected or unknown, each try asks another worker.
     let mut seen = Vec::new();
     for number in [2, 3] {
         let last = (number == 2).then(|| "gone".to_owned());
@@ -77,7 +77,7 @@ fn a_settlement_is_reported_acknowledged_and_asked_for_once() {
     control.handle_unsettled(jobs, at(0));
     assert_eq!(asked(&mut control, at(0)), [(peer(1), vec![job, late])]);
     assert_eq!(control.to_settle(vec![5, 6]), [0; 0], "they are asked for");
-    // What it lists of them is not taken for a job that it must stop.
+    // A settlement that the worker lists is not a job that it must stop.
     let running = request(2, Some(1), &[job]);
     control.handle_message(&from(1, b"w.a"), 0, running, at(1));
     assert_eq!(answers(&mut control, at(1))[0].1.abort, []);
@@ -88,11 +88,11 @@ fn a_settlement_is_reported_acknowledged_and_asked_for_once() {
         control.handle_settled(b"w.a", job, is_done);
         control.handle_message(&from(1, b"w.a"), 0, request(3, Some(2), &[]), at(1));
         assert_eq!(answers(&mut control, at(1))[0].1.acknowledged, [job]);
-        // After a failure it waits.
+        // After a failure the job waits.
         let again: &[i64] = if is_done { &[5] } else { &[] };
         assert_eq!(control.to_settle(vec![5, 6]), again);
     }
-    // Without a word the job is to be asked for again, and the late word is acknowledged.
+    // Without a report the job is asked for again. A late report is acknowledged.
     assert_eq!(control.settles_after(at(61)), Some(0));
     assert_eq!(control.to_settle(vec![6]), [6]);
     control.handle_message(&from(1, b"w.a"), 6, receipt(3, JobStatus::Success), at(62));
@@ -104,7 +104,7 @@ fn a_settlement_is_reported_acknowledged_and_asked_for_once() {
 #[test]
 fn jobs_are_looked_for_in_turn_and_only_while_a_worker_can_settle_them() {
     let mut control = with_process(at(0));
-    let full: Vec<i64> = (1..=limits::SETTLED_PER_TURN as i64).collect();
+    let full: Vec<i64> = (1..=limits::SETTLED_PER_ITERATION as i64).collect();
     assert_eq!(control.to_settle(full.clone()), full);
     assert_eq!(control.settles_after(at(0)), full.last().copied());
     assert_eq!(control.to_settle(vec![100]), [100]);
@@ -113,7 +113,8 @@ fn jobs_are_looked_for_in_turn_and_only_while_a_worker_can_settle_them() {
         Some(0),
         "from the start again"
     );
-    // Workers that stop, are in trouble, or are gone settle nothing; nor do old ones.
+    // Workers that are stopping, in trouble or disconnected settle nothing, and neither do workers of the
+    // reference system.
     for (draining, trouble) in [(true, None), (false, Some("disk".to_owned()))] {
         let mut control = with_process(at(0));
         let state = Payload::Heartbeat(Heartbeat {

@@ -1,4 +1,4 @@
-//! Limits of users.
+//! Tests of limits of users.
 
 use super::*;
 
@@ -57,13 +57,13 @@ fn a_users_slots_are_those_of_all_its_workers_together() {
     join(&mut control, 2, "b", ANN_TOO, 2);
     join(&mut control, 3, "c", BOB, 9);
     assert_eq!(free(&control), pairs(&[("a", 2), ("b", 1), ("c", 9)]));
-    // What runs keeps its slot, also when another worker of the user would come first.
+    // Running jobs keep their slots, also when another worker of the user would come first.
     let jobs = vec![assignment(1, 1, ""), assignment(2, 1, "")];
     control.handle_claimed(b"a", jobs, at(0));
     control.handle_claimed(b"b", vec![assignment(3, 1, "")], at(0));
     join(&mut control, 4, "A", ANN, 5);
     assert_eq!(free(&control), pairs(&[("c", 9)]));
-    // Jobs of a worker that is away may run yet.
+    // Jobs of a disconnected worker may still run.
     control.handle_disconnected(peer(1), b"a", at(0));
     assert_eq!(free(&control), pairs(&[("c", 9)]));
     control.handle_timeout(at(60));
@@ -87,7 +87,7 @@ fn limits_follow_the_list_of_keys() {
         "{changes:?}"
     );
     assert!(!control.may_run("other") && control.may_run("p"));
-    // Jobs that run go on; the slots are not filled again above the limit.
+    // Running jobs continue. Slots above the limit are not filled again.
     for (id, want) in [(1, &[][..]), (2, &[("a", 1)])] {
         let sender = Sender {
             user: Some(user(ANN)),

@@ -1,9 +1,9 @@
-//! Jobs that run alone on a worker, and what they cost others.
+//! Tests of jobs that run alone on a worker, and of their effect on other jobs.
 
 use super::*;
 
 impl Scene {
-    /// Jobs of plugin `p`; those that lost workers with others run alone.
+    /// Queues jobs of plugin `p`. If `runs_alone`, they have been lost with other jobs before.
     fn queue(&self, version_id: i64, ids: std::ops::RangeInclusive<i64>, runs_alone: bool) {
         let shared = i64::from(runs_alone) * limits::SHARED_LOSSES_TOGETHER;
         for job_id in ids {
@@ -14,7 +14,7 @@ impl Scene {
         }
     }
 
-    /// A second passes, in which the workers are heard, and each says what it runs.
+    /// A second passes, in which each worker reports what it runs.
     fn pass(&mut self, workers: &[&str]) {
         self.seconds += 1;
         for worker in workers {
@@ -53,8 +53,8 @@ impl Scene {
     }
 }
 
-/// Two workers with two slots each, whose jobs 1 to 4 last, and behind them jobs that run alone and
-/// jobs that do not.
+/// Two workers with two slots each, which run the long jobs 1 to 4. Behind these, jobs that run alone and
+/// jobs that do not are queued.
 fn full(capabilities: [&[&str]; 2]) -> Scene {
     let mut scene = Scene::new();
     let version_id = scene.deploy("p");
@@ -74,7 +74,7 @@ fn jobs_that_run_alone_empty_one_worker_at_a_time() {
     let both = ["v", "w"];
     let mut scene = full([&["*"], &["p"]]);
     let (of_v, of_w) = (scene.jobs_of("v"), scene.jobs_of("w"));
-    // Each worker gets a free slot. One of them is kept free, the other one is filled.
+    // Each worker gets a free slot. One worker is being emptied, the slot of the other one is filled.
     scene.end("v", of_v[0]);
     scene.end("w", of_w[0]);
     for _ in 0..3 {
@@ -91,7 +91,7 @@ fn jobs_that_run_alone_empty_one_worker_at_a_time() {
     scene.end(emptied, last);
     scene.pass(&both);
     assert_eq!(scene.jobs_of(emptied), [5]);
-    // While one runs alone the other worker is used by the rest.
+    // While one job runs alone, the others run on the other worker.
     for next in [8, 9] {
         let done = scene.jobs_of(other)[0];
         scene.end(other, done);
@@ -99,7 +99,7 @@ fn jobs_that_run_alone_empty_one_worker_at_a_time() {
         assert_eq!(scene.jobs_of(other).len(), 2);
         assert_eq!(scene.status(next), "RUNNING");
     }
-    // The worker is idle after the first, and so ready for the second.
+    // After the first job the worker is idle, so it gets the second one.
     scene.end(emptied, 5);
     scene.pass(&both);
     assert_eq!(scene.jobs_of(emptied), [6]);
@@ -123,7 +123,8 @@ fn a_job_that_runs_alone_takes_an_idle_worker_beside_another_one() {
     assert_eq!(alone, [vec![5], vec![6]]);
 }
 
-/// A worker that cannot run the job is neither emptied for it nor counts as one that is.
+/// A worker that cannot run the job is not emptied for it. If it is being emptied for another job, it does
+/// not count for this one.
 #[test]
 fn workers_are_emptied_for_what_they_may_run() {
     let mut scene = full([&["*"], &["*"]]);
@@ -135,13 +136,13 @@ fn workers_are_emptied_for_what_they_may_run() {
     ));
     let three = ["u", "v", "w"];
     scene.pass(&three);
-    // The idle one takes the job that runs alone, whatever the others wait for.
+    // The idle worker gets the job that runs alone, independent of the workers that are being emptied.
     scene.sql("UPDATE cf_processing_queue SET priority = 10 WHERE id = 21");
     let first = scene.jobs_of("u")[0];
     assert_eq!(first, 20);
 }
 
-/// However many rows run alone, workers that are busy find the others behind them.
+/// Busy workers find the rows behind any number of rows that run alone.
 #[test]
 fn many_rows_that_run_alone_do_not_stall_those_behind_them() {
     let both = ["v", "w"];
@@ -161,8 +162,8 @@ fn many_rows_that_run_alone_do_not_stall_those_behind_them() {
     assert_eq!(scene.status(7), "RUNNING");
 }
 
-/// A worker that runs a job alone does not keep another one from being emptied for jobs of an
-/// environment that it avoids.
+/// A worker that runs a job alone does not prevent another worker from being emptied for jobs of an
+/// environment that the first one avoids.
 #[test]
 fn a_worker_that_avoids_an_environment_is_not_kept_for_it() {
     for (avoids, want) in [(false, 3), (true, 2)] {

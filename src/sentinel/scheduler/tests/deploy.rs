@@ -1,4 +1,4 @@
-//! Deployments beside the other changes of an iteration.
+//! Tests of deployments with the other changes of an iteration.
 
 use super::*;
 use crate::protocol::Deploy;
@@ -8,7 +8,7 @@ use crate::sentinel::publishers::Trust;
 const SOURCE: &str = "MANIFEST = PluginMetadata(pattern='*.csv', topic='sales')\n";
 
 impl Scene {
-    /// DEPLOY of plugin `sales` by a client.
+    /// Passes in a DEPLOY of plugin `sales` by a client.
     fn deploy_over_the_wire(&mut self) {
         self.upload("");
     }
@@ -38,7 +38,7 @@ impl Scene {
     }
 }
 
-/// What a client is answered: the manifest, or the reason.
+/// The answers to the client: the manifest, or the reason.
 fn answers(outgoing: &[Outgoing]) -> Vec<Result<i64, String>> {
     let to_client = outgoing.iter().filter(|message| message.job_id == 7);
     let answer = |message: &Outgoing| match &message.body {
@@ -78,7 +78,7 @@ fn a_deployment_that_the_database_refuses_costs_nothing_else() {
         assert_eq!(scene.status(1), "COMPLETED", "{action}");
         let manifests = "SELECT '' || count(*) FROM cf_plugin_manifest";
         assert_eq!(scene.text(manifests), "1");
-        // Once the trigger is gone it is taken, if not at the first try.
+        // After the trigger is dropped, the deployment is accepted, possibly after several tries.
         scene.sql("DROP TRIGGER no");
         let taken = (0..600).any(|_| {
             scene.deploy_over_the_wire();
@@ -123,10 +123,10 @@ fn workers_are_told_of_a_deployment_in_the_iteration_that_commits_it() {
         "version = 1\n# another\n[options]\n",
     ] {
         scene.upload(lockfile);
-        // No time has passed.
+        // An iteration without time passing.
         let (now, at) = scene.now();
         let outgoing = scene.scheduler.as_mut().unwrap().iterate(now, &at);
-        let told: Vec<(PeerId, &str)> = outgoing
+        let sent: Vec<(PeerId, &str)> = outgoing
             .iter()
             .filter_map(|message| match &message.body {
                 Body::Payload(Payload::Conclude(_)) => Some((message.peer, "conclude")),
@@ -140,7 +140,7 @@ fn workers_are_told_of_a_deployment_in_the_iteration_that_commits_it() {
             .collect();
         let peer = |name: char| PeerId::from_u64(u64::from(name));
         assert_eq!(
-            told,
+            sent,
             [
                 (peer('c'), "conclude"),
                 (peer('x'), "reload"),

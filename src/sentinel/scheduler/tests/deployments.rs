@@ -1,11 +1,11 @@
-//! What is announced to workers of deployments: PREPARE_ENV, RELOAD, and ENV_READY back.
+//! Tests of the announcements of deployments: PREPARE_ENV and RELOAD to workers, and ENV_READY from them.
 
 use super::*;
 use crate::protocol::{EnvReady, ErrorMessage};
 use crate::store::sha256_hex;
 
 impl Scene {
-    /// A program deploys a plugin with a lockfile; gives the lockfile's hash.
+    /// Another program deploys a plugin with a lockfile. Returns the lockfile's hash.
     fn deploys(&self, plugin: &str, lockfile: &str) -> String {
         let hash = sha256_hex(&[lockfile.as_bytes()]);
         let source = format!("# {plugin} {lockfile}");
@@ -20,9 +20,9 @@ impl Scene {
         hash
     }
 
-    /// Two seconds pass: what each worker receives, in order, and a request of each.
-    fn told(&mut self, workers: &[&str]) -> Vec<String> {
-        let mut told = Vec::new();
+    /// Two seconds pass, with a request of each worker. Returns what each worker receives, in order.
+    fn sent(&mut self, workers: &[&str]) -> Vec<String> {
+        let mut sent = Vec::new();
         for _ in 0..2 {
             for message in self.tick() {
                 let is_theirs = |name: &char| PeerId::from_u64(u64::from(*name)) == message.peer;
@@ -33,11 +33,11 @@ impl Scene {
                     Payload::PrepareEnv(prepare) => {
                         let lockfile = &prepare.lockfile_content;
                         assert_eq!(sha256_hex(&[lockfile.as_bytes()]), prepare.env_hash);
-                        told.push(format!("{worker} prepare {lockfile}"));
+                        sent.push(format!("{worker} prepare {lockfile}"));
                     }
-                    Payload::Reload => told.push(format!("{worker} reload")),
+                    Payload::Reload => sent.push(format!("{worker} reload")),
                     Payload::Dispatch(dispatch) => {
-                        told.push(format!("{worker} dispatch {}", dispatch.sinks[0].uri));
+                        sent.push(format!("{worker} dispatch {}", dispatch.sinks[0].uri));
                     }
                     _ => {}
                 }
@@ -52,7 +52,7 @@ impl Scene {
                 self.send_as(worker, 0, Payload::Heartbeat(request));
             }
         }
-        told
+        sent
     }
 
     fn ready(&mut self, worker: &str, hash: &str) {
@@ -84,21 +84,21 @@ fn workers_prepare_environments_when_they_join_and_when_a_plugin_is_deployed() {
     scene.introduce_as("x", &["*"], &[]);
     scene.introduce_as("y", &["pb"], &[]);
     assert_eq!(
-        scene.told(&["x", "y"]),
+        scene.sent(&["x", "y"]),
         ["x prepare lock b", "y prepare lock b", "x prepare lock a"],
         "the newest first, those that it may run, each once"
     );
-    assert_eq!(scene.told(&["x", "y"]), [""; 0]);
+    assert_eq!(scene.sent(&["x", "y"]), [""; 0]);
     scene.ready("x", &a);
     scene.ready("x", &a);
     scene.ready("x", "no hash");
     scene.deploys("pa", "lock c");
-    let told = scene.told(&["x", "y"]);
-    assert_eq!(told, ["x reload", "x prepare lock c"]);
+    let sent = scene.sent(&["x", "y"]);
+    assert_eq!(sent, ["x reload", "x prepare lock c"]);
     let recorded = scene.recorded();
     assert!(recorded.starts_with(&format!("x {} /venvs/x/bin/python 2025-", &a[..8])));
     assert!(!recorded.contains(','), "{recorded}");
-    // It is removed there, and cannot be created again.
+    // The environment is removed on the worker's host, and cannot be created again.
     let failed = ErrorMessage {
         message: "no space".into(),
         traceback: None,
@@ -106,7 +106,7 @@ fn workers_prepare_environments_when_they_join_and_when_a_plugin_is_deployed() {
         env_hash: Some(a.into()),
     };
     scene.send_as("x", 0, Payload::Err(failed));
-    scene.told(&["x", "y"]);
+    scene.sent(&["x", "y"]);
     assert_eq!(scene.recorded(), "");
 }
 
@@ -121,7 +121,7 @@ fn environments_with_waiting_jobs_are_prepared_first_and_a_few_at_once() {
         "INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
          VALUES (1, 'p0', 'QUEUED')",
     );
-    // It takes no job yet.
+    // The worker accepts no job yet.
     scene.introduce_as("x", &["*"], &[]);
     scene.sequence += 1;
     let busy = Heartbeat {
@@ -131,15 +131,15 @@ fn environments_with_waiting_jobs_are_prepared_first_and_a_few_at_once() {
         ..Heartbeat::default()
     };
     scene.send_as("x", 0, Payload::Heartbeat(busy));
-    let told = |scene: &mut Scene| {
-        let mut told = scene.told(&["x"]);
-        told.retain(|line| line.contains("prepare"));
-        told
+    let sent = |scene: &mut Scene| {
+        let mut sent = scene.sent(&["x"]);
+        sent.retain(|line| line.contains("prepare"));
+        sent
     };
-    let mut all = scene.told(&[]);
+    let mut all = scene.sent(&[]);
     assert_eq!(all, ["x prepare lock 0", "x prepare lock 4"]);
     for _ in 0..10 {
-        let more = told(&mut scene);
+        let more = sent(&mut scene);
         assert_eq!(more, [""; 0], "none is ready");
     }
     for round in 0..10 {
@@ -149,16 +149,16 @@ fn environments_with_waiting_jobs_are_prepared_first_and_a_few_at_once() {
         });
         let Some(hash) = hash else { break };
         scene.ready("x", &hash);
-        all.extend(told(&mut scene));
+        all.extend(sent(&mut scene));
     }
     assert_eq!(all.len(), hashes.len(), "{all:?}");
-    // A worker that does not answer gets the next ones in the end.
+    // A worker that does not answer gets the next environments after a time.
     scene.deploys("p1", "lock slow 1");
     scene.deploys("p2", "lock slow 2");
     scene.deploys("p3", "lock slow 3");
     let mut seen = 0;
     for _ in 0..=limits::PREPARE_WAIT.as_secs() {
-        seen += told(&mut scene).len();
+        seen += sent(&mut scene).len();
     }
     assert_eq!(seen, 3);
 }
@@ -176,16 +176,16 @@ fn old_workers_prepare_one_environment_at_a_time_while_they_are_idle() {
             ..Identify::default()
         }),
     );
-    let told = |scene: &mut Scene| scene.told(&[]);
-    assert_eq!(told(&mut scene), ["o prepare lock 1"]);
-    assert_eq!(told(&mut scene), [""; 0]);
+    let sent = |scene: &mut Scene| scene.sent(&[]);
+    assert_eq!(sent(&mut scene), ["o prepare lock 1"]);
+    assert_eq!(sent(&mut scene), [""; 0]);
     scene.ready("o", &sha256_hex(&[b"lock 1"]));
-    assert_eq!(told(&mut scene), ["o prepare lock 0"]);
+    assert_eq!(sent(&mut scene), ["o prepare lock 0"]);
     scene.ready("o", &first);
-    told(&mut scene);
+    sent(&mut scene);
     assert_eq!(scene.recorded().matches("o.a ").count(), 2);
     scene.sql("INSERT INTO cf_topic_config (plugin_name, topic_name, uri) VALUES ('p1', 't', 'x')");
-    assert_eq!(told(&mut scene), ["o reload"]);
+    assert_eq!(sent(&mut scene), ["o reload"]);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_change_of_sinks_reloads_those_that_may_run_the_plugin_and_holds_for_the_nex
     scene.deploys("p", "lock");
     scene.introduce_as("x", &["*"], &[]);
     scene.introduce_as("y", &["other"], &[]);
-    scene.told(&["x", "y"]);
+    scene.sent(&["x", "y"]);
     let changes = [
         "INSERT INTO cf_topic_config (plugin_name, topic_name, uri) \
          VALUES ('p', 'output', 'parquet://a.parquet')",
@@ -206,13 +206,13 @@ fn a_change_of_sinks_reloads_those_that_may_run_the_plugin_and_holds_for_the_nex
     ];
     for change in changes {
         scene.sql(change);
-        assert_eq!(scene.told(&["x", "y"]), ["x reload"], "{change}");
-        // Its answer is no new connection: it is asked for nothing again.
+        assert_eq!(scene.sent(&["x", "y"]), ["x reload"], "{change}");
+        // Its answer to RELOAD is no new connection, so it is not asked again.
         scene.introduce_as("x", &["*"], &[]);
-        assert_eq!(scene.told(&["x", "y"]), [""; 0], "{change}");
+        assert_eq!(scene.sent(&["x", "y"]), [""; 0], "{change}");
     }
     scene.sql("UPDATE cf_plugin_config SET retries = 1");
-    assert_eq!(scene.told(&["x", "y"]), [""; 0], "nothing of theirs");
+    assert_eq!(scene.sent(&["x", "y"]), [""; 0], "nothing of theirs");
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn what_is_known_of_a_worker_stays_when_it_answers_reload() {
     let mut scene = Scene::new();
     scene.deploys("p", "lock");
     scene.introduce_as("x", &["*"], &[]);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     scene.sequence += 1;
     let trouble = Heartbeat {
         running: Some(vec![]),
@@ -241,7 +241,7 @@ fn workers_that_are_gone_for_long_are_forgotten_with_their_environments() {
     let hash = scene.deploys("p", "lock");
     scene.introduce_as("x", &["*"], &[]);
     scene.introduce_as("y", &["*"], &[]);
-    scene.told(&["x", "y"]);
+    scene.sent(&["x", "y"]);
     scene.ready("x", &hash);
     scene.ready("y", &hash);
     scene.tick();
@@ -255,9 +255,9 @@ fn workers_that_are_gone_for_long_are_forgotten_with_their_environments() {
     let (now, _) = scene.now();
     let control = &mut scene.scheduler.as_mut().unwrap().control;
     control.handle_disconnected(PeerId::from_u64('y'.into()), b"y.a", now);
-    scene.told(&["x"]);
-    scene.told(&["x"]);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
+    scene.sent(&["x"]);
+    scene.sent(&["x"]);
     let recorded = scene.recorded();
     assert!(
         recorded.contains("x ") && !recorded.contains("y "),
@@ -270,12 +270,12 @@ fn workers_that_are_gone_for_long_are_forgotten_with_their_environments() {
     let day = 24 * 3600;
     scene.seconds += kept - day;
     scene.introduce_as("x", &["*"], &[]);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     assert_eq!(known(&scene), "x,y,z");
     scene.seconds += 2 * day;
-    // An interval of signs of life passes.
+    // One `SEEN_INTERVAL` passes.
     for _ in 0..limits::SEEN_INTERVAL.as_secs() {
-        scene.told(&["x"]);
+        scene.sent(&["x"]);
     }
     assert!(!known(&scene).contains('y'), "{}", known(&scene));
     assert!(scene.recorded().contains("x "));
@@ -286,18 +286,18 @@ fn what_another_process_of_a_worker_has_reported_as_ready_does_not_count() {
     let mut scene = Scene::new();
     let a = scene.deploys("pa", "lock a");
     scene.introduce_as("x", &["*"], &[]);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     scene.ready("x", &a);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     assert_ne!(scene.recorded(), "");
-    // As after a restart of the sentinel, whose workers introduce themselves again.
+    // After a restart of the sentinel, its workers send IDENTIFY again.
     scene.restart(LEASE);
     assert_eq!(scene.recorded(), "");
     scene.introduce_as("x", &["*"], &[]);
-    assert_eq!(scene.told(&["x"]), ["x prepare lock a"]);
+    assert_eq!(scene.sent(&["x"]), ["x prepare lock a"]);
     assert_eq!(scene.recorded(), "");
     scene.ready("x", &a);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     assert_ne!(scene.recorded(), "");
 }
 
@@ -307,18 +307,18 @@ fn environments_that_a_worker_makes_up_are_not_recorded() {
     let deployed = scene.deploys("p", "lock");
     scene.introduce_as("x", &["none"], &[]);
     scene.introduce_as("y", &["p"], &[]);
-    assert_eq!(scene.told(&["x", "y"]), ["y prepare lock"]);
+    assert_eq!(scene.sent(&["x", "y"]), ["y prepare lock"]);
     for number in 0..3 * limits::WORKER_ENVIRONMENTS_MAX {
         let hash = sha256_hex(&[number.to_string().as_bytes()]);
         scene.ready("x", &hash);
         scene.ready("y", &hash);
     }
-    // Another worker's, by its plugins.
+    // An environment that only another worker should have, by its plugins.
     scene.ready("x", &deployed);
-    scene.told(&["x", "y"]);
+    scene.sent(&["x", "y"]);
     assert_eq!(scene.recorded_count(), "0");
     scene.ready("y", &deployed);
-    assert_eq!(scene.told(&["x", "y"]), [""; 0]);
+    assert_eq!(scene.sent(&["x", "y"]), [""; 0]);
     assert!(
         scene
             .recorded()
@@ -326,15 +326,15 @@ fn environments_that_a_worker_makes_up_are_not_recorded() {
     );
 }
 
-/// Each change would be written.
+/// Otherwise each change would be written.
 #[test]
 fn an_environment_that_is_reported_as_failed_and_as_ready_in_turns_is_recorded_a_few_times() {
     let mut scene = Scene::new();
     let hash = scene.deploys("p", "lock");
     scene.introduce_as("x", &["p"], &[]);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     scene.ready("x", &hash);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     assert_eq!(scene.recorded_count(), "1");
     for _ in 0..2 * limits::ENVIRONMENT_FLIPS_MAX {
         let failed = ErrorMessage {
@@ -346,11 +346,11 @@ fn an_environment_that_is_reported_as_failed_and_as_ready_in_turns_is_recorded_a
         scene.send_as("x", 0, Payload::Err(failed));
         scene.ready("x", &hash);
     }
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     assert_eq!(scene.recorded_count(), "0");
     scene.seconds += limits::ENVIRONMENT_RETRY_AFTER.as_secs();
     scene.ready("x", &hash);
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     assert_eq!(scene.recorded_count(), "1");
 }
 
@@ -359,12 +359,12 @@ fn an_environment_of_before_a_restart_of_the_sentinel_is_recorded_unasked() {
     let mut scene = Scene::new();
     let hash = scene.deploys("p", "lock");
     scene.introduce_as("x", &["p"], &[]);
-    assert_eq!(scene.told(&["x"]), ["x prepare lock"]);
+    assert_eq!(scene.sent(&["x"]), ["x prepare lock"]);
     scene.restart(LEASE);
-    scene.told(&[]);
+    scene.sent(&[]);
     scene.introduce_as("x", &["p"], &[]);
     scene.ready("x", &hash);
-    assert_eq!(scene.told(&["x"]), [""; 0]);
+    assert_eq!(scene.sent(&["x"]), [""; 0]);
     assert!(scene.recorded().starts_with(&format!("x {}", &hash[..8])));
 }
 
@@ -382,7 +382,7 @@ fn rows_of_a_worker_that_is_asked_for_many_environments_are_bounded() {
         control.prepare(b"x.a", &hash, &number.to_string(), now);
         scene.ready("x", &hash);
     }
-    scene.told(&["x"]);
+    scene.sent(&["x"]);
     assert_eq!(scene.recorded_count(), most.to_string());
     let last = &hash_of(most + 99)[..8];
     assert!(scene.recorded().contains(last), "the last one is known");

@@ -1,9 +1,9 @@
-//! What a worker of the old system is known by after a restart of the sentinel.
+//! Tests of how workers of the reference system are recognized after a restart of the sentinel.
 
 use super::*;
 use crate::job::User;
 
-/// An old worker is heard by a routing ID that another one has had before it.
+/// A worker of the reference system has a routing ID that another worker had before.
 #[test]
 fn a_routing_id_is_that_of_the_last_worker_that_had_it() {
     let (ann, bob) = (User::parse("ann"), User::parse("bob"));
@@ -15,7 +15,7 @@ fn a_routing_id_is_that_of_the_last_worker_that_had_it() {
     for ids in [["a1", "a0"], ["a0", "a1"], ["a0", "R"]] {
         for users in users {
             let mut scene = Scene::new();
-            let heard = |scene: &mut Scene, user: Option<&User>, payload: Payload<'_>| {
+            let receive = |scene: &mut Scene, user: Option<&User>, payload: Payload<'_>| {
                 let (now, at) = scene.now();
                 let from = Sender {
                     peer: PeerId::from_u64(1),
@@ -33,7 +33,7 @@ fn a_routing_id_is_that_of_the_last_worker_that_had_it() {
                     worker_id: Some(id.into()),
                     ..Identify::default()
                 };
-                heard(&mut scene, user, Payload::Identify(identify));
+                receive(&mut scene, user, Payload::Identify(identify));
                 let (now, _) = scene.now();
                 let control = &mut scene.scheduler.as_mut().unwrap().control;
                 control.handle_disconnected(PeerId::from_u64(1), b"R", now);
@@ -42,7 +42,7 @@ fn a_routing_id_is_that_of_the_last_worker_that_had_it() {
                 }
             }
             scene.restart(LEASE);
-            heard(
+            receive(
                 &mut scene,
                 users[1],
                 Payload::Heartbeat(Heartbeat::default()),

@@ -68,10 +68,10 @@ fn handshake_at_every_split(client: &Arc<Config>, server: &Arc<Config>) {
             queue.push(&[b"a", b"", b"message"]);
         }
         loop {
-            let mut said = false;
+            let mut answered = false;
             for (from, to) in [(0, 1), (1, 0)] {
                 let bytes = output(&mut sides[from], &mut queues[from]);
-                said |= !bytes.is_empty();
+                answered |= !bytes.is_empty();
                 let steps = [if cut == 0 { 1 } else { cut }, bytes.len().max(1)];
                 let steps = if cut == 0 { &steps[..1] } else { &steps[..] };
                 let new = feed(&mut sides[to], &bytes, steps, now);
@@ -79,7 +79,7 @@ fn handshake_at_every_split(client: &Arc<Config>, server: &Arc<Config>) {
                 seen[to].messages.extend(new.messages);
                 assert_eq!(new.error, None, "cut {cut}");
             }
-            if !said {
+            if !answered {
                 break;
             }
         }
