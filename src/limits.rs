@@ -250,6 +250,13 @@ pub const STORE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub const CAPABILITIES_MAX: usize = 10_000;
 /// Bytes of these names. The database keeps them for each worker that it remembers.
 pub const CAPABILITIES_SIZE_MAX: usize = 256 << 10;
+/// Memory for the names of all workers, divided by the number of connected workers. A list needs at most its
+/// share; each name needs [`CAPABILITY_OVERHEAD`] bytes beside its own.
+pub const CAPABILITIES_TOTAL_SIZE_MAX: usize = 64 << 20;
+/// Memory of a name beside its bytes.
+pub const CAPABILITY_OVERHEAD: usize = 100;
+/// Bytes of the names of a worker that is offline. Of a longer list the database keeps none.
+pub const CAPABILITIES_OFFLINE_SIZE_MAX: i64 = 4 << 10;
 /// Bytes of a message of a worker that is not a receipt. It lists attempts and environments.
 pub const WORKER_MESSAGE_SIZE_MAX: usize = 1 << 20;
 /// Bytes of messages that a sentinel receives per event-loop iteration.

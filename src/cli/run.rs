@@ -43,10 +43,11 @@ use crate::plugin::environment;
 use crate::plugin::request::Request;
 use crate::plugin::resolve::{Hosts, lockfile};
 use crate::reactor::Endpoint;
+use crate::sandbox::Mode;
 use crate::sentinel::{self, Sentinel};
 use crate::sink::{Root, RootOptions};
 use crate::store::Deploy;
-use crate::worker::{self, Worker};
+use crate::worker::{self, SandboxOptions, Worker};
 
 pub(super) const COMMAND: Command = Command {
     name: "casparian run",
@@ -247,6 +248,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     for line in &found.warnings {
         print_line(format_args!("casparian: {line}"));
     }
+    if let Some(sandbox) = &worker_options.sandbox {
+        check_sandbox(sandbox)?;
+    }
     interruptible(&interrupted)?;
     let mut progress = Progress::new((found.files.len() + found.left_out.len()) as u64, json);
     let mut queue = Queue::new(&database, outage_max, &interrupted);
@@ -416,6 +420,23 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     } else {
         Ok(())
     }
+}
+
+/// Reports what the kernel lacks for the sandbox of this run. Fails where the strict one is not available.
+fn check_sandbox(sandbox: &SandboxOptions) -> Result<(), Failure> {
+    match (sandbox.mode, sandbox.support.strict_lacks()) {
+        (Mode::Off, _) => return Ok(()),
+        (Mode::Strict, Some(reason)) => {
+            return Err(failed(format!(
+                "--sandbox strict is not available here: {reason}"
+            )));
+        }
+        (Mode::On | Mode::Strict, _) => {}
+    }
+    for missing in sandbox.support.lacks() {
+        print_line(format_args!("casparian: sandbox: {missing}"));
+    }
+    Ok(())
 }
 
 fn open_sentinel(

@@ -43,6 +43,7 @@ import base64
 import io
 import json
 import mmap
+import _thread
 import os
 import socket
 import struct
@@ -84,6 +85,14 @@ FRAME_WAIT = 30
 STRAYS_WAIT = 1.0
 
 
+def has_handlers():
+    """True if the plugin has set handlers of signals that are Python functions."""
+    import signal
+
+    own = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+    return any(signal.getsignal(number) not in own for number in range(1, signal.NSIG))
+
+
 class Bridge:
     """The connection to the worker."""
 
@@ -99,6 +108,8 @@ class Bridge:
         self.rows = 0
         # Held while a frame is sent by any thread. Nothing is sent after the end.
         self.lock = threading.Lock()
+        # The thread that sends a frame, by its ID.
+        self.sender = None
         self.over = False
         self.failed = False
         # Threads that have sent data, and warnings that were logged.
@@ -111,12 +122,44 @@ class Bridge:
         self.broken = False
 
     def write(self, *parts):
+        """Sends all parts, also where a signal handler of the plugin raises an exception meanwhile: it is
+        raised after them. Python runs handlers in the main thread alone."""
+        if threading.current_thread() is not threading.main_thread() or not has_handlers():
+            return self.send_all(parts)
+        begun, wake, ended, failures = threading.Lock(), threading.Lock(), [], []
+        wake.acquire()
+
+        def send():
+            # An interrupted start is repeated: one of the threads sends.
+            if begun.acquire(blocking=False):
+                self.send_all(parts, failures)
+                ended.append(True)
+                wake.release()
+
+        interruption = None
+        while not ended:
+            try:
+                if not begun.locked():
+                    _thread.start_new_thread(send, ())
+                # An exception may be raised after it was acquired.
+                wake.acquire(timeout=0.1)
+            except BaseException as error:  # of a handler, or no thread can be started
+                if str(error) == "can't start new thread":
+                    send()
+                else:
+                    interruption = interruption or error
+        for error in failures + [interruption] * (interruption is not None):
+            raise error
+
+    def send_all(self, parts, failures=None):
         try:
             for part in parts:
                 self.socket.sendall(part)
-        except (BrokenPipeError, ConnectionResetError):
-            self.broken = True
-            raise
+        except Exception as error:
+            self.broken |= isinstance(error, (BrokenPipeError, ConnectionResetError))
+            if failures is None:
+                raise
+            failures.append(error)
 
     def send(self, data, topic=None):
         """Sends what a plugin returned, yielded or published. Each table is sent as soon as it is
@@ -142,12 +185,19 @@ class Bridge:
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
         frame = sink.getvalue()
+        if self.sender == threading.get_ident():
+            raise RuntimeError(
+                "a signal handler or finaliser published while its thread publishes: publish when that returns")
         with self.lock:
-            if self.over:
-                self.refuse_late()
-            self.publishers.add(threading.current_thread())
-            self.write(struct.pack("!I", frame.size), memoryview(frame))
-            self.rows += batch.num_rows
+            self.sender = threading.get_ident()
+            try:
+                if self.over:
+                    self.refuse_late()
+                self.publishers.add(threading.current_thread())
+                self.write(struct.pack("!I", frame.size), memoryview(frame))
+                self.rows += batch.num_rows
+            finally:
+                self.sender = None
 
     def refuse_late(self):
         """Refuses data after the end of the output. A job that has not failed can then fail only by its exit

@@ -97,7 +97,10 @@ def array_of_values(values, pa, from_pandas=None):
 
 def is_object(values):
     """True for arrays and series whose values are Python objects."""
-    return getattr(getattr(values, "dtype", None), "kind", None) == "O" and hasattr(values.dtype, "itemsize")
+    dtype = getattr(values, "dtype", None)
+    # The values of pandas.ArrowDtype are Arrow's, whatever its kind.
+    has_objects = getattr(dtype, "kind", None) == "O" and hasattr(dtype, "itemsize")
+    return has_objects and type(dtype).__name__ != "ArrowDtype"
 
 
 def with_none(value, gaps=frozenset(), path=()):

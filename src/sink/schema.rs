@@ -91,12 +91,18 @@ fn shown_field(field: &Field) -> String {
     }
 }
 
-/// A type in the notation of SQL and Arrow users, without the names of list items and without
-/// nullability.
+/// The type of a field of a struct or of the items of a list. Readers of several files fail if one of them has
+/// nulls there and another one may not.
+fn shown_inner(field: &Field) -> String {
+    let not_null = if field.is_nullable() { "" } else { " not null" };
+    format!("{}{not_null}", shown_field(field))
+}
+
+/// A type in the notation of SQL and Arrow users, without the names of list items.
 fn shown(kind: &DataType) -> String {
     let fields = |fields: &[std::sync::Arc<Field>]| {
         let fields = fields.iter();
-        let fields = fields.map(|field| format!("{}: {}", field.name(), shown_field(field)));
+        let fields = fields.map(|field| format!("{}: {}", field.name(), shown_inner(field)));
         fields.collect::<Vec<_>>().join(", ")
     };
     match kind {
@@ -113,10 +119,16 @@ fn shown(kind: &DataType) -> String {
                 None => unit,
             }
         }
-        DataType::List(item) | DataType::LargeList(item) => format!("list<{}>", shown_field(item)),
-        DataType::FixedSizeList(item, size) => format!("list<{}>[{size}]", shown_field(item)),
+        DataType::List(item) | DataType::LargeList(item) => format!("list<{}>", shown_inner(item)),
+        DataType::FixedSizeList(item, size) => format!("list<{}>[{size}]", shown_inner(item)),
         DataType::Dictionary(_, values) => shown(values),
-        DataType::Map(entry, _) => format!("map<{}>", shown(entry.data_type())),
+        DataType::Map(entry, _) => match entry.data_type() {
+            DataType::Struct(inner) => {
+                let inner: Vec<String> = inner.iter().map(|field| shown_field(field)).collect();
+                format!("map<{}>", inner.join(", "))
+            }
+            other => format!("map<{}>", shown(other)),
+        },
         DataType::Struct(inner) => format!("struct<{}>", fields(inner)),
         other => other.to_string().to_lowercase(),
     }
@@ -138,6 +150,10 @@ mod tests {
             (DataType::LargeUtf8, "string"),
             (list("item"), "list<int64>"),
             (DataType::Struct(pair), "struct<a: double, b: list<int64>>"),
+            (
+                DataType::Struct(vec![Field::new("a", DataType::Int64, false)].into()),
+                "struct<a: int64 not null>",
+            ),
             (
                 DataType::Timestamp(TimeUnit::Microsecond, None),
                 "timestamp(µs)",

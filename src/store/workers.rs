@@ -169,8 +169,10 @@ impl Transaction<'_> {
     /// deleted, because its next process reports them again.
     pub fn worker_offline(&mut self, worker_id: &str, now_ms: i64) -> Result<(), Error> {
         let session = "UPDATE cf_worker_session SET status = 'OFFLINE', last_seen_ms = ?2, \
+             capabilities = iif(length(capabilities) > ?3, '[]', capabilities), \
              environments = NULL WHERE worker_id = ?1";
-        self.change_worker(worker_id, session, params![worker_id, now_ms])?;
+        let size_max = limits::CAPABILITIES_OFFLINE_SIZE_MAX;
+        self.change_worker(worker_id, session, params![worker_id, now_ms, size_max])?;
         self.forget_environments(worker_id)?;
         let node = "UPDATE cf_worker_node SET status = 'OFFLINE', last_heartbeat = ?2 \
              WHERE (hostname, pid) IN (SELECT hostname, coalesce(pid, 0) \
@@ -180,9 +182,9 @@ impl Transaction<'_> {
 
     /// Notes that no worker is connected, for a sentinel that has just started.
     pub fn all_workers_offline(&mut self, now_ms: i64) -> Result<(), Error> {
-        let sessions = "UPDATE cf_worker_session SET status = 'OFFLINE', environments = NULL \
-             WHERE status = 'ONLINE'";
-        self.change_rows(sessions, [])?;
+        let sessions = "UPDATE cf_worker_session SET status = 'OFFLINE', environments = NULL, \
+             capabilities = iif(length(capabilities) > ?1, '[]', capabilities) WHERE status = 'ONLINE'";
+        self.change_rows(sessions, [limits::CAPABILITIES_OFFLINE_SIZE_MAX])?;
         self.change_rows("DELETE FROM cf_worker_environment", [])?;
         let nodes = "UPDATE cf_worker_node SET status = 'OFFLINE', last_heartbeat = ?1 \
              WHERE status = 'ONLINE'";

@@ -436,6 +436,14 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
         stdout(&output),
         stderr(&output)
     );
+    let lacks_namespaces = matches!(by, By::Unprivileged) && mode != "off";
+    let reports = stderr(&output).contains("sandbox: no mount namespace");
+    assert_eq!(
+        reports,
+        lacks_namespaces,
+        "{mode} {by:?}: {}",
+        stderr(&output)
+    );
     for made in ["new.parquet", "linked"] {
         let made = out.join(made);
         let is_open = mode == "off" || (mode == "on" && matches!(by, By::Unprivileged));
@@ -883,6 +891,10 @@ fn key_files_that_come_later_are_kept_from_the_next_job() {
         write("new");
         fs::rename(path("new"), path("list")).unwrap();
         assert_eq!(run(2), Some(11 + 20 + 20), "{start}");
+        // The number of its inode may be given again.
+        fs::remove_file(path("list")).unwrap();
+        write("list");
+        assert_eq!(run(3), Some(11 + 3 * 20), "{start}");
     }
 }
 

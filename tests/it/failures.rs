@@ -875,3 +875,35 @@ fn settings_that_cannot_be_read_fail_the_job() {
         }
     }
 }
+
+/// A limit of time for each part, as packages of decorators set it: the frame is sent all the same.
+#[test]
+fn an_exception_of_a_signal_handler_cuts_no_frame() {
+    let source = |handler: &str, rest: &str| {
+        format!(
+            "import pyarrow as pa, signal, array\nDATA = pa.array(array.array('d', bytes(4_000_000)))\nclass Slow(Exception): pass\nclass Handler:\n    def configure(self, ctx, config):\n        self.ctx = ctx\n    def slow(self, *_):\n        {handler}\n    def execute(self, path):\n        signal.signal(signal.SIGALRM, self.slow)\n        late = 0\n        for part in range(40):\n            signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * (part % 20))\n            try:\n                self.ctx.publish('m', pa.table({{'a': DATA}}))\n            {rest}\n            finally:\n                signal.setitimer(signal.ITIMER_REAL, 0)\n        print('late', late)\n"
+        )
+    };
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "1", "--plugin-start", start]);
+        let input = rig.path("in");
+        let raises = source("raise Slow()", "except Slow: late += 1");
+        let job = rig.dispatcher.dispatch(&raises, &input, "");
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.status, JobStatus::Success, "{start}: {receipt:?}");
+        assert!(!receipt.log_tail.unwrap().contains("late 0\n"), "{start}");
+        // A publish within a publish of the same thread would wait for itself.
+        let publishes = source(
+            "self.ctx.publish('m', pa.table({'a': [1.0]}))",
+            "except Slow: pass",
+        );
+        let job = rig.dispatcher.dispatch(&publishes, &input, "");
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.cause, Some(Cause::Plugin), "{start}: {receipt:?}");
+        let line = first_line(&receipt);
+        assert!(
+            line.contains("a signal handler or finaliser published"),
+            "{start}: {line}"
+        );
+    }
+}

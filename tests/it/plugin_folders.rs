@@ -247,6 +247,18 @@ fn a_folder_that_cannot_be_a_plugin_is_refused_with_the_reason() {
         ),
         (
             "sales",
+            &[
+                (
+                    "a.py",
+                    "# /// script\n# requires-python = \">=3.9\"\n# ///\nclass Handler: pass\n",
+                ),
+                ("pyproject.toml", "[tool.casparian]\nsandbox = \"strict\"\n"),
+            ],
+            nothing,
+            "[tool.casparian] has settings, and the entry file has inline metadata",
+        ),
+        (
+            "sales",
             &[("b.py", handler)],
             nothing,
             "several files define class Handler (a.py, b.py)",

@@ -23,10 +23,21 @@ fn is_too_long(attempts: &[Attempt]) -> bool {
     attempts.len() > limits::LISTED_ATTEMPTS_MAX
 }
 
-/// Why an IDENTIFY is refused, as a text for the worker's operator.
-pub(super) fn refuse_identify(identify: &Identify<'_>) -> Option<String> {
+/// Why an IDENTIFY is refused, as a text for the worker's operator. `workers`: how many are connected.
+pub(super) fn refuse_identify(identify: &Identify<'_>, workers: usize) -> Option<String> {
     let names = &identify.capabilities;
     let size: usize = names.iter().map(String::len).sum();
+    let memory = size.saturating_add(names.len().saturating_mul(limits::CAPABILITY_OVERHEAD));
+    let share = limits::CAPABILITIES_TOTAL_SIZE_MAX / workers.max(1);
+    if memory > share {
+        return Some(format!(
+            "the worker lists {} plugins in {size} bytes, more than its share of the memory for such lists \
+             ({share} bytes, with {} bytes a name beside its own): {workers} workers are connected; list \
+             fewer, or * for any",
+            names.len(),
+            limits::CAPABILITY_OVERHEAD
+        ));
+    }
     if names.len() > limits::CAPABILITIES_MAX || size > limits::CAPABILITIES_SIZE_MAX {
         return Some(format!(
             "the worker lists {} plugins in {size} bytes; at most {} in {} bytes are taken, or * \

@@ -139,7 +139,7 @@ impl Control {
         identify: &Identify<'_>,
         now: BootTime,
     ) -> Option<&'static str> {
-        if let Some(why) = caps::refuse_identify(identify) {
+        if let Some(why) = caps::refuse_identify(identify, self.workers.len()) {
             log::warn!("{} was refused: {why}", printable(from.routing_id));
             self.send_error(from.peer, 0, why, true);
             return None;

@@ -36,6 +36,39 @@ fn a_worker_with_too_many_plugins_is_refused_with_the_reason() {
     }
 }
 
+/// A peer may connect under many worker IDs: what their lists need together is bounded.
+#[test]
+fn the_lists_of_many_workers_are_bounded_together() {
+    let mut control = control();
+    let names = |worker: u64| -> Vec<String> {
+        (0..5_000)
+            .map(|number| format!("{worker:04}-{number:04}"))
+            .collect()
+    };
+    let mut size = 0;
+    for worker in 0..1_000 {
+        let id = format!("w{worker}");
+        control.handle_message(
+            &from(worker, id.as_bytes()),
+            0,
+            identify_with(names(worker)),
+            at(0),
+        );
+        let online = control.online_count();
+        size = online * 5_000 * (9 + limits::CAPABILITY_OVERHEAD);
+    }
+    assert!(size <= 2 * limits::CAPABILITIES_TOTAL_SIZE_MAX, "{size}");
+    // A short list is accepted all the same.
+    let before = control.online_count();
+    control.handle_message(
+        &from(5_000, b"short"),
+        0,
+        identify_with(vec!["p".to_owned()]),
+        at(0),
+    );
+    assert_eq!(control.online_count(), before + 1);
+}
+
 #[test]
 fn lists_longer_than_a_workers_can_be_are_refused() {
     let long: Vec<Attempt> = (0..=limits::LISTED_ATTEMPTS_MAX as i64)
