@@ -46,6 +46,8 @@ pub const SECRET_KEY_MARKS: [&str; 2] = [
 ];
 /// Bytes of a list of authorized keys: about ten thousand lines.
 pub const AUTHORIZED_KEYS_SIZE_MAX: u64 = 1 << 20;
+/// Age from which a file's or folder's time of modification shows that nothing has changed since.
+pub const FILE_TIME_STEP: Duration = Duration::from_secs(2);
 /// Files in a protected folder that are checked for secret keys and databases, which are hidden from plugins.
 pub const PROTECTED_FILES_MAX: usize = 1_000;
 /// Sentinels of a user whose key files the user's workers hide from plugins.
@@ -201,7 +203,7 @@ pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// If more time than this passes between two iterations of a sentinel, without its own work, the sentinel,
 /// its host or its disk was suspended. That time does not count for leases, because the requests of workers
 /// waited meanwhile.
-pub const AWAY_AFTER: Duration = Duration::from_millis(2500);
+pub const SUSPENDED_AFTER: Duration = Duration::from_millis(2500);
 /// How often RUNNING rows are compared with the attempts of workers when no other program has committed.
 pub const CLAIMS_POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Expired leases that are processed per transaction.
@@ -294,7 +296,7 @@ pub const WORKER_SESSION_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const INFRA_RETRIES_MAX: u32 = 10;
 /// Attempts of a job in a row that may fail because the content of the input is not that of the file
 /// version, and are repeated. The pauses between them add up to 7 s.
-pub const INPUT_MOVES_MAX: i64 = 4;
+pub const VERSION_CHANGES_MAX: i64 = 4;
 /// Bytes of a content hash in the catalogue that is sent to workers. Casparian's hashes have 64 hex digits.
 pub const CONTENT_HASH_SIZE_MAX: usize = 256;
 /// Retries of a job whose input changes while it runs. An input may change without end.
@@ -329,7 +331,7 @@ pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
 /// Longest time for which they are skipped.
 pub const REFUSED_ROWS_PAUSE_MAX: Duration = Duration::from_secs(160);
 /// How many of them are tried again at a time, once a second, so that other rows do not wait for them.
-pub const FORGIVEN_PER_TRANSACTION: usize = 1000;
+pub const RETRIED_PER_TRANSACTION: usize = 1000;
 /// Attempts of a job in a row during which another program changed the row. After more of them the job is
 /// claimed again only after a pause.
 pub const STRAY_ATTEMPTS_MAX: u32 = 2;

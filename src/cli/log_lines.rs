@@ -118,7 +118,7 @@ impl<T: FnMut(&[u8]) -> usize> Lines<T> {
     }
 
     /// Writes the number of dropped lines at the position where they are missing.
-    fn own_up(&mut self) -> bool {
+    fn report_dropped(&mut self) -> bool {
         if self.dropped == 0 {
             return true;
         }
@@ -138,7 +138,7 @@ impl<T: FnMut(&[u8]) -> usize> Lines<T> {
 /// Accepts one line per write. Never fails.
 impl<T: FnMut(&[u8]) -> usize> io::Write for Lines<T> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if !self.own_up() || !self.put(line) {
+        if !self.report_dropped() || !self.put(line) {
             self.dropped += 1;
         }
         Ok(line.len())

@@ -41,7 +41,7 @@ mod publish;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod run;
 mod security;
-mod serve;
+mod services;
 mod stderr;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod summary;
@@ -199,7 +199,7 @@ pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode 
     hide_memory();
     finish(
         "casparian-sentinel",
-        serve::sentinel(&serve::SENTINEL, arguments),
+        services::sentinel(&services::SENTINEL, arguments),
     )
 }
 
@@ -213,7 +213,10 @@ pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     stderr::report_panics();
     set_up_signals();
     hide_memory();
-    finish("casparian-worker", serve::worker(&serve::WORKER, arguments))
+    finish(
+        "casparian-worker",
+        services::worker(&services::WORKER, arguments),
+    )
 }
 
 /// True for the argument with which a program runs a plugin's interpreter in its sandbox.
@@ -258,8 +261,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         "workers" => operate::workers(arguments),
         "fsck" => fsck::main(arguments),
         "env" => env::main(arguments),
-        "sentinel" => serve::sentinel(&serve::CASPARIAN_SENTINEL, arguments),
-        "worker" => serve::worker(&serve::CASPARIAN_WORKER, arguments),
+        "sentinel" => services::sentinel(&services::CASPARIAN_SENTINEL, arguments),
+        "worker" => services::worker(&services::CASPARIAN_WORKER, arguments),
         "keygen" => security::keygen(arguments),
         "sign" => publish::sign(arguments),
         "-h" | "--help" | "help" => Err(Refusal::Help(overview()).into()),
@@ -307,8 +310,8 @@ fn commands() -> Vec<&'static args::Command> {
         &operate::WORKERS,
         &fsck::COMMAND,
         &env::COMMAND,
-        &serve::CASPARIAN_SENTINEL,
-        &serve::CASPARIAN_WORKER,
+        &services::CASPARIAN_SENTINEL,
+        &services::CASPARIAN_WORKER,
         &security::KEYGEN,
         &publish::SIGN,
     ]

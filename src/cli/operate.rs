@@ -134,7 +134,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     if typed.has("new-identity") {
         let _lock = lock_database(&path, Open::Existing).map_err(failed_in(&path))?;
         let mut store = Store::open(&path, Open::Existing).map_err(failed_in(&path))?;
-        let (count, jobs) = store.without_word(10).map_err(failed_in(&path))?;
+        let (count, jobs) = store.unreported_output(10).map_err(failed_in(&path))?;
         let id = store.new_identity().map_err(failed_in(&path))?;
         let done = format!("{} has the identity {id}", path.display());
         let mut text = format!("{done}\n");

@@ -139,19 +139,19 @@ pub(super) const COMMAND: Command = Command {
             value: Some("HOW"),
             help: "warm: fork from an interpreter that has done its imports\n(default); spawn: a fresh interpreter each",
         },
-        super::serve::QUOTA_FLAGS[0],
-        super::serve::QUOTA_FLAGS[1],
-        super::serve::QUOTA_FLAGS[2],
-        super::serve::QUOTA_FLAGS[3],
-        super::serve::QUOTA_FLAGS[4],
-        super::serve::QUOTA_FLAGS[5],
-        super::serve::QUOTA_FLAGS[6],
-        super::serve::ENV_CACHE_FLAG,
-        super::serve::NO_BUILD_FLAG,
-        super::serve::JOB_BUFFER_FLAG,
-        super::serve::CELL_MAX_FLAG,
-        super::serve::SANDBOX_FLAG,
-        super::serve::PROTECT_FLAG,
+        super::services::QUOTA_FLAGS[0],
+        super::services::QUOTA_FLAGS[1],
+        super::services::QUOTA_FLAGS[2],
+        super::services::QUOTA_FLAGS[3],
+        super::services::QUOTA_FLAGS[4],
+        super::services::QUOTA_FLAGS[5],
+        super::services::QUOTA_FLAGS[6],
+        super::services::ENV_CACHE_FLAG,
+        super::services::NO_BUILD_FLAG,
+        super::services::JOB_BUFFER_FLAG,
+        super::services::CELL_MAX_FLAG,
+        super::services::SANDBOX_FLAG,
+        super::services::PROTECT_FLAG,
         Flag {
             long: "json",
             short: None,
@@ -201,7 +201,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     silence::watch(&output, outage_max, interrupted.clone())?;
     let nowhere = Endpoint::Ipc(PathBuf::new());
     let mut worker_options = worker::Options::new(nowhere, output.clone());
-    super::serve::worker_options(&COMMAND, &typed, &mut worker_options)?;
+    super::services::worker_options(&COMMAND, &typed, &mut worker_options)?;
     worker_options.share_output = typed.has("share-output");
     worker_options.closed_output = true;
     worker_options.owns_process = true;
@@ -325,7 +325,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     for item in &items {
         report(&mut progress, item);
     }
-    super::serve::raise_worker_descriptor_limit();
+    super::services::raise_worker_descriptor_limit();
     let mut is_pruned = false;
     let mut pass = |items: &mut [Item], progress: &mut Progress| -> Result<bool, End> {
         if items.iter().any(Item::is_waiting) {

@@ -86,7 +86,7 @@ fn is_old(path: &Path) -> bool {
 
 /// A number that changes when a sentinel of the user with key files starts or ends, or when one of these
 /// files or of `more` is replaced by another file.
-pub(crate) fn state<'a>(home: &Path, more: impl Iterator<Item = &'a Path>) -> u64 {
+pub(crate) fn state(home: &Path, more: &[PathBuf]) -> u64 {
     let mut keys = KeysInUse::default();
     let entries = fs::read_dir(folder(home)).into_iter().flatten().flatten();
     let mut notes: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
@@ -102,17 +102,12 @@ pub(crate) fn state<'a>(home: &Path, more: impl Iterator<Item = &'a Path>) -> u6
     }
     let mut hasher = DefaultHasher::new();
     notes.hash(&mut hasher);
-    let mut add = |path: &Path| {
+    for path in keys.secret.iter().chain(&keys.lists).chain(more) {
         let found = fs::metadata(path).ok();
         // An inode number is given again once its file is removed.
         let found = found.map(|found| (found.dev(), found.ino(), found.created().ok()));
         (path, found).hash(&mut hasher);
-    };
-    keys.secret
-        .iter()
-        .chain(&keys.lists)
-        .for_each(|path| add(path));
-    more.for_each(add);
+    }
     hasher.finish()
 }
 

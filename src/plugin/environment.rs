@@ -370,7 +370,7 @@ fn build(
         .args(step.configure(&settings)?);
     venv.args(["--python", &python::supported(requires_python.as_deref())]);
     tools
-        .run_own(&step, venv.arg(target), "uv venv")
+        .run_trusted(&step, venv.arg(target), "uv venv")
         .map_err(|error| python::explained(uv, tools, requires_python.as_deref(), None, error))?;
     made(target, "bin/python", "uv venv")?;
     let python = target.join("bin/python");

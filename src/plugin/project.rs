@@ -9,7 +9,7 @@ use super::script::{self, Error, Script};
 pub const FILE: &str = "pyproject.toml";
 
 /// Keys of `[tool.uv]` that do not affect what an environment of the dependencies contains.
-const WITHOUT_MEANING: &[&str] = &[
+const IGNORED_KEYS: &[&str] = &[
     "build-backend",
     "cache-keys",
     "check-url",
@@ -97,7 +97,7 @@ pub fn read(text: &str) -> Result<Project, Error> {
     kept.extend(tool.remove("uv").map(|uv| ("uv".to_owned(), uv)));
     let tool = Value::Table(kept).try_into();
     let mut tool: script::Tool = tool.map_err(|error| wrong("[tool]", error))?;
-    tool.uv.retain(|key, _| !WITHOUT_MEANING.contains(&key));
+    tool.uv.retain(|key, _| !IGNORED_KEYS.contains(&key));
     let table = script::Table {
         dependencies: metadata.dependencies,
         requires_python: metadata.requires_python,

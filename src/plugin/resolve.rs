@@ -159,7 +159,7 @@ impl Resolver<'_> {
                 &python::supported(self.requires_python.as_deref()),
             ])
             .arg(step.path().join("it"));
-        match self.tools.run_own(&step, &venv, "uv venv") {
+        match self.tools.run_trusted(&step, &venv, "uv venv") {
             Ok(()) => Ok(None),
             Err(Error::Failed { tail, .. }) => Ok(Some(tail)),
             Err(error) => Err(error),

@@ -99,7 +99,12 @@ impl<'a> Tools<'a> {
     }
 
     /// Runs a tool that runs no code of dependencies. It may install Pythons.
-    pub(super) fn run_own(&self, step: &Step, command: &Command, what: &str) -> Result<(), Error> {
+    pub(super) fn run_trusted(
+        &self,
+        step: &Step,
+        command: &Command,
+        what: &str,
+    ) -> Result<(), Error> {
         let limit = limits::PROVISION_TIMEOUT;
         let held = self.build.held_own();
         self.contained(step, command, held, what, limit).map(|_| ())

@@ -555,7 +555,7 @@ impl Control {
 
     /// Extends leases, and the waits of contenders, by the time for which the sentinel itself was stopped or
     /// suspended. Contenders that arrived at `now` are not affected.
-    pub fn handle_absence(&mut self, away: Duration, now: BootTime) {
+    pub fn handle_suspension(&mut self, away: Duration, now: BootTime) {
         log::warn!("this sentinel did not run for {} s", away.as_secs());
         let theirs = self.workers.values_mut();
         let claims = theirs.flat_map(|worker| &mut worker.claims);

@@ -22,11 +22,11 @@
 
 pub mod control;
 mod deployments;
+mod event_loop;
 pub mod publishers;
 mod round;
 pub mod scheduler;
-mod serve;
 mod transaction;
 
-pub use serve::{Error, Options, Sentinel};
+pub use event_loop::{Error, Options, Sentinel};
 pub use transaction::JobEnd;

@@ -53,7 +53,7 @@ pub struct Scheduler {
     /// When the next sweep begins at the latest, because a trigger may have refused the end of a row.
     claims_poll_at: BootTime,
     /// When rows are tried again whose changes code in the schema refused.
-    forgive_at: BootTime,
+    retry_refused_at: BootTime,
     forgive_pause: Duration,
     /// The processor time of this program in the last iteration.
     last_work: Duration,
@@ -125,7 +125,7 @@ impl Scheduler {
             sweep: Sweep::default(),
             sweep_at: now,
             claims_poll_at: now,
-            forgive_at: now,
+            retry_refused_at: now,
             forgive_pause: limits::REFUSED_ROWS_PAUSE,
             last_work: Duration::ZERO,
             queue_poll_at: now,
@@ -159,8 +159,8 @@ impl Scheduler {
         let before = self.iterated_at.replace(now).unwrap_or(now);
         let passed = now.saturating_duration_since(before);
         let away = passed.saturating_sub(std::mem::take(&mut self.worked));
-        if away > limits::AWAY_AFTER {
-            self.control.handle_absence(away, now);
+        if away > limits::SUSPENDED_AFTER {
+            self.control.handle_suspension(away, now);
         }
         self.control.handle_timeout(now);
         if self.outage.retry_at.is_none_or(|retry_at| retry_at <= now) {
@@ -217,14 +217,14 @@ impl Scheduler {
             self.claims_poll_at = now + limits::CLAIMS_POLL_INTERVAL;
         }
         let holds = self.sweep.is_open() && now >= self.sweep_at;
-        if is_slow && self.outage.since.is_none() && now >= self.forgive_at {
-            let forgiven = self.store.forgive();
+        if is_slow && self.outage.since.is_none() && now >= self.retry_refused_at {
+            let forgiven = self.store.retry_refused();
             if !forgiven.more {
                 self.forgive_pause = match forgiven.any {
                     true => (self.forgive_pause * 2).min(limits::REFUSED_ROWS_PAUSE_MAX),
                     false => limits::REFUSED_ROWS_PAUSE,
                 };
-                self.forgive_at = now + self.forgive_pause;
+                self.retry_refused_at = now + self.forgive_pause;
             }
             self.round.is_stale |= forgiven.any;
         }
@@ -253,8 +253,8 @@ impl Scheduler {
         let is_done = iteration.run(due)?;
         if !is_done || self.round.is_bounded {
             // The pause of refused rows counts from the end of the pass that finds them.
-            let forgive_at = now + limits::REFUSED_ROWS_PAUSE;
-            self.forgive_at = self.forgive_at.max(forgive_at);
+            let retry_refused_at = now + limits::REFUSED_ROWS_PAUSE;
+            self.retry_refused_at = self.retry_refused_at.max(retry_refused_at);
         }
         if !is_done {
             return Ok(());

@@ -152,7 +152,7 @@ pub(crate) fn recover(
         loop {
             let mut transaction = store.begin()?;
             let limit = limits::EXPIRED_PER_ITERATION;
-            let count = transaction.release_all("its run was interrupted", limit, at)?;
+            let count = transaction.requeue_running("its run was interrupted", limit, at)?;
             transaction.commit()?;
             if count > 0 {
                 log::info!("{count} job(s) of an earlier run are queued again");
@@ -169,7 +169,7 @@ pub(crate) fn recover(
         }
     }
     for attempt in store.silent()? {
-        control.inherit_silent(attempt, now);
+        control.inherit_unreported(attempt, now);
     }
     Ok(earlier)
 }
@@ -502,7 +502,7 @@ fn apply(
             let ended = transaction.complete(&completion, at)?;
             let is_success = receipt.status == JobStatus::Success;
             let reason = match &receipt.error_message {
-                None if is_success && ended != Ended::Completed => Some(store::OTHER_ROW),
+                None if is_success && ended != Ended::Completed => Some(store::ROW_CHANGED),
                 reason => reason.as_deref(),
             };
             match ended {

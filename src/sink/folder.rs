@@ -350,7 +350,7 @@ impl Folder {
     }
 
     /// Makes dropping remove the folder: recovery no longer needs it.
-    pub(super) fn unleave(&mut self) {
+    pub(super) fn remove_on_drop(&mut self) {
         self.is_left = false;
     }
 

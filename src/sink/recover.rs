@@ -81,7 +81,7 @@ pub(super) fn finish(root: &Root, folder: &Folder, record: &mut Record) -> Resul
     };
     for (index, file) in record.removes.iter().enumerate() {
         let uri = names::file_uri(&root.path().join(&file.path));
-        note(take_away(root, folder, index, file), uri);
+        note(remove_recorded(root, folder, index, file), uri);
     }
     for table in record.cleared() {
         let uri = names::table_uri(Path::new(&table.database), &table.table);
@@ -102,7 +102,12 @@ pub(super) fn finish(root: &Root, folder: &Folder, record: &mut Record) -> Resul
 
 /// Moves a file into the attempt's folder and removes it there, if it is the file that the record names.
 /// True when it was removed.
-fn take_away(root: &Root, folder: &Folder, index: usize, file: &FileOutput) -> Result<bool, Error> {
+fn remove_recorded(
+    root: &Root,
+    folder: &Folder,
+    index: usize,
+    file: &FileOutput,
+) -> Result<bool, Error> {
     let path = root.path().join(&file.path);
     files::inside(root.path(), &path)?;
     let away = folder.path_in(file.bay.as_deref(), &format!("r{index}"));

@@ -227,7 +227,7 @@ impl Root {
             if moving::is_moving(&job.record) {
                 ended.write(self, &job.folder)?;
                 job.record = ended;
-                job.folder.unleave();
+                job.folder.remove_on_drop();
             }
         }
         Ok(())

@@ -151,7 +151,7 @@ impl Standing<'_> {
         if !stays && !withdrawn.may_be_copy && withdrawn.left.len() == before {
             record::remove(root, &folder)?;
         }
-        folder.unleave();
+        folder.remove_on_drop();
         let path = |uri: &String| location::below(root.path(), names::file_of(uri)?);
         Ok(finished.removed.iter().filter_map(path).collect())
     }

@@ -23,7 +23,7 @@ struct Driven {
     given: u32,
     /// Number of messages after which the clock is checked again. It is small while the owner is
     /// slow.
-    clock_every: u32,
+    clock_interval: u32,
     /// Number of messages that may be sent before the clock is checked again.
     until_poll: u32,
     /// Another event loop may be waiting for the descriptor.
@@ -55,7 +55,7 @@ impl Driven {
             socket,
             now: Instant::now(),
             given: 0,
-            clock_every: 1,
+            clock_interval: 1,
             until_poll: 0,
             is_watched: Cell::new(false),
             waker: None,
@@ -149,14 +149,14 @@ impl Driven {
         let mut deadline = None;
         let mut has_polled = false;
         // If messages are always available, readiness, timers and queues must still be processed.
-        if self.given >= self.clock_every {
+        if self.given >= self.clock_interval {
             self.given = 0;
             if self.now.elapsed() >= ITERATION_INTERVAL {
-                self.clock_every = 1;
+                self.clock_interval = 1;
                 self.socket.flush();
                 self.wait(Some(self.now))?;
             } else {
-                self.clock_every = MESSAGES_PER_CLOCK.min(self.clock_every * 2);
+                self.clock_interval = MESSAGES_PER_CLOCK.min(self.clock_interval * 2);
             }
         }
         loop {

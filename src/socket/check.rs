@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Socket;
 use super::peers::{Link, Peer};
-use super::time::OVERDUE_STEP_HELD;
+use super::time::OVERDUE_STEP_WAITING;
 
 impl Socket {
     /// Panics if the socket's counters, lists or timers do not match its peers.
@@ -49,7 +49,7 @@ impl Socket {
                 Link::Waiting(at) | Link::Resolving(_, at) | Link::Connecting(_, at) => Some(*at),
                 Link::Up(_, connection) => connection.poll_timeout(),
             };
-            let latest = |due: Instant| due.max(self.now + OVERDUE_STEP_HELD);
+            let latest = |due: Instant| due.max(self.now + OVERDUE_STEP_WAITING);
             let in_time = |due| peer.timer.is_some_and(|at| at <= latest(due));
             let waits = peer.held && peer.is_broken;
             assert!(waits || due.is_none_or(in_time), "forgotten");

@@ -196,7 +196,7 @@ impl Socket {
         #[cfg(feature = "process")]
         let is_private = {
             let users = self.options.local_users.as_ref();
-            users.is_some_and(super::LocalUsers::are_own)
+            users.is_some_and(super::LocalUsers::is_default_users)
         };
         #[cfg(not(feature = "process"))]
         let is_private = false;
@@ -205,7 +205,7 @@ impl Socket {
         if let Some(users) = &self.options.local_users
             && let Listener::Unix(_, Some(file)) = &listener
         {
-            users.let_in(file.path())?;
+            users.open_socket_file(file.path())?;
         }
         let bound = listener.endpoint(endpoint);
         let free = self.listeners.iter().position(Option::is_none);
@@ -413,7 +413,11 @@ impl Socket {
             };
             if !connection.is_open() {
                 self.lose(id, DisconnectReason::CredentialsChanged, now);
-            } else if !self.options.security.still_admits(&old, connection.peer()) {
+            } else if !self
+                .options
+                .security
+                .would_admit_again(&old, connection.peer())
+            {
                 self.lose(id, DisconnectReason::Revoked, now);
             }
         }

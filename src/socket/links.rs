@@ -302,7 +302,7 @@ impl Socket {
                 self.lose(old, DisconnectReason::Handover, now);
                 // A connecting peer is not removed, because it will reconnect. It loses the routing
                 // ID and its queued messages.
-                self.forget_identity(old);
+                self.clear_routing_id(old);
             }
             self.rename(id, &identity, now);
             self.routes.insert(identity.clone(), id);
@@ -371,7 +371,7 @@ impl Socket {
     }
 
     /// Removes a peer's routing ID and drops the messages queued for it; returns their number.
-    fn forget_identity(&mut self, id: PeerId) -> usize {
+    fn clear_routing_id(&mut self, id: PeerId) -> usize {
         let Some(peer) = self.peers.get_mut(id) else {
             return 0;
         };
@@ -403,7 +403,7 @@ impl Socket {
             return;
         }
         let address = peer.address.clone();
-        let messages = self.forget_identity(id);
+        let messages = self.clear_routing_id(id);
         if messages > 0 {
             self.warn(
                 format_args!("{address}: another peer answers; {messages} messages dropped"),

@@ -62,15 +62,15 @@ impl LocalUsers {
     }
 
     /// True if they are only our own user and root.
-    pub(super) fn are_own(&self) -> bool {
+    pub(super) fn is_default_users(&self) -> bool {
         *self == LocalUsers::and(&[])
     }
 
     /// Sets the mode of a socket's file so that all users can connect to it, whatever the umask is,
     /// if other users are admitted. Then not the mode but the user of each connection decides. Does
     /// nothing on systems that do not show that user.
-    pub(super) fn let_in(&self, socket: &Path) -> io::Result<()> {
-        if self.are_own() {
+    pub(super) fn open_socket_file(&self, socket: &Path) -> io::Result<()> {
+        if self.is_default_users() {
             return Ok(());
         }
         open_to_all(socket).map_err(|error| {

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 mod blocking;
-mod turned;
+mod stepped;
 
 const WAIT: Option<Duration> = Some(Duration::from_millis(2));
 const DEADLINE: Duration = Duration::from_secs(10);

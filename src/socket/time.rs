@@ -12,7 +12,7 @@ use crate::zmtp::Error;
 /// Interval of checks of an overdue peer whose received bytes may still be unread.
 pub(super) const OVERDUE_STEP: Duration = Duration::from_millis(10);
 /// The interval while a message of the peer waits for the owner.
-pub(super) const OVERDUE_STEP_HELD: Duration = Duration::from_millis(100);
+pub(super) const OVERDUE_STEP_WAITING: Duration = Duration::from_millis(100);
 
 impl Socket {
     /// The time at which [`Socket::handle_timeout`] is due. It may be called earlier.
@@ -146,7 +146,7 @@ impl Socket {
                 // checked again after `step`.
                 let holds_memory = peer.counted > 0;
                 let step = match peer.held {
-                    true => OVERDUE_STEP_HELD,
+                    true => OVERDUE_STEP_WAITING,
                     false => OVERDUE_STEP,
                 };
                 self.note_timeout(id, at.map(|at| at.max(now + step)));

@@ -185,7 +185,7 @@ impl Socket {
             }
             match connection.poll(now) {
                 Ok(Progress::Message) => {
-                    if connection.has_large_table() {
+                    if connection.has_many_spans() {
                         count_memory(connection, &mut peer.counted, &mut self.received_bytes);
                     }
                     return Step::Message;

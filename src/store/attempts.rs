@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::claim::published;
 use super::retry::{
-    Detail, Failures, Next, Retries, decide, decide_moved, decide_stopped, pause_ms,
+    Detail, Failures, Next, Retries, decide, decide_stopped, decide_version_change, pause_ms,
 };
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Transaction, format_time};
@@ -15,7 +15,7 @@ use crate::job::{Attempt, Cause, JobStatus, Loss, Receipt, text};
 use crate::limits;
 
 /// The reason why a receipt does not count: the row has another file version or plugin now.
-pub(crate) const OTHER_ROW: &str = "another program gave the row another file version or plugin";
+pub(crate) const ROW_CHANGED: &str = "another program gave the row another file version or plugin";
 
 /// The end of an attempt, as its holder reports it.
 #[derive(Clone, Copy, Debug)]
@@ -215,7 +215,12 @@ impl Transaction<'_> {
     /// Queues RUNNING jobs of all workers again, uncounted, at most `limit`. Only for a program that is alone
     /// on the database. Their attempts may have left output. Returns how many jobs were queued. Call it again
     /// until it returns fewer than `limit`.
-    pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {
+    pub fn requeue_running(
+        &mut self,
+        reason: &str,
+        limit: usize,
+        now: &Now,
+    ) -> Result<usize, Error> {
         let mut released = 0;
         for running in super::queue::running(&self.inner, i64::MIN, limit)? {
             let end = End {
@@ -255,7 +260,7 @@ impl Transaction<'_> {
             success: false,
             detail: Detail::Displaced,
             cause: Some(Cause::Lost),
-            reason: Some(OTHER_ROW),
+            reason: Some(ROW_CHANGED),
             receipt: None,
             retries_max: end.retries_max,
         };
@@ -282,7 +287,7 @@ impl Transaction<'_> {
             Err(refused) => (None, Some(refused)),
         };
         let next = if let Some(moved) = &moved {
-            decide_moved(moved.before, full)
+            decide_version_change(moved.before, full)
         } else if let Some(wait) = &wait {
             Next::After(pause_ms(wait.before.min(limits::WAIT_DOUBLINGS_MAX), full))
         } else if end.success || (is_returned && !is_stopped) {

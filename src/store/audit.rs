@@ -324,7 +324,7 @@ impl Transaction<'_> {
             note,
             params![job_id, attempt.number, ended, status, key],
         )?;
-        self.count_on(attempt, Some(key))?;
+        self.raise_attempt(attempt, Some(key))?;
         let Some(receipt) = receipt else {
             return self.unsettle(job_id).map(drop);
         };
@@ -340,7 +340,7 @@ impl Transaction<'_> {
     }
 
     /// Sets the URIs of output that a job published before it failed.
-    pub fn name_published(&mut self, job_id: i64, uris: Vec<String>) -> Result<(), Error> {
+    pub fn set_published(&mut self, job_id: i64, uris: Vec<String>) -> Result<(), Error> {
         let name = "UPDATE cf_processing_queue SET published = ?2 WHERE id = ?1";
         let uris = serde_json::Value::from(uris).to_string();
         self.change_job(job_id, name, params![job_id, uris])?;
@@ -348,11 +348,11 @@ impl Transaction<'_> {
     }
 
     /// Sets the last attempt of a job and its key, so that its next attempt gets a higher number.
-    pub fn count_on(&mut self, attempt: Attempt, key: Option<i64>) -> Result<(), Error> {
-        let count_on = "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
+    pub fn raise_attempt(&mut self, attempt: Attempt, key: Option<i64>) -> Result<(), Error> {
+        let raise_attempt = "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
              WHERE id = ?1 AND (typeof(attempt) IS NOT 'integer' OR attempt <= ?2)";
         let parameters = params![attempt.job_id, attempt.number, key];
-        self.change_job(attempt.job_id, count_on, parameters)?;
+        self.change_job(attempt.job_id, raise_attempt, parameters)?;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! Each statement runs in a savepoint, because `RAISE(FAIL)` keeps earlier changes of the statement. Code
 //! that rolls the whole transaction back ends the [`Transaction`] with [`Error::RolledBack`]. When the
-//! transaction is repeated, the row is skipped, until [`Store::forgive`].
+//! transaction is repeated, the row is skipped, until [`Store::retry_refused`].
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,7 +25,7 @@ pub(super) struct Refused {
     groups: HashSet<String>,
     /// Jobs that were refused and may be tried again.
     forgiven: HashSet<i64>,
-    /// Refused jobs that the next calls of [`Store::forgive`] release.
+    /// Refused jobs that the next calls of [`Store::retry_refused`] release.
     left: Vec<i64>,
     pub(super) passed: Passed,
     pub(super) strays: Strays,
@@ -42,7 +42,7 @@ impl Refused {
         self.jobs.contains_key(&job_id)
     }
 
-    /// True when a change of the job was refused before the last [`Store::forgive`].
+    /// True when a change of the job was refused before the last [`Store::retry_refused`].
     pub(super) fn was_refused(&self, job_id: i64) -> bool {
         self.forgiven.contains(&job_id)
     }
@@ -76,9 +76,9 @@ impl Refused {
     }
 }
 
-/// The result of [`Store::forgive`].
+/// The result of [`Store::retry_refused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forgiven {
+pub struct RetriedRows {
     /// There are rows that may be tried again now.
     pub any: bool,
     /// More rows are left for the next call.
@@ -97,8 +97,8 @@ enum Done {
 
 impl Store {
     /// Permits further tries for rows whose changes were refused, for at most
-    /// [`limits::FORGIVEN_PER_TRANSACTION`] jobs. The next call continues with the rest.
-    pub fn forgive(&mut self) -> Forgiven {
+    /// [`limits::RETRIED_PER_TRANSACTION`] jobs. The next call continues with the rest.
+    pub fn retry_refused(&mut self) -> RetriedRows {
         let refused = &mut self.refused;
         let workers = std::mem::take(&mut refused.workers);
         refused.groups.clear();
@@ -109,7 +109,7 @@ impl Store {
         let keep = refused
             .left
             .len()
-            .saturating_sub(limits::FORGIVEN_PER_TRANSACTION);
+            .saturating_sub(limits::RETRIED_PER_TRANSACTION);
         let forgiven = refused.left.split_off(keep);
         for job_id in &forgiven {
             refused.jobs.remove(job_id);
@@ -117,7 +117,7 @@ impl Store {
         let any = !forgiven.is_empty() || !workers.is_empty();
         refused.forgiven.extend(forgiven);
         refused.passed.clear();
-        Forgiven {
+        RetriedRows {
             any,
             more: !refused.left.is_empty(),
         }

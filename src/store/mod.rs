@@ -36,9 +36,9 @@ mod clock;
 mod code;
 mod content;
 mod deployments;
-mod holds;
 mod identity;
 mod inspect;
+mod lease_check;
 mod location;
 mod lock;
 mod manifest;
@@ -67,11 +67,11 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::{beside, limits};
 
-pub(crate) use attempts::OTHER_ROW;
+pub(crate) use attempts::ROW_CHANGED;
 pub use attempts::{Completion, Ended};
 pub use audit::{Audited, Claimant, Output};
 pub use catalogue::{FileJob, FileVersion, Publication, PublishedInput};
-pub use change::Forgiven;
+pub use change::RetriedRows;
 pub use claim::{Claim, Claimed, Unresolved};
 pub use clock::{Now, boot_id};
 pub use code::{Code, PluginCode};

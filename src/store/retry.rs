@@ -218,10 +218,10 @@ pub(super) fn decide_stopped(
 /// Decides about a job whose input has other content than its file version, after `before` such
 /// attempts in a row. Most often the file was replaced once, long ago, so the first retry is at once. A file
 /// that keeps changing, for example while it is copied, gets time by the pauses.
-pub(super) fn decide_moved(before: i64, attempt: Attempt) -> Next {
+pub(super) fn decide_version_change(before: i64, attempt: Attempt) -> Next {
     match before {
         0 => Next::Queued,
-        limits::INPUT_MOVES_MAX.. => Next::Failed,
+        limits::VERSION_CHANGES_MAX.. => Next::Failed,
         _ => Next::After(pause_ms(before - 1, attempt)),
     }
 }
@@ -276,7 +276,7 @@ pub(super) const IS_QUEUED: &str =
 const ADOPT: &str = "UPDATE cf_processing_queue SET next_run_boot_ms = ?2, next_run_boot_id = ?3 \
      WHERE id = ?1";
 
-/// A range of PENDING rows with `next_run`. The parameters are those of `foreign_parameters`.
+/// A range of PENDING rows with `next_run`. The parameters are those of `other_boot_parameters`.
 macro_rules! foreign {
     ($range:literal) => {
         concat!(
@@ -291,7 +291,7 @@ macro_rules! foreign {
 /// PENDING rows with an end of the pause that is not valid for this boot: it is of another boot, further away
 /// than the longest pause, or no number. Each query searches a range of the index, so it costs almost nothing
 /// when there are no such rows.
-pub(super) const FOREIGN_QUERIES: [&str; 5] = [
+pub(super) const OTHER_BOOT_QUERIES: [&str; 5] = [
     foreign!("next_run_boot_id IS NULL AND ?1 IS ?1 AND ?2 IS ?2"),
     foreign!("next_run_boot_id < ?1 AND ?2 IS ?2"),
     foreign!("next_run_boot_id > ?1 AND ?2 IS ?2"),
@@ -308,9 +308,9 @@ impl Store {
     /// When [`Transaction::wake_due`] must be called next, in milliseconds since boot ([`Now::boot_ms`]).
     /// None when no job waits for a retry.
     pub fn next_due_boot_ms(&self, now: &Now) -> Result<Option<u64>, Error> {
-        for query in FOREIGN_QUERIES {
+        for query in OTHER_BOOT_QUERIES {
             let mut statement = self.connection.prepare_cached(query)?;
-            if statement.exists(foreign_parameters(now, 1))? {
+            if statement.exists(other_boot_parameters(now, 1))? {
                 return Ok(Some(now.boot_ms));
             }
         }
@@ -328,7 +328,7 @@ impl Transaction<'_> {
     /// returns how many. Call it again while the result is that number.
     pub fn wake_due(&mut self, now: &Now) -> Result<usize, Error> {
         let limit = limits::WOKEN_PER_TRANSACTION;
-        let mut changed = self.adopt_foreign(now, limit)?;
+        let mut changed = self.adopt_other_boot(now, limit)?;
         // Skipped rows stay due, so more rows are read.
         let read = i64::try_from(limit.saturating_add(self.refused.len())).unwrap_or(i64::MAX);
         let boot_ms = i64::try_from(now.boot_ms).unwrap_or(i64::MAX);
@@ -356,12 +356,12 @@ impl Transaction<'_> {
 
     /// Gives rows of another boot an end of the pause for this boot, by their time of day. They are due at
     /// once where that time has passed, cannot be read, or is further away than the longest pause.
-    fn adopt_foreign(&mut self, now: &Now, limit: usize) -> Result<usize, Error> {
+    fn adopt_other_boot(&mut self, now: &Now, limit: usize) -> Result<usize, Error> {
         let mut found: Vec<(i64, u64)> = Vec::new();
         let read = limit.saturating_add(self.refused.len());
-        for query in FOREIGN_QUERIES {
+        for query in OTHER_BOOT_QUERIES {
             let mut statement = self.inner.prepare_cached(query)?;
-            let mut rows = statement.query(foreign_parameters(now, read))?;
+            let mut rows = statement.query(other_boot_parameters(now, read))?;
             while let Some(row) = rows.next()? {
                 let left_ms = shown(cell(row, 1))
                     .and_then(|text| parse_time(&text))
@@ -387,7 +387,7 @@ impl Transaction<'_> {
 }
 
 /// The boot ID, the latest possible end of a pause, and the number of rows.
-fn foreign_parameters(now: &Now, limit: usize) -> (String, i64, i64) {
+fn other_boot_parameters(now: &Now, limit: usize) -> (String, i64, i64) {
     let reach = now.boot_ms.saturating_add(pause_max_ms());
     (
         now.boot_id.to_string(),

@@ -14,7 +14,7 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 
-use super::attempts::{OTHER_ROW, uris};
+use super::attempts::{ROW_CHANGED, uris};
 use super::claim::previous;
 use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, number, shown};
@@ -54,7 +54,7 @@ pub(super) const WITHOUT_OUTPUT_QUERY: &str = "SELECT count(*) FROM cf_job_attem
 
 /// Whether the row still has the file version and plugin with which attempt ?2 was dispatched (1 or 0), and
 /// what that attempt was dispatched with. For an attempt of an earlier release this is unknown. It then
-/// counts as the same, unless this or a later attempt shows that it has changed (?3 = [`OTHER_ROW`], the
+/// counts as the same, unless this or a later attempt shows that it has changed (?3 = [`ROW_CHANGED`], the
 /// start of such a message). The version is 0 where it is unknown.
 pub(super) const STANDING_QUERY: &str = "SELECT own, iif(dispatched IS NOT NULL, \
      CAST(dispatched AS INTEGER), iif(own, file_version_id, 0)), artifact_hash, sinks_hash \
@@ -104,14 +104,14 @@ struct Origin {
 }
 
 /// Jobs that may have output which no receipt names, because they run or must be settled.
-const WITHOUT_WORD_QUERY: &str =
+const UNREPORTED_OUTPUT_QUERY: &str =
     "SELECT id FROM cf_processing_queue WHERE status = 'RUNNING' OR unsettled = 1 ORDER BY id";
 
 impl Store {
     /// The number of jobs that may have output which no receipt names, and the IDs of the first `limit`.
     /// These are jobs that run or must be settled.
-    pub fn without_word(&self, limit: usize) -> Result<(usize, Vec<i64>), Error> {
-        let mut statement = self.connection.prepare(WITHOUT_WORD_QUERY)?;
+    pub fn unreported_output(&self, limit: usize) -> Result<(usize, Vec<i64>), Error> {
+        let mut statement = self.connection.prepare(UNREPORTED_OUTPUT_QUERY)?;
         let (mut found, mut first) = (0, Vec::new());
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -233,9 +233,9 @@ impl Transaction<'_> {
         let job_id = attempt.job_id;
         if receipt.status != JobStatus::Success {
             if let Some(by) = receipt.barred_by(attempt) {
-                let count_on = "UPDATE cf_processing_queue SET attempt = ?3, attempt_key = NULL \
+                let raise_attempt = "UPDATE cf_processing_queue SET attempt = ?3, attempt_key = NULL \
                      WHERE id = ?1 AND attempt = ?2 AND unsettled = 1";
-                self.change_job(job_id, count_on, [job_id, attempt.number, by])?;
+                self.change_job(job_id, raise_attempt, [job_id, attempt.number, by])?;
             }
             return Ok(Settled::Unchanged);
         }
@@ -284,7 +284,7 @@ impl Transaction<'_> {
     fn origin(&self, job_id: i64, attempt: i64) -> Result<Origin, Error> {
         let mut statement = self.inner.prepare_cached(STANDING_QUERY)?;
         Ok(
-            statement.query_row(params![job_id, attempt, OTHER_ROW], |row| {
+            statement.query_row(params![job_id, attempt, ROW_CHANGED], |row| {
                 Ok(Origin {
                     is_own: cell(row, 0) == ValueRef::Integer(1),
                     version_id: number(cell(row, 1)).unwrap_or(0),

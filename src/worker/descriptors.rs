@@ -122,7 +122,7 @@ pub(super) fn start_failure(what: &str, error: &io::Error) -> Failure {
         Some(Errno::MFILE | Errno::NFILE)
     );
     Failure {
-        is_innocent: used_up,
+        is_uncounted: used_up,
         is_trouble: used_up,
         ..worker_failure(what, error)
     }
@@ -144,13 +144,13 @@ mod tests {
         ] {
             let error = io::Error::from_raw_os_error(errno.raw_os_error());
             let failure = start_failure("writer thread", &error);
-            let found = (failure.cause, failure.is_innocent, failure.is_trouble);
+            let found = (failure.cause, failure.is_uncounted, failure.is_trouble);
             assert_eq!(found, (Cause::Worker, given_back, given_back), "{errno}");
             // An error as for a thread, without an errno.
             let named = io::Error::new(error.kind(), "thread writer-1 cannot be started");
             if matches!(errno, Errno::AGAIN | Errno::NOMEM) {
                 assert!(
-                    start_failure("writer thread", &named).is_innocent,
+                    start_failure("writer thread", &named).is_uncounted,
                     "{errno}"
                 );
             }

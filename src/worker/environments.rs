@@ -2,7 +2,7 @@
 //!
 //! An environment is created on a thread of its own, in a few attempts. When it cannot be created, the jobs
 //! that wait for it fail. The next job that arrives after a pause starts another creation. The pause grows.
-//! Jobs that arrive before its end do not count the failure (`is_innocent`). Lockfiles are kept for later
+//! Jobs that arrive before its end do not count the failure (`is_uncounted`). Lockfiles are kept for later
 //! creations, within a bound.
 //!
 //! A few environments are created at the same time, those that jobs wait for first. Environments in which
@@ -54,7 +54,7 @@ impl Known {
     fn after_failure(&self, now: BootTime) -> State {
         match &self.state {
             State::Failed(failure) => State::Failed(Failure {
-                is_innocent: now < self.retry_at,
+                is_uncounted: now < self.retry_at,
                 ..failure.clone()
             }),
             state => state.clone(),

@@ -4,8 +4,8 @@ use std::io;
 
 use super::descriptors::worker_failure;
 use super::environments::State;
+use super::event_loop::Worker;
 use super::job::{ProcessState, Run};
-use super::serve::Worker;
 use super::slot::Failure;
 use crate::job::Cause;
 use crate::limits;
@@ -197,7 +197,7 @@ impl Worker {
         let runs = self.slots.iter().flatten();
         let jobs: Vec<i64> = runs
             .filter(|run| concerned(run) && alive(run))
-            .map(|run| run.order.job.attempt.job_id)
+            .map(|run| run.assignment.job.attempt.job_id)
             .collect();
         let failure = self.interpreters.handle_lost(index, &jobs, reason, now);
         let registry = self.reactor.registry();
@@ -233,7 +233,7 @@ impl Worker {
         let Some(Some(run)) = self.slots.get(slot_index) else {
             return;
         };
-        let hash = run.order.environment.clone();
+        let hash = run.assignment.environment.clone();
         let started = match self.environments.state(&hash) {
             State::Ready(environment) => self.start_process(slot_index, &environment, now),
             State::Failed(failure) => Err(failure),
@@ -276,10 +276,12 @@ impl Worker {
         if !self.environments.has_idle(now) {
             return;
         }
-        let running = self.slots.iter().flatten().map(|run| &run.order);
-        let orders = running.chain(&self.backlog);
-        let orders = orders.map(|order| order.environment.as_str());
-        let in_use = orders.chain(self.interpreters.environments()).collect();
+        let running = self.slots.iter().flatten().map(|run| &run.assignment);
+        let assignments = running.chain(&self.backlog);
+        let assignments = assignments.map(|assignment| assignment.environment.as_str());
+        let in_use = assignments
+            .chain(self.interpreters.environments())
+            .collect();
         self.environments.release(&in_use, now);
     }
 

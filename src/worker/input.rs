@@ -181,9 +181,9 @@ impl Input {
                 Err(failure) => {
                     // It does not count against the worker, and does not show that the worker works: the
                     // plugin may not have run.
-                    let spares_worker = true;
+                    let is_neutral_for_worker = true;
                     let failure = Failure {
-                        spares_worker,
+                        is_neutral_for_worker,
                         ..failure
                     };
                     (None, Err(failure))

@@ -15,7 +15,7 @@ use mio::Interest;
 use mio::unix::SourceFd;
 
 use super::descriptors;
-use super::serve::WARM;
+use super::event_loop::WARM;
 use super::slot::Failure;
 use super::watchdog::{Action, Watchdog};
 use crate::job::Cause;
@@ -357,7 +357,7 @@ impl Interpreters {
         } else if killed && is_first {
             // The kernel or another program has killed it, as far as one occurrence shows.
             Failure {
-                spares_worker: true,
+                is_neutral_for_worker: true,
                 ..Failure::new(Cause::Worker, reason)
             }
         } else {
@@ -384,7 +384,7 @@ impl Interpreters {
         let failure = Failure::new(Cause::Worker, reason);
         let Some(job) = only else {
             return Failure {
-                is_innocent: true,
+                is_uncounted: true,
                 ..failure
             };
         };
@@ -423,7 +423,7 @@ impl Interpreters {
         losses.start_at = now + pause;
         losses.reason = Failure {
             // Jobs that arrive during the pause have not caused it.
-            is_innocent: true,
+            is_uncounted: true,
             cause: match reason.cause {
                 Cause::Plugin => Cause::Worker,
                 cause => cause,
@@ -494,7 +494,7 @@ mod tests {
         let mut interpreters = Interpreters::new(Duration::from_secs(1));
         let mut blame = |only, jobs: &[i64]| {
             let failure = interpreters.blame(only, jobs, "died");
-            (failure.cause, failure.is_innocent)
+            (failure.cause, failure.is_uncounted)
         };
         for jobs in [[1, 2, 3].as_slice(), &[1, 2], &[2], &[2], &[]] {
             assert_eq!(blame(None, jobs), (Cause::Worker, true), "{jobs:?}");
@@ -542,13 +542,13 @@ mod tests {
             }
             let failure = start(&mut interpreters, now);
             assert_eq!(failure.message, "died");
-            assert!(failure.is_innocent, "{cause:?}");
+            assert!(failure.is_uncounted, "{cause:?}");
             let until = interpreters.paused_until("hash").unwrap();
             assert_eq!(until, now + limits::WARM_RESTART_PAUSE);
             // After the pause the start is tried again.
             let failure = start(&mut interpreters, until);
             assert!(failure.message.contains("cannot start"), "{failure:?}");
-            assert!(!failure.is_innocent);
+            assert!(!failure.is_uncounted);
         }
     }
 

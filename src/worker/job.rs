@@ -36,7 +36,7 @@ pub(super) mod owner {
 
 /// A job that the sentinel has dispatched.
 #[derive(Clone, Debug)]
-pub(super) struct Order {
+pub(super) struct Assignment {
     pub(super) job: Arc<Job>,
     /// The plugin's source. `source.plugin()` equals `job.plugin`.
     pub(super) source: Source,
@@ -45,7 +45,7 @@ pub(super) struct Order {
     pub(super) environment: String,
 }
 
-impl Order {
+impl Assignment {
     pub(super) fn attempt(&self) -> Option<Attempt> {
         Some(self.job.attempt).filter(|attempt| attempt.is_numbered())
     }
@@ -69,7 +69,7 @@ pub(super) struct Run {
     pub(super) serial: u64,
     /// Empty until the job is started.
     pub(super) paths: JobPaths,
-    pub(super) order: Order,
+    pub(super) assignment: Assignment,
     /// Limits of the job, and the operator's limits alone.
     pub(super) quota: Quota,
     own_quota: Quota,
@@ -114,21 +114,21 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn new(
         serial: u64,
-        order: Order,
+        assignment: Assignment,
         timeouts: Timeouts,
         bounds: &Bounds,
         own_quota: Quota,
         now: BootTime,
     ) -> Self {
-        let order_quota = order.source.quota();
-        let permit = match order.lease {
+        let order_quota = assignment.source.quota();
+        let permit = match assignment.lease {
             Some(_) => Permit::default(),
             None => Permit::unlimited(),
         };
         Run {
             serial,
             paths: JobPaths::default(),
-            order,
+            assignment,
             quota: own_quota.lowered(order_quota),
             own_quota,
             memory_at_start: 0,
@@ -253,7 +253,7 @@ impl Run {
             if !is_by(&stream, process) {
                 log::warn!(
                     "job {}: a stranger connected to its bridge",
-                    self.order.job.attempt.job_id
+                    self.assignment.job.attempt.job_id
                 );
                 continue;
             }
@@ -373,7 +373,7 @@ impl Run {
             serial: self.serial,
             pid: process.id(),
             work_dir: self.paths.work_dir.clone(),
-            plugin_size: self.order.source.unpacked_size(),
+            plugin_size: self.assignment.source.unpacked_size(),
             quota: self.quota,
         })
     }

@@ -22,10 +22,10 @@
 )]
 
 mod cleaner;
-mod control;
 mod descriptors;
 mod environments;
 mod event;
+mod event_loop;
 mod exits;
 mod health;
 mod input;
@@ -34,6 +34,7 @@ mod job;
 pub mod leases;
 mod leftovers;
 mod log_tail;
+mod messages;
 mod meter;
 mod permit;
 mod plugins;
@@ -43,7 +44,6 @@ mod receipt;
 mod runtime;
 mod sandbox;
 mod scratch;
-mod serve;
 mod settling;
 pub mod slot;
 mod watchdog;
@@ -51,9 +51,9 @@ mod writer;
 
 #[cfg(feature = "cli")]
 pub(crate) use descriptors::raise_limit;
+pub use event_loop::{Error, Options, PluginStart, Worker};
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use runtime::private_folder;
 pub use sandbox::SandboxOptions;
-pub use serve::{Error, Options, PluginStart, Worker};
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use settling::settled;

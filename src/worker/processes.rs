@@ -8,17 +8,17 @@ use std::time::Duration;
 use mio::Interest;
 use mio::net::UnixListener;
 
-use super::control::{env_ready, error_payload};
 use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
+use super::event_loop::{PluginStart, Worker};
 use super::health::{Health, tries};
 use super::interpreters::{Kind, Start};
-use super::job::{Order, ProcessState, Run, owner};
+use super::job::{Assignment, ProcessState, Run, owner};
+use super::messages::{env_ready, error_payload};
 use super::runtime::{self, JobPaths, Runtime};
 use super::sandbox::{ForkServer, Reachable};
 use super::scratch;
-use super::serve::{PluginStart, Worker};
 use super::slot::{Action, Failure, Timeouts};
 use super::writer::{Address, Report, Writer};
 use crate::job::{Attempt, Cause, text};
@@ -39,9 +39,9 @@ impl Worker {
         }
         while self.draining_until.is_none()
             && let Some(slot_index) = self.slots.iter().position(Option::is_none)
-            && let Some((order, state)) = self.next_order(now)
+            && let Some((assignment, state)) = self.next_order(now)
         {
-            let run = self.new_run(order, now);
+            let run = self.new_run(assignment, now);
             if let Some(slot) = self.slots.get_mut(slot_index) {
                 *slot = Some(run);
             }
@@ -49,9 +49,9 @@ impl Worker {
         }
     }
 
-    fn new_run(&mut self, order: Order, now: BootTime) -> Run {
+    fn new_run(&mut self, assignment: Assignment, now: BootTime) -> Run {
         self.next_serial += 1;
-        let quota = self.options.quota.lowered(order.source.quota());
+        let quota = self.options.quota.lowered(assignment.source.quota());
         let timeout = match quota.timeout {
             0 => self.options.job_timeout,
             seconds => self.options.job_timeout.min(Duration::from_secs(seconds)),
@@ -63,14 +63,14 @@ impl Worker {
         };
         let run = Run::new(
             self.next_serial,
-            order,
+            assignment,
             timeouts,
             &self.options.bounds,
             self.options.quota,
             now,
         );
-        if run.order.lease.is_some() {
-            let until = self.leases.may_publish_until(run.order.job.attempt);
+        if run.assignment.lease.is_some() {
+            let until = self.leases.may_publish_until(run.assignment.job.attempt);
             run.permit.set(until);
         }
         run
@@ -78,15 +78,20 @@ impl Worker {
 
     /// Removes the first job from the backlog whose environment is not being created. Returns it with that
     /// state.
-    fn next_order(&mut self, now: BootTime) -> Option<(Order, State)> {
+    fn next_order(&mut self, now: BootTime) -> Option<(Assignment, State)> {
         for index in 0..self.backlog.len() {
-            let order = self.backlog.get(index)?;
-            match self.environments.state(&order.environment) {
+            let assignment = self.backlog.get(index)?;
+            match self.environments.state(&assignment.environment) {
                 State::Making => {
                     let report_at = now + limits::ENVIRONMENT_SLOW;
                     self.heartbeat_at = self.heartbeat_at.min(report_at);
                 }
-                state => return self.backlog.remove(index).map(|order| (order, state)),
+                state => {
+                    return self
+                        .backlog
+                        .remove(index)
+                        .map(|assignment| (assignment, state));
+                }
             }
         }
         None
@@ -94,9 +99,9 @@ impl Worker {
 
     /// Attempts whose environments are being created.
     pub(super) fn waiting(&self) -> Vec<Attempt> {
-        let waits = |order: &&Order| self.environments.is_making(&order.environment);
+        let waits = |assignment: &&Assignment| self.environments.is_making(&assignment.environment);
         let waiting = self.backlog.iter().filter(waits);
-        waiting.filter_map(Order::attempt).collect()
+        waiting.filter_map(Assignment::attempt).collect()
     }
 
     /// Starts the process of a slot whose environment is ready, or could not be created.
@@ -106,8 +111,8 @@ impl Worker {
             State::Making => return,
             State::Failed(failure) => {
                 let slot = self.slots.get(slot_index).and_then(Option::as_ref);
-                let hash = slot.map(|run| run.order.environment.clone());
-                if failure.is_innocent
+                let hash = slot.map(|run| run.assignment.environment.clone());
+                if failure.is_uncounted
                     && let Some(hash) = hash
                     && let Some(until) = self.environments.paused_until(&hash)
                 {
@@ -139,15 +144,15 @@ impl Worker {
             return Ok(());
         };
         let serial = run.serial;
-        let order = run.order.clone();
-        check_path(&order.job.file_path)?;
-        if let Some(refusal) = order.source.refusal() {
+        let assignment = run.assignment.clone();
+        check_path(&assignment.job.file_path)?;
+        if let Some(refusal) = assignment.source.refusal() {
             return Err(Failure::new(Cause::Plugin, refusal.to_string()));
         }
         self.runtime
             .ensure()
             .map_err(worker("folder for sockets"))?;
-        let hash = &order.environment;
+        let hash = &assignment.environment;
         let (own, mut listener) = self.prepare_paths(hash, serial).or_else(|_| {
             // Only the environment's folder may be unusable, so another one is tried.
             self.runtime.forget_environment(hash);
@@ -169,7 +174,7 @@ impl Worker {
             waker: self.waker.clone(),
         };
         let writer = Writer::start(
-            order.job.clone(),
+            assignment.job.clone(),
             self.staging.clone(),
             run.permit.clone(),
             Bounds {
@@ -190,7 +195,7 @@ impl Worker {
     ) -> Result<(JobPaths, UnixListener), Failure> {
         let used = self.interpreters.environments();
         let runs = self.slots.iter().flatten();
-        let used = used.chain(runs.map(|run| run.order.environment.as_str()));
+        let used = used.chain(runs.map(|run| run.assignment.environment.as_str()));
         let used: HashSet<&str> = used.collect();
         let folder = self
             .runtime
@@ -213,7 +218,7 @@ impl Worker {
             return Ok(());
         };
         let serial = run.serial;
-        let order = run.order.clone();
+        let assignment = run.assignment.clone();
         let JobPaths {
             folder: own_folder,
             socket: socket_path,
@@ -226,8 +231,8 @@ impl Worker {
         let shared = self.sandbox.clone();
         let layer = match &shared {
             Some(sandbox) => Some(sandbox.layer(&Reachable {
-                source: &order.source,
-                input: Path::new(&order.job.file_path),
+                source: &assignment.source,
+                input: Path::new(&assignment.job.file_path),
                 work_dir: &work_dir,
                 shims: [Some(own_shim.as_path()), shim.as_deref()],
                 environment,
@@ -244,24 +249,24 @@ impl Worker {
             (Some(shared), Some(layer)) => shared.described(layer, sandbox.as_ref()),
             _ => Mode::Off.name().to_owned(),
         };
-        let is_apart = match (&shared, &layer) {
-            (Some(shared), Some(layer)) => shared.is_apart(layer),
+        let is_isolated = match (&shared, &layer) {
+            (Some(shared), Some(layer)) => shared.is_isolated(layer),
             _ => false,
         };
         let kind = match self.options.plugin_start {
-            _ if is_apart => Kind::Apart,
+            _ if is_isolated => Kind::Apart,
             PluginStart::Spawn => Kind::Bare,
             PluginStart::Warm => Kind::Warm,
         };
         let job = Job {
-            job_id: order.job.attempt.job_id.unsigned_abs(),
-            file_version_id: order.job.file_version_id,
-            plugin_name: &order.job.plugin.name,
-            file_path: &order.job.file_path,
-            source: &order.source,
-            parameters: &order.job.parameters,
+            job_id: assignment.job.attempt.job_id.unsigned_abs(),
+            file_version_id: assignment.job.file_version_id,
+            plugin_name: &assignment.job.plugin.name,
+            file_path: &assignment.job.file_path,
+            source: &assignment.source,
+            parameters: &assignment.job.parameters,
             shim: shim.as_deref(),
-            interpreter: is_apart.then_some(environment.interpreter.as_path()),
+            interpreter: is_isolated.then_some(environment.interpreter.as_path()),
             sandbox,
             open_files: run.quota.open_files,
             socket_path: &socket_path,
@@ -269,11 +274,17 @@ impl Worker {
         };
         log::debug!(
             "job {}: starting for {}",
-            order.job.attempt.job_id,
-            order.job.file_path
+            assignment.job.attempt.job_id,
+            assignment.job.file_path
         );
-        let (index, pipes) =
-            self.request(&order, environment, (kind, &own_folder), serial, &job, now)?;
+        let (index, pipes) = self.request(
+            &assignment,
+            environment,
+            (kind, &own_folder),
+            serial,
+            &job,
+            now,
+        )?;
         let Some(Some(run)) = self.slots.get_mut(slot_index) else {
             return Ok(());
         };
@@ -288,18 +299,18 @@ impl Worker {
     /// Requests a process from the fork server of a job. A fork server that has ended is replaced once.
     fn request(
         &mut self,
-        order: &Order,
+        assignment: &Assignment,
         environment: &Environment,
         (kind, own_folder): (Kind, &Path),
         serial: u64,
         job: &Job<'_>,
         now: BootTime,
     ) -> Result<(usize, Pipes), Failure> {
-        let job_id = order.job.attempt.job_id;
-        let hash = &order.environment;
+        let job_id = assignment.job.attempt.job_id;
+        let hash = &assignment.environment;
         let mut replaced = false;
         let keys = match &self.sandbox {
-            Some(sandbox) => keys_in_use::state(&self.options.home, sandbox.named_files()),
+            Some(sandbox) => keys_in_use::state(&self.options.home, &sandbox.named_files()),
             None => 0,
         };
         let wanted = (own_folder, keys);
@@ -325,7 +336,7 @@ impl Worker {
                     };
                     let first = self.sandbox.as_ref().and_then(|sandbox| {
                         sandbox.first_layer(&ForkServer {
-                            is_apart: kind == Kind::Apart,
+                            is_isolated: kind == Kind::Apart,
                             output: self.staging.path(),
                             home: &self.options.home,
                             folder: self.runtime.hidden_folder(),
@@ -348,7 +359,7 @@ impl Worker {
                     };
                     let started = interpreters.start(&start, registry, now);
                     if let Err(failure) = &started
-                        && failure.is_innocent
+                        && failure.is_uncounted
                         && let Some(until) = interpreters.paused_until(hash)
                     {
                         self.avoid(hash, &failure.message, until, now);
@@ -367,7 +378,7 @@ impl Worker {
                 Err(error @ warm::Error::Full) => {
                     // The cause is not this job, so it is not counted.
                     let failure = Failure {
-                        is_innocent: true,
+                        is_uncounted: true,
                         ..Failure::new(Cause::Worker, error.to_string())
                     };
                     let until = now + limits::WARM_RESTART_PAUSE;
@@ -468,12 +479,12 @@ impl Worker {
     /// the slots, as staged ones are.
     fn fail_waiting(&mut self, hash: &str, failure: &Failure, now: BootTime) {
         let backlog = std::mem::take(&mut self.backlog);
-        for order in backlog {
-            if order.environment != hash {
-                self.backlog.push_back(order);
+        for assignment in backlog {
+            if assignment.environment != hash {
+                self.backlog.push_back(assignment);
                 continue;
             }
-            let mut run = self.new_run(order, now);
+            let mut run = self.new_run(assignment, now);
             run.slot.handle_start_failed(failure.clone());
             self.publishing.push(run);
         }
@@ -523,7 +534,7 @@ impl Worker {
     /// Removes a job whose process has ended from its slot, and releases the process's resources.
     pub(super) fn leave_slot(&mut self, index: usize, is_good: bool, now: BootTime) -> Option<Run> {
         let mut run = self.slots.get_mut(index)?.take()?;
-        let attempt = run.order.job.attempt;
+        let attempt = run.assignment.job.attempt;
         if let ProcessState::Running(process) =
             std::mem::replace(&mut run.process, ProcessState::None)
         {
@@ -557,9 +568,9 @@ impl Worker {
 
     /// Concludes a job: updates the worker's health and sends the receipt.
     pub(super) fn conclude(&mut self, run: Run, now: BootTime) {
-        let attempt = run.order.job.attempt;
+        let attempt = run.assignment.job.attempt;
         let failure = run.failure.as_ref();
-        let is_innocent = failure.is_some_and(|failure| failure.is_innocent);
+        let is_uncounted = failure.is_some_and(|failure| failure.is_uncounted);
         let failed = failure.map(|failure| (failure.cause, failure.message.as_str()));
         let was_in_trouble = self.health.trouble().is_some();
         if self.health.tries_after().is_some() {
@@ -567,10 +578,10 @@ impl Worker {
             self.heartbeat_at = now;
         }
         let avoided = self.health.avoided(now).count();
-        let spares_worker = failure.is_some_and(|failure| failure.spares_worker);
-        if !is_innocent && !spares_worker {
+        let is_neutral_for_worker = failure.is_some_and(|failure| failure.is_neutral_for_worker);
+        if !is_uncounted && !is_neutral_for_worker {
             self.health
-                .handle_end(run.serial, &run.order.environment, failed, now);
+                .handle_end(run.serial, &run.assignment.environment, failed, now);
         }
         if let Some(failure) = failure.filter(|failure| failure.is_trouble) {
             self.health.handle_trouble(&failure.message, now);
@@ -587,7 +598,7 @@ impl Worker {
             return;
         }
         let mut receipt = run.conclude(run.failure.as_ref(), now);
-        receipt.returned = is_innocent && run.order.lease.is_some();
+        receipt.returned = is_uncounted && run.assignment.lease.is_some();
         receipt.beside_others =
             receipt.cause == Some(Cause::Lost) && self.slots.iter().any(Option::is_some);
         match &receipt.error_message {
@@ -597,7 +608,7 @@ impl Worker {
                 log::warn!("{attempt}: failed: {line}");
             }
         }
-        self.report(attempt, run.order.lease.is_some(), receipt);
+        self.report(attempt, run.assignment.lease.is_some(), receipt);
     }
 
     /// Why this worker should get no jobs now. None once a self-test has succeeded.
@@ -611,7 +622,8 @@ impl Worker {
         let runs = self.slots.iter().flatten().chain(&self.publishing);
         let tried = runs.filter(|run| run.serial > after);
         let started: Vec<BootTime> = tried.map(|run| run.dispatched_at).collect();
-        let starts = |order: &Order| !self.environments.is_making(&order.environment);
+        let starts =
+            |assignment: &Assignment| !self.environments.is_making(&assignment.environment);
         let is_next = self.backlog.iter().any(starts);
         Some(if is_next { 0 } else { tries(&started, now) })
     }
@@ -713,7 +725,7 @@ pub(super) fn give_up_writer(
     );
     log::error!(
         "{}: {reason}; this worker takes no jobs until it has",
-        run.order.job.attempt
+        run.assignment.job.attempt
     );
     health.handle_silent_writer(run.serial, &reason, now);
     run.give_up_writer(Failure::new(cause, reason));
@@ -728,9 +740,9 @@ pub(super) fn oom_kills() -> Option<u64> {
     count?.parse().ok()
 }
 
-fn with_writer(run: &mut Run, order: impl FnOnce(&mut Writer)) {
+fn with_writer(run: &mut Run, assignment: impl FnOnce(&mut Writer)) {
     match &mut run.writer {
-        Some(writer) => order(writer),
+        Some(writer) => assignment(writer),
         None => run
             .slot
             .handle_output_failed(Failure::new(Cause::Worker, "the job has no writer")),

@@ -1,8 +1,8 @@
 //! Publishes staged output. The jobs wait here, outside the slots, for a lease.
 
+use super::event_loop::Worker;
 use super::job::Run;
 use super::processes::give_up_writer;
-use super::serve::Worker;
 use super::slot::Action;
 use crate::job::{Mode, Target};
 use crate::reactor::BootTime;
@@ -45,8 +45,8 @@ impl Worker {
             return true;
         };
         run.handle_timeout(now);
-        let attempt = run.order.job.attempt;
-        let allowed = match run.order.lease {
+        let attempt = run.assignment.job.attempt;
+        let allowed = match run.assignment.lease {
             None => true,
             Some(_) => {
                 if self.leases.ask_exclusive(attempt, exclusive_sinks(run)) {
@@ -91,7 +91,7 @@ impl Worker {
 
 /// URIs of the sinks into which only one job at a time may publish.
 fn exclusive_sinks(run: &Run) -> Vec<String> {
-    let sinks = run.order.job.sinks.iter();
+    let sinks = run.assignment.job.sinks.iter();
     let exclusive = sinks.filter(|sink| sink.mode != Mode::Append);
     exclusive
         .map(|sink| match &sink.target {

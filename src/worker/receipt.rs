@@ -59,7 +59,7 @@ impl Run {
             sink_locked: failure.is_some_and(|failure| failure.sink_locked),
             was_running: false,
             beside_others: false,
-            attempt: self.order.attempt().map(|attempt| attempt.number),
+            attempt: self.assignment.attempt().map(|attempt| attempt.number),
             sandbox: self.sandbox.clone(),
             log_tail: (!log.is_empty()).then_some(log),
         };

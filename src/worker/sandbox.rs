@@ -1,10 +1,13 @@
 //! The sandbox of a worker's plugin processes: its settings, what the kernel supports, and what all of these
 //! processes share.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use super::slot::Failure;
 use crate::job::Cause;
@@ -112,6 +115,9 @@ pub(super) struct Sandbox {
     ruleset: io::Result<Option<OwnedFd>>,
     filter: io::Result<OwnedFd>,
     strict_filter: io::Result<OwnedFd>,
+    /// The secret keys and databases in folders of `--protect`, and when the folder had changed before they were
+    /// found.
+    in_folders: Mutex<HashMap<PathBuf, (SystemTime, Vec<PathBuf>)>>,
 }
 
 /// The restrictions of one job's process.
@@ -141,6 +147,7 @@ impl Sandbox {
                 None => calls::Kind::Strict,
                 Some(_) => calls::Kind::StrictAlone,
             }),
+            in_folders: Mutex::default(),
             options,
         }
     }
@@ -166,9 +173,37 @@ impl Sandbox {
     }
 
     /// Files and folders that plugins cannot use because of options of the worker.
-    pub(super) fn named_files(&self) -> impl Iterator<Item = &Path> {
-        let files = self.options.hidden.iter().chain(&self.options.read_only);
-        files.map(PathBuf::as_path)
+    pub(super) fn named_files(&self) -> Vec<PathBuf> {
+        let folders = self.options.read_only.iter();
+        let inner = folders.flat_map(|path| self.hidden_in(path));
+        let named = self.options.hidden.iter().chain(&self.options.read_only);
+        inner.chain(named.cloned()).collect()
+    }
+
+    /// The secret keys and databases directly in a folder. It is read again after it has changed.
+    fn hidden_in(&self, folder: &Path) -> Vec<PathBuf> {
+        let changed = fs::metadata(folder).ok().filter(fs::Metadata::is_dir);
+        let Some(changed) = changed.and_then(|found| found.modified().ok()) else {
+            return Vec::new();
+        };
+        let mut known = self
+            .in_folders
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, found)) = known.get(folder)
+            && *at == changed
+        {
+            return found.clone();
+        }
+        let found = files_in(folder);
+        // A later change may have the same time, while that is now.
+        if changed
+            .elapsed()
+            .is_ok_and(|age| age >= limits::FILE_TIME_STEP)
+        {
+            known.insert(folder.to_owned(), (changed, found.clone()));
+        }
+        found
     }
 
     /// The restrictions that a process of the job applies to itself. None in mode `off`.
@@ -193,7 +228,8 @@ impl Sandbox {
             keep,
             cover: self.control_socket.as_deref().filter(|_| has_namespaces),
             is_strict: layer.mode == Mode::Strict,
-            kills: self.options.support.scopes_signals() || has_namespaces && !self.is_apart(layer),
+            kills: self.options.support.scopes_signals()
+                || has_namespaces && !self.is_isolated(layer),
             ruleset: layer.strict.as_ref().or(shared).map(AsFd::as_fd),
             seccomp: filter
                 .as_ref()
@@ -225,7 +261,7 @@ impl Sandbox {
     }
 
     /// True if a job's process must not be forked from a process that has run code of its environment.
-    pub(super) fn is_apart(&self, layer: &Layer) -> bool {
+    pub(super) fn is_isolated(&self, layer: &Layer) -> bool {
         let support = &self.options.support;
         let can_nest = support.no_namespaces.is_some() || support.no_nesting.is_none();
         match layer.mode {
@@ -241,8 +277,8 @@ impl Sandbox {
         let support = &self.options.support;
         let has_namespaces = support.no_namespaces.is_none();
         // A fork server that runs code of its environment is restricted as its children are.
-        let is_held = !of.is_apart && self.options.mode != Mode::Off;
-        if !is_held && !of.is_apart {
+        let is_held = !of.is_isolated && self.options.mode != Mode::Off;
+        if !is_held && !of.is_isolated {
             return None;
         }
         let restricted = is_held.then(|| Restricted {
@@ -281,7 +317,7 @@ impl Sandbox {
             let folders = self.options.read_only.iter();
             mounts
                 .read_only
-                .extend(folders.flat_map(|path| files_in(path)));
+                .extend(folders.flat_map(|path| self.hidden_in(path)));
             mounts.hidden = self.options.hidden.clone();
             let keys = keys_in_use::files(of.home);
             mounts.read_only.extend(keys.lists);
@@ -311,7 +347,7 @@ impl Sandbox {
 /// What the mounts of a fork server depend on.
 pub(super) struct ForkServer<'a> {
     /// True if it runs no code of its environment.
-    pub(super) is_apart: bool,
+    pub(super) is_isolated: bool,
     pub(super) output: &'a Path,
     pub(super) home: &'a Path,
     /// The folder with the private folders of all workers of the user.

@@ -25,7 +25,7 @@ const WORDS: &[&str] = &[
 /// Decides again about the cause of a plugin's failure, by the free space for its working directory. The
 /// job's processes have ended. `folder` = the worker's private folder, which contains the working directory.
 pub(super) fn judged(failure: Failure, folder: &Path, work_dir: &Path) -> Failure {
-    if !failure.is_plugins_end {
+    if !failure.ended_by_plugin_code {
         return failure;
     }
     let is_named = WORDS.iter().any(|words| failure.message.contains(words));

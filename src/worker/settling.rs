@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 
 use super::event::ThreadEvent;
+use super::event_loop::Worker;
 use super::receipt;
-use super::serve::Worker;
 use super::slot::Failure;
 use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;

@@ -230,7 +230,7 @@ impl Slot {
             false => text,
         };
         self.fail(Failure {
-            is_plugins_end: cause == Cause::Plugin,
+            ended_by_plugin_code: cause == Cause::Plugin,
             ..Failure::new(cause, text)
         });
         self.bridge_over(Bridge::Failed, limits::PLUGIN_LAST_WORDS_TIMEOUT, now);

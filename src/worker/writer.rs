@@ -112,7 +112,7 @@ impl Address {
 
 /// The event loop's side of a writer.
 pub(super) struct Writer {
-    orders: Option<SyncSender<Command>>,
+    commands: Option<SyncSender<Command>>,
     shared: Shared,
     /// Limit of the bytes of frames that the event loop and the writer have together.
     frames_size_max: usize,
@@ -128,7 +128,7 @@ impl Writer {
         bounds: Bounds,
         address: Address,
     ) -> std::io::Result<Self> {
-        let (orders, from_loop) = sync_channel(1);
+        let (commands, from_loop) = sync_channel(1);
         let shared = Shared::default();
         shared.reads_input.store(true, Ordering::SeqCst);
         let task = Task {
@@ -136,7 +136,7 @@ impl Writer {
             root,
             permit,
             bounds,
-            orders: from_loop,
+            commands: from_loop,
             shared: shared.clone(),
             address: address.clone(),
         };
@@ -150,7 +150,7 @@ impl Writer {
             address.report(report);
         })?;
         Ok(Writer {
-            orders: Some(orders),
+            commands: Some(commands),
             shared,
             frames_size_max: bounds.frames(),
             pending: VecDeque::new(),
@@ -188,32 +188,32 @@ impl Writer {
     /// Passes a frame to the writer, or keeps it until there is room.
     pub(super) fn give(&mut self, frame: Buffer) {
         self.shared.held.fetch_add(frame.len(), Ordering::SeqCst);
-        self.order(Command::Frame(frame));
+        self.command(Command::Frame(frame));
     }
 
     /// Orders the writer to stage the output. No frames may follow.
     pub(super) fn stage(&mut self) {
-        self.order(Command::Stage);
+        self.command(Command::Stage);
     }
 
     /// Orders the writer to publish staged output.
     pub(super) fn publish(&mut self, bar: Vec<Attempt>) {
-        self.order(Command::Publish(bar));
+        self.command(Command::Publish(bar));
     }
 
-    fn order(&mut self, order: Command) {
-        self.pending.push_back(order);
+    fn command(&mut self, command: Command) {
+        self.pending.push_back(command);
         self.retry();
     }
 
     /// Sends kept orders, as far as there is room.
     pub(super) fn retry(&mut self) {
         let mut asked = false;
-        while let (Some(orders), Some(order)) = (&self.orders, self.pending.pop_front()) {
-            match orders.try_send(order) {
+        while let (Some(commands), Some(command)) = (&self.commands, self.pending.pop_front()) {
+            match commands.try_send(command) {
                 Ok(()) => {}
-                Err(TrySendError::Full(order)) => {
-                    self.pending.push_front(order);
+                Err(TrySendError::Full(command)) => {
+                    self.pending.push_front(command);
                     // Tried again, because room may have become free in between.
                     self.shared.wanted.store(true, Ordering::SeqCst);
                     if std::mem::replace(&mut asked, true) {
@@ -235,7 +235,7 @@ impl Writer {
 
     pub(super) fn discard(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        self.orders = None;
+        self.commands = None;
         self.pending.clear();
     }
 }
@@ -252,7 +252,7 @@ struct Task {
     root: Arc<Root>,
     permit: Permit,
     bounds: Bounds,
-    orders: Receiver<Command>,
+    commands: Receiver<Command>,
     shared: Shared,
     address: Address,
 }
@@ -285,13 +285,14 @@ impl Task {
         let failure = Failure::from(error);
         match fault {
             Fault::Job => Failure {
-                spares_worker: failure.spares_worker || failure.cause == Cause::Worker,
+                is_neutral_for_worker: failure.is_neutral_for_worker
+                    || failure.cause == Cause::Worker,
                 ..failure
             },
             Fault::Worker => failure,
             // Another worker may be able to run the job.
             Fault::Owner => Failure {
-                is_innocent: true,
+                is_uncounted: true,
                 is_trouble: true,
                 ..failure
             },
@@ -331,12 +332,12 @@ impl Task {
     fn write_output(&self, watched: &Input) -> Result<Report, sink::Error> {
         let mut output = JobOutput::bounded(self.root.clone(), self.job.clone(), self.bounds)?;
         loop {
-            let Ok(order) = self.orders.recv() else {
+            let Ok(command) = self.commands.recv() else {
                 return Ok(Report::Discarded);
             };
             self.report_room();
             self.shared.progress.note();
-            match order {
+            match command {
                 Command::Frame(frame) => {
                     let size = frame.len();
                     if let Some(report) = self.write_frame(&mut output, frame)? {
@@ -408,7 +409,7 @@ impl Task {
 
     fn publish(&self, mut staged: Staged) -> Result<Report, sink::Error> {
         loop {
-            let Ok(Command::Publish(bar)) = self.orders.recv() else {
+            let Ok(Command::Publish(bar)) = self.commands.recv() else {
                 return Ok(Report::Discarded);
             };
             let is_granted = || self.permit.is_valid(self.shared.progress.note());

@@ -25,7 +25,7 @@ impl SocketType {
     }
 
     /// Whether this type may connect to a peer of that type (RFC 37 §3.6.1).
-    pub fn talks_to(self, peer: &[u8]) -> bool {
+    pub fn is_compatible(self, peer: &[u8]) -> bool {
         match self {
             SocketType::Dealer => matches!(peer, b"REP" | b"DEALER" | b"ROUTER"),
             SocketType::Router => matches!(peer, b"REQ" | b"DEALER" | b"ROUTER"),

@@ -486,7 +486,7 @@ impl Connection {
     /// Whether the message has so many frames that the table of their positions is larger than what
     /// is kept for the next message.
     #[inline]
-    pub(crate) fn has_large_table(&self) -> bool {
+    pub(crate) fn has_many_spans(&self) -> bool {
         self.spans.capacity() > SPANS_KEPT_MAX
     }
 

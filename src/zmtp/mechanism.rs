@@ -44,7 +44,7 @@ impl Security {
 
     /// Whether a peer that was admitted under `old` would also be admitted under `self`, with the
     /// same credentials and the same server key.
-    pub(crate) fn still_admits(&self, old: &Security, peer: &PeerInfo) -> bool {
+    pub(crate) fn would_admit_again(&self, old: &Security, peer: &PeerInfo) -> bool {
         match (self, old) {
             (Security::Null, Security::Null)
             | (Security::PlainClient(_), Security::PlainClient(_)) => true,
@@ -268,7 +268,7 @@ fn checked_peer(properties: &[u8], config: &Config) -> Result<PeerInfo, Error> {
     let theirs = metadata.get("Socket-Type").unwrap_or(&[]);
     let name =
         String::from_utf8_lossy(theirs.get(..theirs.len().min(32)).unwrap_or(&[])).into_owned();
-    if !config.socket_type.talks_to(theirs) {
+    if !config.socket_type.is_compatible(theirs) {
         return Err(Error::SocketTypeMismatch {
             ours: config.socket_type.name(),
             theirs: name,

@@ -312,7 +312,13 @@ pub(crate) fn set_security(net: &Net) {
 
 /// Connects a client to a server and says whether it got in; if not, that nothing of it was
 /// delivered and that the server still serves `good`.
-fn let_in(net: &Net, what: &str, server: Options, client: Options, good: Option<Options>) -> bool {
+fn open_socket_file(
+    net: &Net,
+    what: &str,
+    server: Options,
+    client: Options,
+    good: Option<Options>,
+) -> bool {
     let (mut router, bound) = router(net, server);
     let connect = |options: Options| {
         let mut dealer = Dealer::new(options.no_reconnect()).unwrap();
@@ -343,16 +349,19 @@ fn let_in(net: &Net, what: &str, server: Options, client: Options, good: Option<
 }
 
 pub(crate) fn security_null(net: &Net) {
-    assert!(let_in(net, "NULL", base(), base(), None));
+    assert!(open_socket_file(net, "NULL", base(), base(), None));
     let curve = base().curve_client(key(2), key(1).public());
     for (what, client) in [("PLAIN", plain("user", "pass")), ("CURVE", curve)] {
-        assert!(!let_in(net, what, base(), client, Some(base())), "{what}");
+        assert!(
+            !open_socket_file(net, what, base(), client, Some(base())),
+            "{what}"
+        );
     }
 }
 
 pub(crate) fn security_plain(net: &Net) {
     let good = || Some(plain("user", "pass"));
-    assert!(let_in(
+    assert!(open_socket_file(
         net,
         "right",
         plain_server(),
@@ -369,7 +378,10 @@ pub(crate) fn security_plain(net: &Net) {
         ("CURVE", curve),
         ("two servers", plain_server()),
     ] {
-        assert!(!let_in(net, what, plain_server(), client, good()), "{what}");
+        assert!(
+            !open_socket_file(net, what, plain_server(), client, good()),
+            "{what}"
+        );
     }
     // Raw: what is malformed, or comes out of turn, is refused; nothing is delivered.
     let hello = frame(4, b"\x05HELLO\x04user\x04pass");
@@ -409,8 +421,14 @@ pub(crate) fn security_plain(net: &Net) {
 pub(crate) fn security_curve(net: &Net) {
     let server = || base().curve_server(key(1), listed(&[2, 3]));
     let client = |secret: u8, server: u8| base().curve_client(key(secret), key(server).public());
-    assert!(let_in(net, "listed", server(), client(2, 1), None));
-    assert!(let_in(
+    assert!(open_socket_file(
+        net,
+        "listed",
+        server(),
+        client(2, 1),
+        None
+    ));
+    assert!(open_socket_file(
         net,
         "any",
         base().curve_server(key(1), Clients::Any),
@@ -425,7 +443,7 @@ pub(crate) fn security_curve(net: &Net) {
         ("two servers", server()),
     ] {
         assert!(
-            !let_in(net, what, server(), options, Some(client(3, 1))),
+            !open_socket_file(net, what, server(), options, Some(client(3, 1))),
             "{what}"
         );
     }

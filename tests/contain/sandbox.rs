@@ -865,14 +865,20 @@ fn key_files_that_come_later_are_kept_from_the_next_job() {
         let write = |name: &str| fs::write(path(name), format!("{listed}\n")).unwrap();
         write("list");
         let source = format!(
-            "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        try:\n            open({:?}, 'a')\n            did = 10\n        except OSError: did = 20\n        yield pa.table({{'x': [did + len(open({:?}).read(1))]}})\n",
+            "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        try:\n            open({:?}, 'a')\n            did = 10\n        except OSError: did = 20\n        yield pa.table({{'x': [did + sum(len(open(key).read(1)) for key in ({:?}, {:?}) if os.path.exists(key))]}})\n",
             dir.path().join("list"),
-            dir.path().join("key")
+            dir.path().join("key"),
+            dir.path().join("folder/new")
         );
+        fs::create_dir(path("folder")).unwrap();
         let database = database_with(dir.path(), "p", &source);
         let (_sentinel, endpoint) = sentinel(&database, &[]);
         let out = dir.path().join("out");
-        let _worker = worker(&endpoint, &out, &["--plugin-start", start]);
+        let _worker = worker(
+            &endpoint,
+            &out,
+            &["--plugin-start", start, "--protect", &path("folder")],
+        );
         let run = |number: usize| {
             let input = dir.path().join(format!("in{number}"));
             fs::write(&input, number.to_string()).unwrap();
@@ -895,6 +901,9 @@ fn key_files_that_come_later_are_kept_from_the_next_job() {
         fs::remove_file(path("list")).unwrap();
         write("list");
         assert_eq!(run(3), Some(11 + 3 * 20), "{start}");
+        // A key that comes into a folder of --protect.
+        casparian_ok(&["keygen", &path("folder/new")]);
+        assert_eq!(run(4), Some(11 + 4 * 20), "{start}");
     }
 }
 

@@ -70,7 +70,7 @@ MUTANTS = [
      "        let Some(standing) = standing.filter(|_| settled == Some(1)) else {",
      "        let Some(standing) = standing.filter(|_| false && settled == Some(1)) else {"),
     ("a cancelled attempt that publishes is not barred", "src/sentinel/transaction.rs",
-     "        control.inherit_silent(attempt, now);\n", "        let _ = attempt;\n"),
+     "        control.inherit_unreported(attempt, now);\n", "        let _ = attempt;\n"),
     ("any attempt's receipt ends the job", "src/store/attempts.rs",
      "OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))", "OR ?3 > 0)"),
     ("a job whose DISPATCH is on its way is given back", LEASES,

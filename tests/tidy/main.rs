@@ -124,9 +124,9 @@ fn modules_use_only_modules_before_them() {
         let own = order(&module).unwrap_or_else(|| panic!("MODULES misses {module}"));
         for other in used.iter().filter(|other| order(other).is_some()) {
             let is_before = order(other) < Some(own);
-            let is_apart = APART.contains(&(module.as_str(), other.as_str()));
+            let is_isolated = APART.contains(&(module.as_str(), other.as_str()));
             assert!(
-                is_before && !is_apart,
+                is_before && !is_isolated,
                 "{module} uses crate::{other}, which it must not"
             );
         }

@@ -78,7 +78,7 @@ impl Repair {
                 if let Some(by) = by {
                     let barred = Attempt::new(row.job_id, by);
                     let mut transaction = self.store.begin().map_err(failed)?;
-                    transaction.count_on(barred, None).map_err(failed)?;
+                    transaction.raise_attempt(barred, None).map_err(failed)?;
                     transaction.commit().map_err(failed)?;
                     is_adopted = true;
                 }
@@ -103,7 +103,7 @@ impl Repair {
                 if is_all {
                     let mut transaction = self.store.begin().map_err(failed)?;
                     transaction
-                        .name_published(row.job_id, uris)
+                        .set_published(row.job_id, uris)
                         .map_err(failed)?;
                     transaction.commit().map_err(failed)?;
                 }

@@ -158,7 +158,7 @@ impl Repair {
             }
             let mut transaction = self.store.begin().map_err(failed)?;
             transaction
-                .name_published(row.job_id, uris)
+                .set_published(row.job_id, uris)
                 .map_err(failed)?;
             transaction.commit().map_err(failed)?;
             return Ok(true);

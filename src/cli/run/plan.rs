@@ -436,8 +436,11 @@ pub(super) fn settle(queue: &mut Queue<'_>, progress: &Progress) -> Result<(), E
     loop {
         let put_back = queue.step(progress, |store| {
             let mut transaction = store.begin()?;
-            let put_back =
-                transaction.release_all("the run ended", limits::EXPIRED_PER_ITERATION, &now())?;
+            let put_back = transaction.requeue_running(
+                "the run ended",
+                limits::EXPIRED_PER_ITERATION,
+                &now(),
+            )?;
             transaction.commit()?;
             Ok(put_back)
         })?;

@@ -86,7 +86,7 @@ impl Control {
 
     /// Adds the last attempt of a row that was not RUNNING at the start, if its worker has not reported its
     /// end.
-    pub fn inherit_silent(&mut self, attempt: Attempt, now: BootTime) {
+    pub fn inherit_unreported(&mut self, attempt: Attempt, now: BootTime) {
         self.exclusive.inherit(attempt, self.inherited_until(now));
     }
 

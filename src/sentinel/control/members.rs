@@ -102,9 +102,9 @@ impl Worker {
             return 0;
         }
         let started = self.claims.len() - waiting;
-        let claims_limit = self.slots.saturating_mul(limits::CLAIMS_PER_SLOT_MAX);
+        let claims_per_worker_max = self.slots.saturating_mul(limits::CLAIMS_PER_SLOT_MAX);
         let slots = self.slots.saturating_sub(self.occupied());
-        let slots = slots.min(claims_limit.saturating_sub(started));
+        let slots = slots.min(claims_per_worker_max.saturating_sub(started));
         match self.claims_max {
             Some(max) => slots.min(max.saturating_sub(self.claims.len())),
             None => slots,

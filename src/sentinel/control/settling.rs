@@ -88,7 +88,7 @@ impl Control {
             let route = last.and_then(|worker_id| self.routes.get(&worker_id));
             let able = |route: &&Vec<u8>| self.workers.get(*route).is_some_and(Worker::can_settle);
             let route = route.filter(able).cloned();
-            let Some(route) = route.or_else(|| self.any_settler(attempt)) else {
+            let Some(route) = route.or_else(|| self.next_settler(attempt)) else {
                 continue;
             };
             if let Some(worker) = self.workers.get_mut(&route) {
@@ -108,7 +108,7 @@ impl Control {
     }
 
     /// A worker that can settle. Each try chooses another one, in case one cannot access the output.
-    fn any_settler(&self, attempt: Attempt) -> Option<Vec<u8>> {
+    fn next_settler(&self, attempt: Attempt) -> Option<Vec<u8>> {
         let able = self.workers.iter();
         let mut able: Vec<&Vec<u8>> = able
             .filter(|(_, worker)| worker.can_settle())

@@ -106,12 +106,12 @@ impl Prepared {
             return Ok(());
         }
         let path = self.path.clone();
-        self.take_back();
+        self.delete_committed_rows();
         Err(moved(&path))
     }
 
     /// Deletes rows that were committed into a file that was moved from its path.
-    fn take_back(mut self) {
+    fn delete_committed_rows(mut self) {
         for table in &self.tables {
             let path = &self.path;
             // In WAL mode the open connection can do this. With a rollback journal SQLite refuses,

@@ -42,7 +42,7 @@ fn scene(journal: &str, has_earlier: bool) -> Fixture {
 }
 
 /// Moves `x.db`, with the files that SQLite keeps beside it, to `moved.db`.
-fn take_away(fixture: &Fixture, how: &str) {
+fn remove_recorded(fixture: &Fixture, how: &str) {
     let database = fixture.path("x.db");
     if how == "replaced" {
         fs::copy(&database, fixture.path("copy.db")).unwrap();
@@ -78,7 +78,7 @@ fn a_database_that_is_moved_before_its_commit_gets_no_rows() {
                 let staged = stage(&fixture.root, &of(2), &[2]).unwrap();
                 let hook = |step| {
                     if step == Step::Table(0) {
-                        take_away(&fixture, how);
+                        remove_recorded(&fixture, how);
                     }
                     Ok(())
                 };
@@ -119,7 +119,7 @@ fn a_database_that_is_moved_while_a_reader_keeps_it_gets_no_rows() {
                 while !is_commit_waiting() && std::time::Instant::now() < end {
                     std::thread::yield_now();
                 }
-                take_away(fixture, how);
+                remove_recorded(fixture, how);
                 reader.execute_batch("COMMIT").unwrap();
             });
             staged.publish(&[], &|| true).unwrap_err()

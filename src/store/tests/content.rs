@@ -48,7 +48,7 @@ fn a_row_gets_the_version_that_was_found_uncounted_within_a_bound() {
         assert_eq!(row(&scene), integers([round + 2, round + 2, 0]));
         match (round, ended) {
             (0, Ended::Queued) => {}
-            (limits::INPUT_MOVES_MAX, Ended::Failed) => {}
+            (limits::VERSION_CHANGES_MAX, Ended::Failed) => {}
             (_, Ended::Waits { until_boot_ms }) => {
                 at_ms = until_boot_ms - 1_000_000;
                 let mut transaction = scene.store.begin().unwrap();

@@ -524,7 +524,7 @@ fn all_running_jobs_can_be_put_back_in_batches() {
         let mut transaction = scene.store.begin().unwrap();
         counts.push(
             transaction
-                .release_all("the run ended", 2, &now(0))
+                .requeue_running("the run ended", 2, &now(0))
                 .unwrap(),
         );
         transaction.commit().unwrap();

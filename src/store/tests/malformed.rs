@@ -398,7 +398,7 @@ fn rows_that_a_trigger_of_another_program_protects_are_passed_over() {
     let reason = scene.inspect(good).waiting_for.unwrap();
     assert!(reason.contains("(theirs) refuses it"), "{reason}");
     let mut transaction = scene.store.begin().unwrap();
-    assert_eq!(transaction.release_all("x", 9, &now(0)).unwrap(), 0);
+    assert_eq!(transaction.requeue_running("x", 9, &now(0)).unwrap(), 0);
 }
 
 #[test]
@@ -710,7 +710,7 @@ fn rows_that_cannot_even_be_ended_do_not_stall_those_behind_them() {
     // They are tried again on request.
     scene.sql("DROP TRIGGER theirs");
     assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0]);
-    assert!(scene.store.forgive().any);
+    assert!(scene.store.retry_refused().any);
     assert_eq!(scene.claim(&["p"], 2).jobs.len(), 2);
 }
 
@@ -849,11 +849,11 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
 #[test]
 fn rows_that_are_given_up_are_tried_again_in_parts() {
     let mut scene = Scene::new();
-    let rows = 2 * limits::FORGIVEN_PER_TRANSACTION + 100;
+    let rows = 2 * limits::RETRIED_PER_TRANSACTION + 100;
     claims_until_a_job(&mut scene, "RAISE(ABORT, 'no')", rows);
     let mut tried = Vec::new();
     for more in [true, true, false] {
-        assert_eq!(scene.store.forgive(), Forgiven { any: true, more });
+        assert_eq!(scene.store.retry_refused(), RetriedRows { any: true, more });
         let count = loop {
             let claimed = scene.claim(&["p"], 1);
             tried.extend(claimed.unresolved.iter().map(|one| one.job_id));
@@ -862,7 +862,7 @@ fn rows_that_are_given_up_are_tried_again_in_parts() {
             }
         };
         assert!(
-            count % limits::FORGIVEN_PER_TRANSACTION == 0 || !more,
+            count % limits::RETRIED_PER_TRANSACTION == 0 || !more,
             "{count}"
         );
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::{
-    attempts, catalogue, claim, code, content, holds, queue, retry, settle, sinks, waits,
+    attempts, catalogue, claim, code, content, lease_check, queue, retry, settle, sinks, waits,
 };
 use rusqlite::StatementStatus;
 use rusqlite::types::Value;
@@ -17,7 +17,10 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (queue::NEXT_PLUGIN_QUERY, vec![Value::Blob(vec![])]),
         (queue::NEXT_PLUGIN_QUERY, vec![Value::Blob(b"p".to_vec())]),
         (queue::RUNNING_QUERY, vec![number(0), number(10)]),
-        (holds::HELD_QUERY, vec![number(1), number(1), text("w")]),
+        (
+            lease_check::HELD_QUERY,
+            vec![number(1), number(1), text("w")],
+        ),
         (claim::CLAIM_QUERY, vec![text("p"), number(0)]),
         (claim::CLAIM_QUERY, vec![text("p"), number(1)]),
         (
@@ -92,7 +95,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
             vec![number(1), number(9), number(0)],
         ),
     ];
-    hot.extend(retry::FOREIGN_QUERIES.map(|query| (query, start())));
+    hot.extend(retry::OTHER_BOOT_QUERIES.map(|query| (query, start())));
     hot
 }
 

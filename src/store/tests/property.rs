@@ -223,7 +223,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
             .requeue(attempt.job_id, file.version_id)
             .unwrap();
     }
-    transaction.release_all("x", 10, &now(0)).unwrap();
+    transaction.requeue_running("x", 10, &now(0)).unwrap();
     let worker = WorkerSession {
         worker_id: "w".into(),
         user_id: None,

@@ -122,7 +122,10 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
             AfterSql => scene.set_status(id, "QUEUED"),
             Interrupted | InterruptedThenSql => {
                 let mut transaction = scene.store.begin().unwrap();
-                assert_eq!(transaction.release_all("killed", 9, &now(0)).unwrap(), 1);
+                assert_eq!(
+                    transaction.requeue_running("killed", 9, &now(0)).unwrap(),
+                    1
+                );
                 transaction.commit().unwrap();
             }
             After(Some(Cause::Lost), _) => drop(scene.release(first, 0)),

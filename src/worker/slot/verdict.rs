@@ -14,13 +14,13 @@ pub struct Failure {
     /// How the process ended, if it ended by itself and the message does not contain it.
     pub exit: Option<String>,
     /// Caused by another job or the environment's state: the job is given back, uncounted.
-    pub is_innocent: bool,
+    pub is_uncounted: bool,
     /// Counts for the job, and does not count against the worker.
-    pub spares_worker: bool,
+    pub is_neutral_for_worker: bool,
     /// The worker can run no job until the fault is repaired.
     pub is_trouble: bool,
     /// The plugin's code ended in this way: by an exception, an exit or a signal.
-    pub is_plugins_end: bool,
+    pub ended_by_plugin_code: bool,
     /// If attempts of the job are barred: the number up to which they are.
     pub barred_by: Option<i64>,
     /// If output of another job is in the sink: that attempt.
@@ -40,10 +40,10 @@ impl Failure {
             cause,
             message: message.into(),
             exit: None,
-            is_innocent: false,
-            spares_worker: false,
+            is_uncounted: false,
+            is_neutral_for_worker: false,
             is_trouble: false,
-            is_plugins_end: false,
+            ended_by_plugin_code: false,
             barred_by: None,
             taken_by: None,
             sink_locked: false,
@@ -56,7 +56,7 @@ impl Failure {
 impl From<sink::Error> for Failure {
     fn from(error: sink::Error) -> Self {
         Failure {
-            spares_worker: error.is_contention(),
+            is_neutral_for_worker: error.is_contention(),
             sink_locked: matches!(error, sink::Error::Locked { .. }),
             is_trouble: error.is_trouble(),
             barred_by: error.barred_by(),
@@ -91,7 +91,7 @@ pub(super) fn verdict(
             "the plugin's process was ended by the kernel or another program with {exit}{early}"
         );
         return Some(Failure {
-            spares_worker: true,
+            is_neutral_for_worker: true,
             ..Failure::new(Cause::Lost, message)
         });
     } else if !connected {
@@ -101,7 +101,7 @@ pub(super) fn verdict(
     } else if !exit.is_clean() {
         let message = format!("the plugin's process ended with {exit}");
         return Some(Failure {
-            is_plugins_end: true,
+            ended_by_plugin_code: true,
             ..Failure::new(Cause::Plugin, message)
         });
     } else if !complete {

@@ -109,7 +109,7 @@ fn captured_libzmq_conversations_parse_at_every_split() {
         );
         assert_eq!(whole.error, None, "{name}");
         let peer = whole.peer.as_ref().expect(name);
-        assert!(ours.talks_to(peer.socket_type.as_bytes()), "{name}");
+        assert!(ours.is_compatible(peer.socket_type.as_bytes()), "{name}");
         if !identity.is_empty() {
             assert_eq!(peer.identity, identity, "{name}");
         }

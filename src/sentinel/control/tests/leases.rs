@@ -336,7 +336,7 @@ fn an_inherited_attempt_that_is_lost_is_barred() {
 fn an_attempt_of_a_cancelled_row_is_waited_for_and_barred() {
     let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
     let mut control = control();
-    control.inherit_silent(first, at(0));
+    control.inherit_unreported(first, at(0));
     control.handle_message(&from(1, b"w.a"), 0, introduce("a", 1, &[]), at(1));
     control.handle_claimed(b"w.a", vec![assignment(6, 1, "")], at(1));
     for (sequence, when, is_given) in [(2, 2, false), (3, 20, true)] {
@@ -368,7 +368,7 @@ fn the_absence_of_the_sentinel_itself_costs_no_lease() {
     control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
     control.inherit(Attempt::new(6, 1), "v", None, at(0));
     // The sentinel was stopped for 100 s. Messages that the worker sent meanwhile have not been received yet.
-    control.handle_absence(Duration::from_secs(100), at(100));
+    control.handle_suspension(Duration::from_secs(100), at(100));
     control.handle_timeout(at(100));
     assert_eq!(released(&mut control), []);
     control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[job]), at(101));

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::control::STOPPED;
 use super::descriptors;
 use super::environments::Environments;
 use super::event::ThreadEvent;
 use super::health::Health;
 use super::interpreters::Interpreters;
-use super::job::{Order, Run, owner};
+use super::job::{Assignment, Run, owner};
 use super::leases::Leases;
 use super::leftovers::Leftovers;
+use super::messages::STOPPED;
 use super::meter::Meter;
 use super::plugins::Plugins;
 use super::runtime::Runtime;
@@ -220,7 +220,7 @@ pub struct Worker {
     /// published, and occupy no slot.
     pub(super) publishing: Vec<Run>,
     /// Jobs that wait for a slot or for their environment.
-    pub(super) backlog: VecDeque<Order>,
+    pub(super) backlog: VecDeque<Assignment>,
     pub(super) leases: Leases,
     pub(super) plugins: Plugins,
     pub(super) environments: Environments,
@@ -511,8 +511,8 @@ impl Worker {
             None if drain => {
                 log::info!("stopping: waiting for {count} running job(s), again to stop at once");
                 self.draining_until = Some(now + self.options.drain_timeout);
-                for order in std::mem::take(&mut self.backlog) {
-                    self.give_back(&order, STOPPED, false);
+                for assignment in std::mem::take(&mut self.backlog) {
+                    self.give_back(&assignment, STOPPED, false);
                 }
                 self.heartbeat_at = now;
                 self.heartbeat(now);
@@ -529,24 +529,24 @@ impl Worker {
     /// short time for the acknowledgement of receipts.
     fn close(&mut self, reason: &str) {
         self.environments.cancel();
-        for order in std::mem::take(&mut self.backlog) {
-            self.give_back(&order, reason, false);
+        for assignment in std::mem::take(&mut self.backlog) {
+            self.give_back(&assignment, reason, false);
         }
-        let mut unfinished: Vec<(Order, bool)> = Vec::new();
+        let mut unfinished: Vec<(Assignment, bool)> = Vec::new();
         let slots = self.slots.iter_mut().filter_map(Option::take);
         for mut run in slots.chain(std::mem::take(&mut self.publishing)) {
             run.kill();
             // Output that is being published may become visible, so the job is not given back: its lease must
             // end.
             if !run.slot.is_publishing() {
-                unfinished.push((run.order.clone(), run.started_at.is_some()));
+                unfinished.push((run.assignment.clone(), run.started_at.is_some()));
             }
             if let Some(writer) = &mut run.writer {
                 writer.discard();
             }
         }
-        for (order, was_running) in unfinished {
-            self.give_back(&order, reason, was_running);
+        for (assignment, was_running) in unfinished {
+            self.give_back(&assignment, reason, was_running);
         }
         let interpreters = self.interpreters.close(self.reactor.registry());
         let deadline = Instant::now() + limits::LINGER;

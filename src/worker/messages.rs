@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::environments::State;
-use super::job::Order;
+use super::event_loop::Worker;
+use super::job::Assignment;
 use super::plugins::Plugins;
-use super::serve::Worker;
 use crate::job::{
     ARTIFACTS_TRUNCATED, Attempt, Cause, Job, Lease, Plugin, Receipt, Sink, SinkError, text,
 };
@@ -85,21 +85,21 @@ impl Worker {
 
     fn dispatched(
         &mut self,
-        read: Result<Order, (Attempt, Cause, String)>,
+        read: Result<Assignment, (Attempt, Cause, String)>,
         is_leased: bool,
         now: BootTime,
     ) {
-        let mut order = match read {
-            Ok(order) => order,
+        let mut assignment = match read {
+            Ok(assignment) => assignment,
             Err((attempt, cause, reason)) => {
                 let receipt = Receipt::failed(attempt, cause, reason);
                 self.report(attempt, is_leased, receipt);
                 return;
             }
         };
-        order.environment = self.environments.key(&order.environment);
-        let attempt = order.job.attempt;
-        if let Some(lease) = order.lease {
+        assignment.environment = self.environments.key(&assignment.environment);
+        let attempt = assignment.job.attempt;
+        if let Some(lease) = assignment.lease {
             if self.holds().contains(&attempt) {
                 return;
             }
@@ -110,27 +110,27 @@ impl Worker {
             let earlier = self.holds().into_iter();
             let earlier = earlier.filter(|other| other.job_id == attempt.job_id);
             for other in earlier.collect::<Vec<_>>() {
-                self.stop(|order| order.job.attempt == other, None);
+                self.stop(|assignment| assignment.job.attempt == other, None);
             }
         }
         if self.draining_until.is_some() {
-            self.give_back(&order, STOPPED, false);
+            self.give_back(&assignment, STOPPED, false);
         } else if self.backlog.len() >= limits::BACKLOG_MAX {
             let receipt = Receipt::failed(attempt, Cause::Worker, "too many jobs dispatched");
-            self.report(attempt, order.lease.is_some(), receipt);
+            self.report(attempt, assignment.lease.is_some(), receipt);
         } else {
-            self.backlog.push_back(order);
+            self.backlog.push_back(assignment);
         }
     }
 
     /// Gives the job back to the sentinel.
-    pub(super) fn give_back(&mut self, order: &Order, reason: &str, was_running: bool) {
-        let attempt = order.job.attempt;
+    pub(super) fn give_back(&mut self, assignment: &Assignment, reason: &str, was_running: bool) {
+        let attempt = assignment.job.attempt;
         let mut receipt = Receipt::failed(attempt, Cause::Operator, reason);
         receipt.cause = None;
         receipt.returned = true;
         receipt.was_running = was_running;
-        match order.lease {
+        match assignment.lease {
             Some(_) => self.leases.owe(attempt, receipt),
             // A sentinel of the reference system would end the job as failed.
             None => log::warn!("{attempt} is left to the sentinel: {reason}"),
@@ -141,13 +141,13 @@ impl Worker {
     /// wait.
     pub(super) fn give_back_waiting(&mut self) {
         let backlog = std::mem::take(&mut self.backlog);
-        for order in backlog {
-            match order.lease {
+        for assignment in backlog {
+            match assignment.lease {
                 Some(_) => {
                     let reason = "its worker's storage does not respond";
-                    self.give_back(&order, reason, false);
+                    self.give_back(&assignment, reason, false);
                 }
-                None => self.backlog.push_back(order),
+                None => self.backlog.push_back(assignment),
             }
         }
     }
@@ -161,14 +161,14 @@ impl Worker {
         }
         let mut kept: BTreeSet<String> = BTreeSet::new();
         let backlog = std::mem::take(&mut self.backlog);
-        for order in backlog {
-            let environment = &order.environment;
+        for assignment in backlog {
+            let environment = &assignment.environment;
             let stays = !slow.contains(environment) || kept.insert(environment.clone());
-            if stays || order.lease.is_none() {
-                self.backlog.push_back(order);
+            if stays || assignment.lease.is_none() {
+                self.backlog.push_back(assignment);
                 continue;
             }
-            self.give_back(&order, "its environment is being created", false);
+            self.give_back(&assignment, "its environment is being created", false);
             // The sentinel must learn by a HEARTBEAT that the environment is being created.
             self.heartbeat_at = now;
         }
@@ -176,7 +176,7 @@ impl Worker {
 
     fn answered(&mut self, answer: &Answer) {
         for attempt in self.leases.handle_answer(answer) {
-            if self.stop(|order| order.job.attempt == attempt, None) {
+            if self.stop(|assignment| assignment.job.attempt == attempt, None) {
                 log::info!("{attempt}: not held any more, stopped");
             }
         }
@@ -187,8 +187,8 @@ impl Worker {
     /// Updates the writers' permits from the leases.
     pub(super) fn update_permits(&mut self) {
         for run in self.publishing.iter().chain(self.slots.iter().flatten()) {
-            if run.order.lease.is_some() {
-                let until = self.leases.may_publish_until(run.order.job.attempt);
+            if run.assignment.lease.is_some() {
+                let until = self.leases.may_publish_until(run.assignment.job.attempt);
                 run.permit.set(until);
             }
         }
@@ -238,9 +238,9 @@ impl Worker {
     pub(super) fn holds(&self) -> Vec<Attempt> {
         let running = self.slots.iter().flatten().chain(&self.publishing);
         running
-            .map(|run| &run.order)
+            .map(|run| &run.assignment)
             .chain(&self.backlog)
-            .filter_map(Order::attempt)
+            .filter_map(Assignment::attempt)
             .chain(self.leases.owed())
             .collect()
     }
@@ -315,7 +315,7 @@ impl Worker {
             self.send(0, &payload);
         }
         let current = self.slots.iter().flatten().next();
-        let current = current.map(|run| run.order.job.attempt.job_id);
+        let current = current.map(|run| run.assignment.job.attempt.job_id);
         let status = match current {
             Some(_) => HeartbeatStatus::Busy,
             None => HeartbeatStatus::Idle,
@@ -342,29 +342,34 @@ impl Worker {
         let reason = "aborted by the sentinel";
         log::info!("job {job_id}: {reason}");
         self.stop(
-            |order| order.job.attempt.job_id.unsigned_abs() == job_id,
+            |assignment| assignment.job.attempt.job_id.unsigned_abs() == job_id,
             Some(reason),
         );
     }
 
     /// Stops jobs, both waiting and running. With a reason, receipts are sent; without one, the sentinel does
     /// not want receipts. Returns false if there was no job to stop.
-    fn stop(&mut self, mut is_meant: impl FnMut(&Order) -> bool, reason: Option<&str>) -> bool {
+    fn stop(
+        &mut self,
+        mut is_meant: impl FnMut(&Assignment) -> bool,
+        reason: Option<&str>,
+    ) -> bool {
         let backlog = std::mem::take(&mut self.backlog);
-        let (stopped, rest): (VecDeque<Order>, VecDeque<Order>) =
-            backlog.into_iter().partition(|order| is_meant(order));
+        let (stopped, rest): (VecDeque<Assignment>, VecDeque<Assignment>) = backlog
+            .into_iter()
+            .partition(|assignment| is_meant(assignment));
         self.backlog = rest;
         let mut is_any = !stopped.is_empty();
-        for order in stopped {
-            let attempt = order.job.attempt;
+        for assignment in stopped {
+            let attempt = assignment.job.attempt;
             self.leases.forget(attempt);
             if let Some(reason) = reason {
                 let receipt = Receipt::failed(attempt, Cause::Operator, reason);
-                self.report(attempt, order.lease.is_some(), receipt);
+                self.report(attempt, assignment.lease.is_some(), receipt);
             }
         }
         for run in self.slots.iter_mut().flatten().chain(&mut self.publishing) {
-            if is_meant(&run.order) {
+            if is_meant(&run.assignment) {
                 is_any = true;
                 run.is_unwanted |= reason.is_none();
                 run.slot.handle_abort(reason.unwrap_or("not held any more"));
@@ -423,7 +428,7 @@ fn read_dispatch(
     job_id: i64,
     dispatch: &Dispatch<'_>,
     plugins: &mut Plugins,
-) -> Result<Order, (Attempt, Cause, String)> {
+) -> Result<Assignment, (Attempt, Cause, String)> {
     let attempt = Attempt::new(job_id, dispatch.attempt.unwrap_or(0));
     let sinks: Result<Vec<Sink>, SinkError> =
         dispatch.sinks.iter().map(|sink| sink.parse()).collect();
@@ -439,7 +444,7 @@ fn read_dispatch(
         let reason = format!("cannot keep the plugin's source in memory: {error}");
         (attempt, Cause::Worker, reason)
     })?;
-    Ok(Order {
+    Ok(Assignment {
         job: Arc::new(Job {
             attempt,
             file_path: dispatch.file_path.to_string(),
