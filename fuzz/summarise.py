@@ -1,23 +1,23 @@
 """Line coverage out of an lcov file: a table on standard output, what no input reaches in uncovered.txt.
 
-Usage: summarise.py LCOV. Exits with 1 when a room is below its floor.
+Usage: summarise.py LCOV. Exits with 1 when an area is below its floor.
 """
 
 import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Files of a room, and the percentage of their lines below which the corpora have rotted.
-ROOMS = {
+# Files of an area, and the percentage of their lines below which the corpora have rotted.
+AREAS = {
     "zmtp": (["src/zmtp/"], 95),
     "socket": (["src/socket/"], 95),
     "protocol": (["src/protocol/"], 95),
     "bridge frames": (["src/plugin/bridge.rs"], 95),
     "other parsers": (
-        ["src/reactor/endpoint.rs", "src/sink/uri.rs", "src/store/manifest.rs", "src/cli/args.rs"],
+        ["src/reactor/endpoint.rs", "src/job/sink.rs", "src/store/manifest.rs", "src/cli/args.rs"],
         0,
     ),
-    "sentinel and store": (["src/sentinel/control.rs", "src/sentinel/turn.rs", "src/store/"], 0),
+    "sentinel and store": (["src/sentinel/control.rs", "src/sentinel/transaction.rs", "src/store/"], 0),
 }
 
 
@@ -39,12 +39,12 @@ def main():
     files = read(sys.argv[1])
     seen, failed = set(), False
     uncovered = open(os.path.join(os.path.dirname(sys.argv[1]), "uncovered.txt"), "w", encoding="utf-8")
-    print("| room | lines | reached | |\n|---|---|---|---|")
-    for room, (places, floor) in ROOMS.items():
+    print("| area | lines | reached | |\n|---|---|---|---|")
+    for area, (parts, floor) in AREAS.items():
         total = reached = 0
         rows = []
         for name in sorted(files):
-            if name in seen or not name.startswith(tuple(places)):
+            if name in seen or not name.startswith(tuple(parts)):
                 continue
             seen.add(name)
             lines = files[name]
@@ -58,7 +58,7 @@ def main():
                 uncovered.write(f"{name}:{line}: {text[line - 1].rstrip()}\n")
         percent = 100 * reached / max(total, 1)
         failed |= percent < floor
-        print(f"| **{room}** | {total} | {reached} | **{percent:.1f} %** |")
+        print(f"| **{area}** | {total} | {reached} | **{percent:.1f} %** |")
         for name, lines, covered in rows:
             print(f"| {name} | {lines} | {covered} | {100 * covered / max(lines, 1):.1f} % |")
     uncovered.close()
