@@ -513,8 +513,8 @@ fn a_home_that_uv_cannot_work_in_is_refused_before_anything_is_created() {
         let made = walkdir::WalkDir::new(flow).into_iter().flatten();
         let folders = made.filter(|entry| entry.path().is_dir()).count();
         assert!(
-            folders <= 2,
-            "{words:?}: only the folders of environments and locks"
+            folders <= 3,
+            "{words:?}: only the folders of environments, locks and key files"
         );
     }
 }

@@ -398,6 +398,15 @@ fn unprivileged(program: &str) -> Command {
     command
 }
 
+/// A copy of a program, written by another process: a descriptor that a child of another test inherits would keep
+/// it from being run.
+fn copy_of_program(program: &std::ffi::OsStr, dir: &Path) -> PathBuf {
+    let copy = dir.join("casparian");
+    let copied = Command::new("cp").arg(program).arg(&copy).status();
+    assert!(copied.unwrap().success());
+    copy
+}
+
 /// A run of attacks; the results by name.
 fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeMap<String, String> {
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
@@ -414,8 +423,7 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
         for folder in ["", "in", "p.py", "victim"] {
             std::os::unix::fs::chown(dir.join(folder), Some(user), Some(user)).unwrap();
         }
-        let copy = dir.join("casparian");
-        fs::copy(command.get_program(), &copy).unwrap();
+        let copy = copy_of_program(command.get_program(), dir);
         command = Command::new(copy);
         command
             .uid(user)
