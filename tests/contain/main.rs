@@ -19,3 +19,10 @@ mod programs;
 mod sandbox;
 mod shared;
 mod sinks;
+
+/// Copies a program by another process: a child of another test may inherit a descriptor that is open for writing,
+/// and then the copy cannot be run (ETXTBSY).
+fn copy_program(from: impl AsRef<std::ffi::OsStr>, to: impl AsRef<std::ffi::OsStr>) {
+    let copied = std::process::Command::new("cp").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}

@@ -242,7 +242,7 @@ fn attack(
     let mut command = program("casparian");
     if let Some(user) = user {
         let copy = dir.join("casparian");
-        std::fs::copy(command.get_program(), &copy).unwrap();
+        crate::copy_program(command.get_program(), &copy);
         command = Command::new(copy);
         command.env("PATH", "/usr/bin:/bin");
         for entry in std::fs::read_dir(dir).unwrap() {

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use crate::common::*;
+use crate::copy_program;
 
 /// Replaces what its input names, and gives what came of each.
 const PLANTER: &str = r##"
@@ -73,7 +74,7 @@ fn plugins_change_none_of_the_programs_that_builds_run() {
         let uv = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
         let copy = |from: &Path, name: &str| {
             fs::create_dir_all(path(name).parent().unwrap()).unwrap();
-            fs::copy(from, path(name)).unwrap();
+            copy_program(from, path(name));
         };
         let worker = program("casparian-worker");
         copy(Path::new(worker.get_program()), PLACES[0].0);
@@ -219,7 +220,7 @@ fn run_at(home_of: &Path, arguments: &[&str]) -> Command {
         fs::create_dir_all(&bin).unwrap();
         let shared = home().join(".casparian_flow");
         let uv = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
-        fs::copy(uv, bin.join("uv")).unwrap();
+        copy_program(uv, bin.join("uv"));
     }
     let mut command = program("casparian");
     command.arg("run").args(arguments).env("HOME", home_of);
@@ -402,7 +403,7 @@ fn plugins_write_beside_their_data_whatever_is_in_path() {
             fs::create_dir_all(path(folder)).unwrap();
         }
         for program in case.programs {
-            fs::copy("/bin/true", path(program)).unwrap();
+            copy_program("/bin/true", path(program));
         }
         if case.home == "link" {
             symlink(path("real"), path("link")).unwrap();

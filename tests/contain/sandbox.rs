@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::*;
+use crate::copy_program;
 
 /// Does what its input names, and gives "done" or the name of the error.
 const ATTACKER: &str = r#"
@@ -398,15 +399,6 @@ fn unprivileged(program: &str) -> Command {
     command
 }
 
-/// A copy of a program, written by another process: a descriptor that a child of another test inherits would keep
-/// it from being run.
-fn copy_of_program(program: &std::ffi::OsStr, dir: &Path) -> PathBuf {
-    let copy = dir.join("casparian");
-    let copied = Command::new("cp").arg(program).arg(&copy).status();
-    assert!(copied.unwrap().success());
-    copy
-}
-
 /// A run of attacks; the results by name.
 fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeMap<String, String> {
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
@@ -423,7 +415,8 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
         for folder in ["", "in", "p.py", "victim"] {
             std::os::unix::fs::chown(dir.join(folder), Some(user), Some(user)).unwrap();
         }
-        let copy = copy_of_program(command.get_program(), dir);
+        let copy = dir.join("casparian");
+        copy_program(command.get_program(), &copy);
         command = Command::new(copy);
         command
             .uid(user)
@@ -696,7 +689,7 @@ fn a_plugin_cannot_take_its_source_from_the_next_job() {
     for name in ["", "in", "p.py"] {
         std::os::unix::fs::chown(dir.path().join(name), Some(user), Some(user)).unwrap();
     }
-    fs::copy(program("casparian").get_program(), path("casparian")).unwrap();
+    copy_program(program("casparian").get_program(), path("casparian"));
     let mut command = Command::new(path("casparian"));
     command.uid(user).gid(user).env("HOME", dir.path());
     command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
@@ -771,7 +764,7 @@ fn a_worker_whose_program_is_replaced_goes_on() {
     let database = database_with(dir.path(), "p", source);
     let (_sentinel, endpoint) = sentinel(&database, &[]);
     let copy = dir.path().join("casparian-worker");
-    fs::copy(program("casparian-worker").get_program(), &copy).unwrap();
+    copy_program(program("casparian-worker").get_program(), &copy);
     let mut command = Command::new(&copy);
     command.env("HOME", home()).args(["--connect", &endpoint]);
     command.args(["--plugin-start", "spawn", "--output"]);
