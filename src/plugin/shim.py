@@ -43,6 +43,7 @@ import base64
 import io
 import json
 import mmap
+import _signal
 import _thread
 import os
 import socket
@@ -87,10 +88,8 @@ STRAYS_WAIT = 1.0
 
 def has_handlers():
     """True if the plugin has set handlers of signals that are Python functions."""
-    import signal
-
-    own = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
-    return any(signal.getsignal(number) not in own for number in range(1, signal.NSIG))
+    own = (_signal.SIG_DFL, _signal.SIG_IGN, _signal.default_int_handler, None)
+    return any(_signal.getsignal(number) not in own for number in range(1, _signal.NSIG))
 
 
 class Bridge:
@@ -107,9 +106,9 @@ class Bridge:
         self.refused = mmap.mmap(-1, 1)
         self.rows = 0
         # Held while a frame is sent by any thread. Nothing is sent after the end.
-        self.lock = threading.Lock()
-        # The thread that sends a frame, by its ID.
-        self.sender = None
+        # Signal handlers and finalisers may publish within a publish of their thread.
+        self.lock = threading.RLock()
+        self.sending = False
         self.over = False
         self.failed = False
         # Threads that have sent data, and warnings that were logged.
@@ -185,19 +184,19 @@ class Bridge:
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
         frame = sink.getvalue()
-        if self.sender == threading.get_ident():
-            raise RuntimeError(
-                "a signal handler or finaliser published while its thread publishes: publish when that returns")
         with self.lock:
-            self.sender = threading.get_ident()
+            if self.sending:
+                raise RuntimeError(
+                    "a signal handler or finaliser published while its thread publishes: publish when that returns")
+            if self.over:
+                self.refuse_late()
+            self.publishers.add(threading.current_thread())
+            self.sending = True
             try:
-                if self.over:
-                    self.refuse_late()
-                self.publishers.add(threading.current_thread())
                 self.write(struct.pack("!I", frame.size), memoryview(frame))
-                self.rows += batch.num_rows
             finally:
-                self.sender = None
+                self.sending = False
+            self.rows += batch.num_rows
 
     def refuse_late(self):
         """Refuses data after the end of the output. A job that has not failed can then fail only by its exit
