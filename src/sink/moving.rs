@@ -181,17 +181,27 @@ fn rename(root: &Root, from: &Path, to: &Path) -> Result<(), Error> {
     files::sync_folder(root.base())
 }
 
-/// The journal of moves that have not ended, and its path.
+/// The journal of moves that have not ended, and its path. An error if it is damaged.
 pub(super) fn read(root: &Root, database: &str) -> Result<Option<(PathBuf, Journal)>, Error> {
-    let all = [moves, deciding, moved].map(|path| path(root, database));
-    for path in all {
-        let path = path?;
+    let all = [
+        (moves(root, database)?, false),
+        (deciding(root, database)?, true),
+        (moved(root, database)?, true),
+    ];
+    for (path, has_begun) in all {
         let Some(text) = files::read(&path, limits::MOVES_SIZE_MAX)? else {
             continue;
         };
-        // A journal that cannot be parsed was not written completely, so nothing was moved.
-        let journal = serde_json::from_slice(&text).unwrap_or_default();
-        return Ok(Some((path, journal)));
+        return match serde_json::from_slice(&text) {
+            Ok(journal) => Ok(Some((path, journal))),
+            // It was not written completely, so nothing was moved.
+            Err(_) if !has_begun => Ok(Some((path, Journal::default()))),
+            // The journal was complete before it got this name, so the file is damaged.
+            Err(error) => Err(Error::Record {
+                path,
+                reason: error.to_string(),
+            }),
+        };
     }
     Ok(None)
 }

@@ -23,6 +23,7 @@ mod identity;
 mod locations;
 mod modes;
 mod moved;
+mod moves;
 mod old_peers;
 mod roots;
 mod settle;
