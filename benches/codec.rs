@@ -27,10 +27,10 @@ fn connection(socket_type: SocketType, now: Instant) -> Connection {
 fn wire(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
     let mut out = Vec::new();
     while connection.wants_write(queue) {
-        let mut slices = Vec::new();
-        connection.gather(queue, 16, &mut slices);
+        let mut slices = casparian::zmtp::Slices::new();
+        connection.gather(queue, &mut slices);
         let before = out.len();
-        for slice in &slices {
+        for slice in slices.iter() {
             out.extend_from_slice(slice);
         }
         connection.handle_written(queue, out.len() - before, Instant::now());
@@ -41,7 +41,7 @@ fn wire(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
 fn feed(connection: &mut Connection, mut bytes: &[u8], now: Instant) -> usize {
     let mut messages = 0;
     while !bytes.is_empty() {
-        let space = connection.receive_space(true);
+        let space = connection.receive_space(casparian::zmtp::Growth::ReadAhead);
         let count = space.len().min(bytes.len());
         space[..count].copy_from_slice(&bytes[..count]);
         connection.handle_received(count, now);

@@ -111,8 +111,26 @@ pub const ACCEPTS_PER_ITERATION: usize = 64;
 /// Reads of the kernel's tables of sockets, to find the user of a local connection. A read may miss an entry
 /// that moves meanwhile.
 pub const OWNER_READS_MAX: usize = 3;
-/// Connections of a private ipc socket that wait to be accepted; the system may allow fewer.
+/// Connections of a listener that wait to be accepted; the system may allow fewer.
 pub const LISTEN_BACKLOG: i32 = 4096;
+/// Ports that are tried for a host with several addresses, when the system chooses the port.
+pub const SHARED_PORT_ATTEMPTS_MAX: usize = 16;
+/// Addresses of a host to which connecting is tried.
+pub const ADDRESSES_MAX: usize = 16;
+/// Pause before the next address of a host is tried while an attempt has not succeeded (RFC 8305 §5).
+pub const ATTEMPT_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval at which a peer that another connection replaces checks whether that connection still exists.
+pub const STAND_BY_INTERVAL: Duration = Duration::from_secs(1);
+/// Connections whose routing ID another connection has taken, and whose messages the owner has not taken yet.
+pub const DRAINING_MAX: usize = 1024;
+/// Time in which such a connection must end.
+pub const CONNECTION_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes that are read from such a connection.
+pub const DRAIN_BYTES_MAX: usize = 64 << 20;
+/// Time in which a refused peer must close its end. Its messages are counted meanwhile.
+pub const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes that are read from a refused peer.
+pub const REFUSED_BYTES_MAX: usize = 4 << 20;
 /// Pause of a listener after an error of accept, such as EMFILE.
 pub const ACCEPT_REST: Duration = Duration::from_millis(200);
 /// The buffers of a connection that was silent for this long are freed.

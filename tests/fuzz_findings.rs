@@ -34,9 +34,9 @@ fn output(connection: &mut Connection, queue: &mut SendQueue, now: Instant) -> V
             return out;
         }
         connection.seal(queue).unwrap();
-        let mut slices = Vec::new();
-        connection.gather(queue, 8, &mut slices);
-        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+        let mut slices = casparian::zmtp::Slices::new();
+        connection.gather(queue, &mut slices);
+        let bytes: Vec<u8> = slices.iter().flatten().copied().collect();
         connection.handle_written(queue, bytes.len(), now);
         out.extend(bytes);
     }
@@ -46,7 +46,7 @@ fn output(connection: &mut Connection, queue: &mut SendQueue, now: Instant) -> V
 /// Whether the connection took all of it.
 fn input(connection: &mut Connection, mut bytes: &[u8], now: Instant) -> bool {
     while !bytes.is_empty() {
-        let space = connection.receive_space(true);
+        let space = connection.receive_space(casparian::zmtp::Growth::ReadAhead);
         let count = space.len().min(bytes.len());
         space[..count].copy_from_slice(&bytes[..count]);
         connection.handle_received(count, now);

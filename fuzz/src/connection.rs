@@ -38,7 +38,7 @@ pub(crate) fn hands_shaken() -> Vec<u8> {
 
 /// Passes at most `step` bytes to a connection; returns how many it accepted.
 pub(crate) fn feed(connection: &mut Connection, bytes: &[u8], step: usize, now: Instant) -> usize {
-    let space = connection.receive_space(true);
+    let space = connection.receive_space(casparian::zmtp::Growth::ReadAhead);
     let count = step.min(bytes.len()).min(space.len());
     space[..count].copy_from_slice(&bytes[..count]);
     connection.handle_received(count, now);
@@ -126,9 +126,9 @@ impl End {
         let mut left = at_most;
         while left > 0 && self.connection.wants_write(&self.queue) {
             self.connection.seal(&self.queue).expect("sealing");
-            let mut slices = Vec::new();
-            self.connection.gather(&self.queue, 4, &mut slices);
-            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+            let mut slices = casparian::zmtp::Slices::new();
+            self.connection.gather(&self.queue, &mut slices);
+            let bytes: Vec<u8> = slices.iter().flatten().copied().collect();
             assert!(!bytes.is_empty(), "wants to write nothing");
             let count = bytes.len().min(left);
             self.written.extend_from_slice(&bytes[..count]);

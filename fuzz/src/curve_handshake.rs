@@ -26,10 +26,10 @@ fn talk(ends: &mut [(Connection, SendQueue); 2]) -> [(Vec<Vec<Vec<u8>>>, Option<
                 if connection.seal(queue).is_err() {
                     return seen;
                 }
-                let mut slices = Vec::new();
-                connection.gather(queue, 8, &mut slices);
+                let mut slices = casparian::zmtp::Slices::new();
+                connection.gather(queue, &mut slices);
                 // The simulated kernel accepts at most 50,000 bytes.
-                let written: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+                let written: Vec<u8> = slices.iter().flatten().copied().collect();
                 let count = written.len().min(50_000);
                 bytes.extend_from_slice(&written[..count]);
                 connection.handle_written(queue, count, now);

@@ -111,7 +111,7 @@ impl Scene {
                 };
                 let message = socket.message(peer).expect("the message that was told");
                 assert!(!message.is_empty() && message.len() <= 8 && message.size() <= 4096);
-                assert!(socket.identity(peer).is_some());
+                assert!(socket.routing_id(peer).is_some());
                 let number = match (message.get(0), message.get(1)) {
                     (Some(b"ours"), Some(number)) => number.try_into().ok().map(u32::from_be_bytes),
                     _ => None,
@@ -129,7 +129,7 @@ impl Scene {
                     assert!(number > before, "{number} after {before}");
                 }
             }
-            socket.flush();
+            socket.flush(self.now);
             let mut told = 0;
             while let Some(event) = socket.poll_event() {
                 assert!(!format!("{event:?}").is_empty());
@@ -295,11 +295,12 @@ pub fn run(data: &[u8]) {
             _ => [10, 9],
         };
     }
+    let now = Instant::now();
     let router = options(&mut plan, "").security(socket_security(securities[0]));
     let dealer = options(&mut plan, "d").security(socket_security(securities[1]));
     let sockets = [
-        Socket::new(SocketType::Router, router, reactor.registry(), 0).unwrap(),
-        Socket::new(SocketType::Dealer, dealer, reactor.registry(), 1).unwrap(),
+        Socket::new(SocketType::Router, router, reactor.registry(), token::new(0, 0), now).unwrap(),
+        Socket::new(SocketType::Dealer, dealer, reactor.registry(), token::new(1, 0), now).unwrap(),
     ];
     for wrong in [
         Options::new().routing_id("\0"),
@@ -310,7 +311,7 @@ pub fn run(data: &[u8]) {
             PublicKey::from_bytes([0; 32]),
         ),
     ] {
-        let refused = Socket::new(SocketType::Dealer, wrong, reactor.registry(), 2);
+        let refused = Socket::new(SocketType::Dealer, wrong, reactor.registry(), token::new(2, 0), now);
         assert!(!refused.unwrap_err().to_string().is_empty());
     }
     let (client, server) = crate::connection_curve::pair(0);
@@ -320,7 +321,7 @@ pub fn run(data: &[u8]) {
             Options::new().plain_server(PlainServer::new([("user", "pass")])),
             Options::new().curve_server(server.secret, server.clients),
         ] {
-            assert!(Socket::new(SocketType::Router, right, reactor.registry(), 2).is_ok());
+            assert!(Socket::new(SocketType::Router, right, reactor.registry(), token::new(2, 0), now).is_ok());
         }
     }
     assert!(!format!("{sockets:?}").is_empty());

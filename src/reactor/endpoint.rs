@@ -149,6 +149,17 @@ impl Endpoint {
         }
     }
 
+    /// This endpoint with the host of `asked`.
+    pub(crate) fn with_host_of(self, asked: &Endpoint) -> Self {
+        match (self, asked) {
+            (Endpoint::Tcp { port, .. }, Endpoint::Tcp { host, .. }) => Endpoint::Tcp {
+                host: host.clone(),
+                port,
+            },
+            (this, _) => this,
+        }
+    }
+
     /// The socket addresses of an endpoint, if they are known without a lookup. ipc endpoints have
     /// none.
     pub(crate) fn literal_addresses(&self) -> Option<Vec<SocketAddr>> {

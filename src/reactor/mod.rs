@@ -22,6 +22,7 @@
 
 #[cfg(feature = "process")]
 mod boot_time;
+mod coarse_time;
 mod endpoint;
 mod lookup;
 pub(crate) mod rights;
@@ -36,14 +37,15 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "process")]
 pub use boot_time::{BootTime, thread_time};
+pub(crate) use coarse_time::CoarseTime;
 pub use endpoint::{Endpoint, EndpointError};
 pub use lookup::Lookup;
-#[cfg(test)]
-pub(crate) use lookup::PERMITS;
+/// Its `Registry`, `Token` and events are part of this crate's interface.
+pub use mio;
 #[cfg(feature = "process")]
 pub use signals::{Requests, Signals, reset as reset_signals};
 pub use stopper::Stopper;
-pub use stream::{Buffers, Listener, Stream, bind_private};
+pub use stream::{Buffers, Keepalive, Listener, Stream, StreamOptions, bind_private};
 
 /// A mio poll and the events of the last wait.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! tcp and ipc streams and listeners with one interface.
 
 use std::fs;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 #[cfg(target_os = "linux")]
@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -40,6 +41,66 @@ impl Buffers {
     }
 }
 
+/// Options of streams and listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Sizes of the kernel's buffers.
+    pub buffers: Buffers,
+    /// Number of connections of a listener that wait to be accepted; the system may allow fewer.
+    pub backlog: i32,
+    /// tcp keepalive: the time without traffic before the first probe; `None` = the system's
+    /// default, which is usually no probe.
+    pub keepalive: Option<Keepalive>,
+    /// tcp: the connection fails if sent bytes are not acknowledged within this time
+    /// (`TCP_USER_TIMEOUT`, Linux); `None` = the system's default.
+    pub user_timeout: Option<Duration>,
+}
+
+/// tcp keepalive (`SO_KEEPALIVE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Time without traffic before the first probe.
+    pub idle: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// The connection fails after this number of probes without an answer.
+    pub probes: u32,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        StreamOptions {
+            buffers: Buffers::default(),
+            backlog: limits::LISTEN_BACKLOG,
+            keepalive: None,
+            user_timeout: None,
+        }
+    }
+}
+
+impl StreamOptions {
+    /// Sets the options of a tcp connection. Unsent bytes in the kernel are limited, because a PING
+    /// must wait behind them. Bytes that are sent and not yet acknowledged do not count.
+    fn set_tcp(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        socket.set_tcp_notsent_lowat(limits::UNSENT_BYTES)?;
+        if let Some(keepalive) = self.keepalive {
+            let values = socket2::TcpKeepalive::new()
+                .with_time(keepalive.idle)
+                .with_interval(keepalive.interval)
+                .with_retries(keepalive.probes);
+            socket.set_tcp_keepalive(&values)?;
+        }
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if self.user_timeout.is_some() {
+            socket.set_tcp_user_timeout(self.user_timeout)?;
+        }
+        Ok(())
+    }
+}
+
 /// A non-blocking connected (or connecting) stream.
 #[derive(Debug)]
 pub enum Stream {
@@ -53,32 +114,37 @@ impl Stream {
     /// Starts to connect. On completion the stream becomes writable; then call
     /// [`Stream::connect_result`].
     ///
-    /// `addresses` are the addresses of a tcp endpoint. The first one for which connecting can be
-    /// started is used.
+    /// `address` is an address of a tcp endpoint.
     pub fn connect(
         endpoint: &Endpoint,
-        addresses: &[SocketAddr],
-        buffers: Buffers,
+        address: Option<SocketAddr>,
+        options: &StreamOptions,
     ) -> io::Result<Stream> {
-        let stream = match endpoint {
-            Endpoint::Tcp { .. } => Stream::Tcp(first_of(addresses, TcpStream::connect)?),
-            Endpoint::Ipc(path) => Stream::Unix(UnixStream::connect(path)?),
-            Endpoint::IpcAbstract(name) => {
+        let stream = match (endpoint, address) {
+            (Endpoint::Tcp { .. }, Some(address)) => Stream::Tcp(TcpStream::connect(address)?),
+            (Endpoint::Tcp { .. }, None) => {
+                return Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
+            }
+            (Endpoint::Ipc(path), _) => Stream::Unix(UnixStream::connect(path)?),
+            (Endpoint::IpcAbstract(name), _) => {
                 Stream::Unix(UnixStream::connect_addr(&abstract_address(name)?)?)
             }
         };
         match &stream {
-            Stream::Tcp(stream) => buffers.set(stream)?,
+            Stream::Tcp(stream) => options.buffers.set(stream)?,
             Stream::Unix(stream) => {
                 rights::refuse(stream);
-                buffers.set(stream)?;
+                options.buffers.set(stream)?;
             }
         }
         Ok(stream)
     }
 
     /// The result of connecting: `Ok(true)` when connected, `Ok(false)` while it continues.
-    pub fn connect_result(&self) -> io::Result<bool> {
+    ///
+    /// A tcp connection of a socket to itself is a refusal: the system may choose the port of the
+    /// endpoint as the local port when no process listens on it.
+    pub fn connect_result(&self, options: &StreamOptions) -> io::Result<bool> {
         let (error, peer) = match self {
             Stream::Tcp(stream) => (stream.take_error()?, stream.peer_addr().map(drop)),
             Stream::Unix(stream) => (stream.take_error()?, stream.peer_addr().map(drop)),
@@ -89,7 +155,11 @@ impl Stream {
         match peer {
             Ok(()) => {
                 if let Stream::Tcp(stream) = self {
-                    set_tcp_options(stream)?;
+                    if stream.local_addr()? == stream.peer_addr()? {
+                        let what = "no process listens there (the connection was to itself)";
+                        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, what));
+                    }
+                    options.set_tcp(stream)?;
                 }
                 Ok(true)
             }
@@ -106,6 +176,15 @@ impl Stream {
                 Err(_) => "tcp://?".to_owned(),
             },
             Stream::Unix(stream) => ipc_peer(stream),
+        }
+    }
+
+    /// Writes as many bytes of the slices as the system accepts. SIGPIPE is never raised.
+    #[inline]
+    pub fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => send(&SockRef::from(stream), slices),
+            Stream::Unix(stream) => send(&SockRef::from(stream), slices),
         }
     }
 
@@ -145,26 +224,17 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
-    #[inline]
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.write(bytes),
-            Stream::Unix(stream) => stream.write(bytes),
-        }
-    }
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+#[inline]
+fn send(socket: &SockRef<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    socket.send_vectored_with_flags(slices, libc::MSG_NOSIGNAL)
+}
 
-    #[inline]
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.write_vectored(slices),
-            Stream::Unix(stream) => stream.write_vectored(slices),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// Systems without `MSG_NOSIGNAL` have a socket option, which mio sets.
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+#[inline]
+fn send(socket: &SockRef<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    socket.send_vectored(slices)
 }
 
 /// A bound, non-blocking listener. The socket file that it created is removed when it is dropped.
@@ -185,6 +255,8 @@ pub struct SocketFile {
     inode: u64,
     /// The private folder that was created for the file, if any.
     folder: Option<PathBuf>,
+    /// The process that has bound it. Its forked children do not remove the file.
+    process: u32,
 }
 
 impl SocketFile {
@@ -196,6 +268,9 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
@@ -210,35 +285,36 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    /// Binds a listener. A socket file without a listener is replaced. Accepted connections have
-    /// the sizes of `buffers`. With a host name, this blocks until the resolver returns. The file
-    /// of a private ipc socket has mode 0600 whatever the umask is; the mode of other socket files
-    /// depends on the umask.
-    pub fn bind(endpoint: &Endpoint, buffers: Buffers, is_private: bool) -> io::Result<Listener> {
-        let listener = Self::bind_any(endpoint, is_private)?;
-        match &listener {
-            Listener::Tcp(listener) => buffers.set(listener)?,
-            // Accepted Unix sockets do not inherit the sizes; [`Listener::accept`] sets them.
-            Listener::Unix(..) => {}
-        }
-        Ok(listener)
-    }
-
-    fn bind_any(endpoint: &Endpoint, is_private: bool) -> io::Result<Listener> {
+    /// Binds a listener for each address of the endpoint. A socket file without a listener is
+    /// replaced. With a host name, this blocks until the resolver returns. The file of a private ipc
+    /// socket has mode 0600 whatever the umask is; the mode of other socket files depends on the
+    /// umask.
+    pub fn bind(
+        endpoint: &Endpoint,
+        options: &StreamOptions,
+        is_private: bool,
+    ) -> io::Result<Vec<Listener>> {
         match endpoint {
-            Endpoint::Tcp { .. } => {
-                let addresses = endpoint.addresses().map_err(io::Error::other)?;
-                first_of(&addresses, TcpListener::bind).map(Listener::Tcp)
-            }
+            Endpoint::Tcp { .. } => bind_tcp(endpoint, options),
             Endpoint::Ipc(path) if path.as_os_str() == "*" => {
                 let folder = private_folder()?;
-                bind_file(folder.join("socket"), Some(folder), is_private)
+                let bound = bind_file(
+                    folder.join("socket"),
+                    Some(folder.clone()),
+                    options,
+                    is_private,
+                );
+                if bound.is_err() {
+                    // Without this, a folder without a socket would be left.
+                    let _ = fs::remove_dir(&folder);
+                }
+                Ok(vec![bound?])
             }
-            Endpoint::Ipc(path) => bind_file(path.clone(), None, is_private),
+            Endpoint::Ipc(path) => Ok(vec![bind_file(path.clone(), None, options, is_private)?]),
             Endpoint::IpcAbstract(name) => {
                 let listener = UnixListener::bind_addr(&abstract_address(name)?)?;
                 rights::refuse(&listener);
-                Ok(Listener::Unix(listener, None))
+                Ok(vec![Listener::Unix(listener, None)])
             }
         }
     }
@@ -259,16 +335,17 @@ impl Listener {
     }
 
     /// Accepts the next waiting connection; `WouldBlock` if there is none.
-    pub fn accept(&self, buffers: Buffers) -> io::Result<Stream> {
+    pub fn accept(&self, options: &StreamOptions) -> io::Result<Stream> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
-                set_tcp_options(&stream)?;
+                options.set_tcp(&stream)?;
                 Ok(Stream::Tcp(stream))
             }
             Listener::Unix(listener, _) => {
                 let (stream, _) = listener.accept()?;
-                buffers.set(&stream)?;
+                // Accepted Unix sockets do not inherit the sizes.
+                options.buffers.set(&stream)?;
                 Ok(Stream::Unix(stream))
             }
         }
@@ -294,36 +371,72 @@ fn ipc_peer(stream: &UnixStream) -> String {
     }
 }
 
-/// The result of `attempt` for the first address for which it succeeds, or the last error.
-fn first_of<T>(
-    addresses: &[SocketAddr],
-    attempt: impl Fn(SocketAddr) -> io::Result<T>,
-) -> io::Result<T> {
+/// Binds a listener for each address of a host. Addresses that this machine does not have are left
+/// out, if it has another one. All listeners have the same port.
+fn bind_tcp(endpoint: &Endpoint, options: &StreamOptions) -> io::Result<Vec<Listener>> {
+    let addresses = endpoint.addresses().map_err(io::Error::other)?;
+    let mut attempts = limits::SHARED_PORT_ATTEMPTS_MAX;
+    loop {
+        match bind_addresses(&addresses, options) {
+            // The port that the system chose for the first address is in use at another one.
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && addresses.iter().all(|address| address.port() == 0)
+                    && attempts > 0 =>
+            {
+                attempts -= 1;
+            }
+            bound => return bound,
+        }
+    }
+}
+
+fn bind_addresses(addresses: &[SocketAddr], options: &StreamOptions) -> io::Result<Vec<Listener>> {
+    let mut bound: Vec<Listener> = Vec::new();
+    let mut port = None;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        match attempt(*address) {
-            Ok(made) => return Ok(made),
+    for (index, address) in addresses.iter().enumerate() {
+        if addresses
+            .get(..index)
+            .is_some_and(|earlier| earlier.contains(address))
+        {
+            continue;
+        }
+        let mut address = *address;
+        address.set_port(port.unwrap_or(address.port()));
+        match listen(address, options) {
+            Ok(listener) => {
+                port = Some(listener.local_addr()?.port());
+                bound.push(Listener::Tcp(listener));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             Err(error) => last = error,
         }
     }
-    Err(last)
+    match bound.is_empty() {
+        true => Err(last),
+        false => Ok(bound),
+    }
 }
 
-/// Limits the unsent bytes in the kernel, because a PING must wait behind them. Bytes that are sent
-/// and not yet acknowledged do not count.
-fn set_tcp_options(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    SockRef::from(stream).set_tcp_notsent_lowat(limits::UNSENT_BYTES)?;
-    Ok(())
+fn listen(address: SocketAddr, options: &StreamOptions) -> io::Result<TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    options.buffers.set(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(options.backlog)?;
+    Ok(TcpListener::from_std(socket.into()))
 }
 
-fn bind_file(path: PathBuf, folder: Option<PathBuf>, is_private: bool) -> io::Result<Listener> {
-    let bind: fn(&Path) -> io::Result<UnixListener> = match is_private {
-        true => bind_private,
-        false => |path| UnixListener::bind(path),
-    };
-    let listener = bind_path(&path, bind)?;
+fn bind_file(
+    path: PathBuf,
+    folder: Option<PathBuf>,
+    options: &StreamOptions,
+    is_private: bool,
+) -> io::Result<Listener> {
+    let listener = bind_path(&path, |path| bind_unix(path, options.backlog, is_private))?;
     rights::refuse(&listener);
     let file = fs::symlink_metadata(&path)?;
     let file = SocketFile {
@@ -331,6 +444,7 @@ fn bind_file(path: PathBuf, folder: Option<PathBuf>, is_private: bool) -> io::Re
         inode: file.ino(),
         path,
         folder,
+        process: std::process::id(),
     };
     Ok(Listener::Unix(listener, Some(file)))
 }
@@ -352,17 +466,26 @@ fn private_folder() -> io::Result<PathBuf> {
 /// Binds a Unix socket that refuses descriptors. Its file has mode 0600 from its creation on,
 /// whatever the umask is. On systems other than Linux the mode depends on the umask.
 pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    bind_unix(path, limits::LISTEN_BACKLOG, true)
+}
+
+fn bind_unix(path: &Path, backlog: i32, is_private: bool) -> io::Result<UnixListener> {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
     #[cfg(target_os = "linux")]
-    let socket = {
-        // The file gets the mode of the socket, minus the umask.
-        let socket = fs::File::from(OwnedFd::from(socket));
-        socket.set_permissions(fs::Permissions::from_mode(0o600))?;
-        socket2::Socket::from(OwnedFd::from(socket))
+    let socket = match is_private {
+        true => {
+            // The file gets the mode of the socket, minus the umask.
+            let socket = fs::File::from(OwnedFd::from(socket));
+            socket.set_permissions(fs::Permissions::from_mode(0o600))?;
+            socket2::Socket::from(OwnedFd::from(socket))
+        }
+        false => socket,
     };
+    #[cfg(not(target_os = "linux"))]
+    let _ = is_private;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
     rights::refuse(&socket);
-    socket.listen(limits::LISTEN_BACKLOG)?;
+    socket.listen(backlog)?;
     socket.set_nonblocking(true)?;
     let listener = std::os::unix::net::UnixListener::from(OwnedFd::from(socket));
     Ok(UnixListener::from_std(listener))
@@ -413,15 +536,14 @@ mod tests {
         let path = dir.path().join("s");
         let endpoint = Endpoint::Ipc(path.clone());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let live =
-            Listener::bind(&endpoint, Buffers::default(), false).expect("stale file replaced");
-        let error =
-            Listener::bind(&endpoint, Buffers::default(), false).expect_err("live socket kept");
+        let options = StreamOptions::default();
+        let live = Listener::bind(&endpoint, &options, false).expect("stale file replaced");
+        let error = Listener::bind(&endpoint, &options, false).expect_err("live socket kept");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(live);
         assert!(!path.exists(), "our socket file goes with us");
         fs::write(&path, "data").unwrap();
-        assert!(Listener::bind(&endpoint, Buffers::default(), false).is_err());
+        assert!(Listener::bind(&endpoint, &options, false).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"data");
     }
 }

@@ -305,7 +305,8 @@ impl Sentinel {
             SocketType::Router,
             socket_options,
             reactor.registry(),
-            SOCKET,
+            token::new(SOCKET, 0),
+            Instant::now(),
         )?;
         let endpoint = socket.bind(&options.bind).map_err(|source| Error::Bind {
             endpoint: options.bind.clone(),
@@ -375,7 +376,7 @@ impl Sentinel {
             for message in self.scheduler.iterate(now, &moment(now)) {
                 self.send(message);
             }
-            self.socket.flush();
+            self.socket.flush(Instant::now());
             if let Some(error) = self.scheduler.given_up() {
                 return Err(error.into());
             }
@@ -404,7 +405,8 @@ impl Sentinel {
                 return;
             };
             // A connection can end in the same call. Then its message is dropped.
-            let Some((routing_id, message)) = self.socket.identity(id).zip(self.socket.message(id))
+            let Some((routing_id, message)) =
+                self.socket.routing_id(id).zip(self.socket.message(id))
             else {
                 continue;
             };
@@ -471,7 +473,7 @@ impl Sentinel {
         if dropped > self.events_dropped {
             self.events_dropped = dropped;
             let socket = &self.socket;
-            let is_connected = |peer| socket.identity(peer).is_some();
+            let is_connected = |peer| socket.routing_id(peer).is_some();
             self.scheduler.control.check_connections(is_connected, now);
         }
     }
@@ -501,7 +503,7 @@ impl Sentinel {
         if is_its_own {
             log::error!("a message to a worker is lost: {reason}");
         }
-        if !is_its_own && self.socket.identity(message.peer).is_some() {
+        if !is_its_own && self.socket.routing_id(message.peer).is_some() {
             self.drop_peer(message.peer, &reason);
         }
     }

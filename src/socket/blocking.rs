@@ -1,43 +1,43 @@
 //! Blocking ROUTER and DEALER sockets, each with its own reactor.
 
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::Waker;
+use mio::Token;
 
+use super::engine::Size;
+use super::watched::Watched;
 use super::{Counters, DisconnectReason, Event, Options, PeerId, SendError, Socket};
 use crate::limits::{MESSAGES_PER_ITERATION, after};
-use crate::reactor::{Endpoint, Reactor, token};
-use crate::zmtp::{Message, SocketType};
+use crate::reactor::{CoarseTime, Endpoint, Reactor};
+use crate::zmtp::{Message, SendQueue, SocketType};
 
 #[derive(Debug)]
 struct Driven {
     reactor: Reactor,
     socket: Socket,
+    watched: Watched,
     /// The time, read after every wait, not for every message.
     now: Instant,
-    /// Number of messages returned since the clock was last checked.
-    given: u32,
-    /// Number of messages after which the clock is checked again. It is small while the owner is
-    /// slow.
-    clock_interval: u32,
-    /// Number of messages that may be sent before the clock is checked again.
-    until_poll: u32,
-    /// Another event loop may be waiting for the descriptor.
-    is_watched: Cell<bool>,
-    waker: Option<Waker>,
+    /// The coarse time when readiness, timers and queues were last processed.
+    processed: CoarseTime,
+    /// Number of calls since then.
+    calls: u32,
+    waker: Option<Arc<mio::Waker>>,
+    /// Another thread has asked to end the wait.
+    is_woken: bool,
 }
 
-/// Owner numbers of tokens in the reactor.
-const SOCKET: u8 = 0;
-const WAKER: u8 = 1;
+/// Tokens in the reactor: the socket's come first.
+const FIRST_TOKEN: Token = Token(0);
+const WAKER_TOKEN: Token = Token(Socket::TOKENS);
 
-/// While messages are available, the clock is checked at least once per this number of messages.
-const MESSAGES_PER_CLOCK: u32 = 32;
-/// While messages are available, readiness, timers and queues are processed at this interval.
+/// While messages are available, the time is compared once in this number of calls.
+const CALLS_PER_CLOCK: u32 = 2;
+/// An owner that made no calls for this long may have missed events.
 const ITERATION_INTERVAL: Duration = Duration::from_millis(1);
 
 fn parse(endpoint: &str) -> io::Result<Endpoint> {
@@ -49,27 +49,70 @@ fn parse(endpoint: &str) -> io::Result<Endpoint> {
 impl Driven {
     fn new(socket_type: SocketType, options: Options) -> io::Result<Self> {
         let reactor = Reactor::new()?;
-        let socket = Socket::new(socket_type, options, reactor.registry(), SOCKET)?;
+        let watched = Watched::new(&reactor)?;
+        let now = Instant::now();
+        let socket = Socket::new(socket_type, options, reactor.registry(), FIRST_TOKEN, now)?;
         Ok(Driven {
             reactor,
             socket,
-            now: Instant::now(),
-            given: 0,
-            clock_interval: 1,
-            until_poll: 0,
-            is_watched: Cell::new(false),
+            watched,
+            now,
+            processed: CoarseTime::now(),
+            calls: 0,
             waker: None,
+            is_woken: false,
         })
     }
 
-    fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
+    fn bind(&mut self, endpoint: &str) -> io::Result<Endpoint> {
+        let bound = self.socket.bind(&parse(endpoint)?);
+        self.update_watched();
+        bound
+    }
+
+    fn unbind(&mut self, endpoint: &str) -> io::Result<bool> {
+        let found = self.socket.unbind(&parse(endpoint)?);
+        self.update_watched();
+        Ok(found)
+    }
+
+    fn definite(endpoint: &str) -> io::Result<Endpoint> {
         let endpoint = parse(endpoint)?;
         if !endpoint.is_definite() {
-            let what = format!("{endpoint}: a connection needs an endpoint of one place");
+            let what = format!("{endpoint}: cannot connect to a wildcard");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
+        Ok(endpoint)
+    }
+
+    fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
+        let endpoint = Self::definite(endpoint)?;
         self.now = Instant::now();
-        Ok(self.socket.connect(&endpoint, self.now))
+        let id = self.socket.connect(&endpoint, self.now);
+        self.update_watched();
+        Ok(id)
+    }
+
+    fn connect_as(&mut self, endpoint: &str, routing_id: &[u8]) -> io::Result<PeerId> {
+        let endpoint = Self::definite(endpoint)?;
+        self.now = Instant::now();
+        let id = self.socket.connect_as(&endpoint, routing_id, self.now);
+        self.update_watched();
+        id
+    }
+
+    fn disconnect(&mut self, endpoint: &str) -> io::Result<bool> {
+        let endpoint = parse(endpoint)?;
+        self.now = Instant::now();
+        let found = self.socket.disconnect_endpoint(&endpoint, self.now);
+        self.update_watched();
+        Ok(found)
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        let event = self.socket.poll_event();
+        self.update_watched();
+        event
     }
 
     fn iterate(&mut self, deadline: Option<Instant>) -> io::Result<()> {
@@ -88,94 +131,108 @@ impl Driven {
         // `self.now` may be long ago.
         self.reactor.wait(deadline, Instant::now())?;
         self.now = Instant::now();
-        self.until_poll = 0;
+        self.processed = CoarseTime::now();
+        self.calls = 0;
         for event in self.reactor.events() {
-            if token::owner(event.token()) == SOCKET {
-                self.socket.handle_ready(event, self.now);
+            match event.token() {
+                WAKER_TOKEN => self.is_woken = true,
+                _ => self.socket.handle_ready(event, self.now),
             }
         }
         self.socket.handle_timeout(self.now);
         Ok(())
     }
 
-    /// Called before a write: if the socket was not called for a millisecond, polls and processes
-    /// events, because messages that are written to a closed connection are lost.
-    fn poll_readiness(&mut self) -> io::Result<()> {
-        if self.now.elapsed() < ITERATION_INTERVAL {
-            return Ok(());
-        }
-        self.wait(Some(self.now))?;
-        self.socket.drive(self.now);
-        Ok(())
-    }
-
-    /// Calls [`Driven::poll_readiness`] once for a number of sends.
+    /// Whether readiness, timers and queues must be processed although messages are available: some
+    /// milliseconds have passed. The time is compared in every call while messages wait for a flush.
     #[inline]
-    fn poll_before_sending(&mut self) {
-        match self.until_poll.checked_sub(1) {
-            Some(left) => self.until_poll = left,
-            None => {
-                // If the reactor has failed, a later call returns the error.
-                if let Err(error) = self.poll_readiness() {
-                    log::debug!("before a send: {error}");
-                }
-                self.until_poll = MESSAGES_PER_CLOCK;
-            }
+    fn is_due(&mut self) -> bool {
+        self.calls = self.calls.wrapping_add(1);
+        match self.calls {
+            // The owner may have made no calls for some time.
+            1 => self.now.elapsed() >= ITERATION_INTERVAL,
+            calls if calls % CALLS_PER_CLOCK != 0 && !self.socket.has_unflushed() => false,
+            _ => CoarseTime::now() != self.processed,
         }
     }
 
-    /// Makes the descriptor readable if there is work for which no readiness event comes.
-    fn wake_watcher(&mut self) -> io::Result<()> {
-        if !self.is_watched.get() || !self.socket.has_ready() {
-            return Ok(());
-        }
-        let waker = match self.waker.take() {
-            Some(waker) => waker,
-            None => self.reactor.waker(token::new(WAKER, 0))?,
-        };
-        waker.wake()?;
-        self.waker = Some(waker);
+    /// Processes events, because messages that are written to a closed connection are lost, and
+    /// writes what is queued.
+    fn process(&mut self) -> io::Result<()> {
+        self.wait(Some(self.now))?;
+        self.drive();
+        self.update_watched();
         Ok(())
+    }
+
+    /// To be called before a message is queued.
+    #[inline]
+    fn process_before_sending(&mut self) {
+        if self.is_due()
+            // If the reactor has failed, a later call returns the error.
+            && let Err(error) = self.process()
+        {
+            log::debug!("before a send: {error}");
+        }
+    }
+
+    /// Makes the descriptor readable exactly while a message or an event may wait for the owner, or
+    /// work waits for which no readiness event comes.
+    #[inline]
+    fn update_watched(&mut self) {
+        let is_ready = self.socket.has_ready() || self.socket.has_events();
+        self.watched.set(is_ready);
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.now = Instant::now();
         self.iterate(Some(self.now))?;
         self.drive();
-        self.wake_watcher()
+        self.update_watched();
+        Ok(())
     }
 
-    fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<PeerId>> {
+    /// Receives a message. With `or_event`, returns `None` also when an event waits.
+    fn receive(&mut self, timeout: Option<Duration>, or_event: bool) -> io::Result<Option<PeerId>> {
+        let received = self.receive_from(timeout, or_event);
+        self.update_watched();
+        received
+    }
+
+    #[inline]
+    fn receive_from(
+        &mut self,
+        timeout: Option<Duration>,
+        or_event: bool,
+    ) -> io::Result<Option<PeerId>> {
         let mut deadline = None;
-        let mut has_polled = false;
-        // If messages are always available, readiness, timers and queues must still be processed.
-        if self.given >= self.clock_interval {
-            self.given = 0;
-            if self.now.elapsed() >= ITERATION_INTERVAL {
-                self.clock_interval = 1;
-                self.socket.flush();
-                self.wait(Some(self.now))?;
-            } else {
-                self.clock_interval = MESSAGES_PER_CLOCK.min(self.clock_interval * 2);
-            }
+        let mut has_processed = false;
+        if self.is_due() {
+            self.socket.flush(self.now);
+            self.wait(Some(self.now))?;
+            has_processed = true;
         }
         loop {
+            if or_event && self.socket.has_events() {
+                return Ok(None);
+            }
             if let Some(id) = self.socket.receive(self.now) {
-                self.given += 1;
                 return Ok(Some(id));
             }
-            if !has_polled {
-                has_polled = true;
+            if !has_processed {
+                has_processed = true;
                 if self.now.elapsed() >= ITERATION_INTERVAL {
                     self.wait(Some(self.now))?;
                     continue;
                 }
             }
-            self.socket.flush();
+            self.socket.flush(Instant::now());
+            if std::mem::take(&mut self.is_woken) {
+                return Ok(None);
+            }
             if let Some(timeout) = timeout {
                 let at = *deadline.get_or_insert_with(|| after(Instant::now(), timeout));
                 if self.now >= at {
-                    self.wake_watcher()?;
                     return Ok(None);
                 }
             }
@@ -185,7 +242,7 @@ impl Driven {
 
     fn drive(&mut self) {
         self.socket.drive(self.now);
-        self.socket.flush();
+        self.socket.flush(self.now);
     }
 
     /// Waits until an event may allow sending. To be called after [`Driven::drive`]. Messages that
@@ -203,20 +260,35 @@ impl Driven {
         self.wait(wait)
     }
 
+    /// Drives the socket until `is_done`, the deadline, or a wake-up. Returns whether it is done.
+    fn drive_until(
+        &mut self,
+        deadline: Instant,
+        mut is_done: impl FnMut(&mut Socket) -> bool,
+    ) -> io::Result<bool> {
+        self.process()?;
+        let result = loop {
+            if is_done(&mut self.socket) {
+                break Ok(true);
+            }
+            if Instant::now() >= deadline || std::mem::take(&mut self.is_woken) {
+                break Ok(false);
+            }
+            if let Err(error) = self.wait_to_send(deadline) {
+                break Err(error);
+            }
+            self.drive();
+        };
+        self.update_watched();
+        result
+    }
+
     fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
         let before = self.socket.pending_bytes();
         let deadline = after(Instant::now(), timeout);
-        self.poll_readiness()?;
-        loop {
-            self.drive();
-            if before == 0 || self.socket.pending_bytes() < before {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            self.wait_to_send(deadline)?;
-        }
+        self.drive_until(deadline, |socket| {
+            before == 0 || socket.pending_bytes() < before
+        })
     }
 
     /// Repeats a send until it succeeds, fails for good, or `timeout` is over.
@@ -224,67 +296,95 @@ impl Driven {
         &mut self,
         timeout: Option<Duration>,
         mut send: impl FnMut(&mut Socket) -> Result<(), SendError>,
-    ) -> io::Result<Result<(), SendError>> {
-        self.poll_readiness()?;
-        let result = send(&mut self.socket);
-        if !matches!(result, Err(SendError::Full | SendError::NoPeer)) {
-            return Ok(result);
-        }
+    ) -> Result<(), SendError> {
         let deadline = after(Instant::now(), timeout.unwrap_or(Duration::MAX));
-        loop {
-            self.drive();
-            let result = send(&mut self.socket);
-            let is_final = !matches!(result, Err(SendError::Full | SendError::NoPeer));
-            if is_final || Instant::now() >= deadline {
-                return Ok(result);
-            }
-            self.wait_to_send(deadline)?;
-        }
+        let mut result = Err(SendError::NoPeer);
+        self.drive_until(deadline, |socket| {
+            result = send(socket);
+            !matches!(result, Err(SendError::Full | SendError::NoPeer))
+        })?;
+        result
     }
 
     /// Shuts down sending on all connections, and reads until the peers have closed them. Returns
     /// false if a connection on which messages were sent ended in another way, or `linger` is over.
     fn finish(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = after(Instant::now(), linger);
-        let was_sent_to: HashSet<PeerId> = self.socket.peers_sent_to().collect();
+        let mut unfinished: HashSet<PeerId> = self.socket.peers_sent_to().into_iter().collect();
         while self.socket.poll_event().is_some() {}
         let mut is_whole = true;
         self.socket.shut_down(self.now);
-        loop {
+        // Connections on which nothing was sent are not waited for.
+        while !unfinished.is_empty() {
             for _ in 0..MESSAGES_PER_ITERATION {
                 if self.socket.receive(self.now).is_none() {
                     break;
                 }
             }
             while let Some(event) = self.socket.poll_event() {
-                if let Event::Disconnected { peer, reason, .. } = event {
-                    is_whole &= reason == DisconnectReason::Closed || !was_sent_to.contains(&peer);
+                if let Event::Disconnected { peer, reason, .. } = event
+                    && unfinished.remove(&peer)
+                {
+                    is_whole &= reason == DisconnectReason::Closed;
                 }
             }
-            if self.socket.peer_count() == 0 {
-                return Ok(is_whole);
+            if unfinished.is_empty() {
+                break;
             }
             if Instant::now() >= deadline {
                 return Ok(false);
             }
             self.iterate(Some(deadline))?;
         }
+        Ok(is_whole)
     }
 
     fn drain(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = after(Instant::now(), linger);
-        self.poll_readiness()?;
-        loop {
-            self.drive();
-            if self.socket.pending_bytes() == 0 {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            self.wait_to_send(deadline)?;
-        }
+        self.drive_until(deadline, |socket| socket.pending_bytes() == 0)
     }
+
+    fn close(&mut self, linger: Duration) -> io::Result<bool> {
+        let began = Instant::now();
+        let has_drained = self.drain(linger)?;
+        let left = linger.saturating_sub(began.elapsed());
+        Ok(self.finish(left)? && has_drained)
+    }
+
+    fn waker(&mut self) -> io::Result<Waker> {
+        let waker = match &self.waker {
+            Some(waker) => waker.clone(),
+            None => Arc::new(self.reactor.waker(WAKER_TOKEN)?),
+        };
+        self.waker = Some(waker.clone());
+        Ok(Waker { waker })
+    }
+}
+
+/// Ends a blocking call of a [`Router`] or [`Dealer`] from another thread.
+#[derive(Clone, Debug)]
+pub struct Waker {
+    waker: Arc<mio::Waker>,
+}
+
+impl Waker {
+    /// Ends the present blocking call of the socket, or the next one: `receive` returns `None`,
+    /// other calls return as if their time were over.
+    pub fn wake(&self) -> io::Result<()> {
+        self.waker.wake()
+    }
+}
+
+/// A received message with the routing ID of its peer.
+pub type Routed<'a> = (&'a [u8], Message<'a>);
+
+/// What [`Router::next`] or [`Dealer::next`] returns.
+#[derive(Debug)]
+pub enum Next<M> {
+    /// A message.
+    Message(M),
+    /// A lifecycle event.
+    Event(Event),
 }
 
 /// The methods that [`Router`] and [`Dealer`] have in common.
@@ -301,13 +401,13 @@ macro_rules! common_methods {
 
             /// Binds a listener. Returns its endpoint, with the port or file that the system chose.
             pub fn bind(&mut self, endpoint: &str) -> io::Result<Endpoint> {
-                self.inner.socket.bind(&parse(endpoint)?)
+                self.inner.bind(endpoint)
             }
 
             /// Closes the listener of an endpoint that `bind` returned. Accepted peers stay
             /// connected. Returns false if there is no such listener.
             pub fn unbind(&mut self, endpoint: &str) -> io::Result<bool> {
-                Ok(self.inner.socket.unbind(&parse(endpoint)?))
+                self.inner.unbind(endpoint)
             }
 
             /// Connects in the background, and retries after failures; see [`Socket::connect`].
@@ -319,9 +419,7 @@ macro_rules! common_methods {
             /// Closes the connections to an endpoint that was passed to `connect`, and drops the
             /// messages queued for them. Returns false if there is none.
             pub fn disconnect(&mut self, endpoint: &str) -> io::Result<bool> {
-                let endpoint = parse(endpoint)?;
-                let now = Instant::now();
-                Ok(self.inner.socket.disconnect_endpoint(&endpoint, now))
+                self.inner.disconnect(endpoint)
             }
 
             /// Writes queued messages as far as the kernel accepts them, continues handshakes,
@@ -352,15 +450,17 @@ macro_rules! common_methods {
             /// connection was reset or a peer did not close in time; a peer with a blocking socket
             /// of this module closes only during its calls.
             pub fn close(mut self, linger: Duration) -> io::Result<bool> {
-                let began = Instant::now();
-                let has_left = self.inner.drain(linger)?;
-                let left = linger.saturating_sub(began.elapsed());
-                Ok(self.inner.finish(left)? && has_left)
+                self.inner.close(linger)
             }
 
             /// The next lifecycle event (`zmq_socket_monitor`).
             pub fn poll_event(&mut self) -> Option<Event> {
-                self.inner.socket.poll_event()
+                self.inner.poll_event()
+            }
+
+            /// A handle by which another thread can end a blocking call of this socket.
+            pub fn waker(&mut self) -> io::Result<Waker> {
+                self.inner.waker()
             }
 
             /// The counters of the socket.
@@ -374,14 +474,13 @@ macro_rules! common_methods {
             }
         }
 
-        /// For use in another event loop. The descriptor is readable if the socket may have work:
-        /// then call `receive` with a timeout of zero until it returns `None`. Timers (heartbeats,
-        /// reconnects) are processed only in calls, so also make a call when
-        /// [`Socket::poll_timeout`] is due.
+        /// For use in another event loop. The descriptor is readable while a message or an event waits,
+        /// or the socket may have work: then call `receive` with a timeout of zero until it returns
+        /// `None`, and `poll_event`. Timers (heartbeats, reconnects) are processed only in calls, so
+        /// also make a call when [`Socket::poll_timeout`] is due. Do not read from it.
         impl AsRawFd for $name {
             fn as_raw_fd(&self) -> RawFd {
-                self.inner.is_watched.set(true);
-                self.inner.reactor.as_raw_fd()
+                self.inner.watched.as_raw_fd()
             }
         }
     };
@@ -411,32 +510,57 @@ impl Router {
     /// Connects to a peer that is addressed by `routing_id` from now on; see
     /// [`Socket::connect_as`].
     pub fn connect_as(&mut self, endpoint: &str, routing_id: &[u8]) -> io::Result<PeerId> {
-        let endpoint = parse(endpoint)?;
-        self.inner.now = Instant::now();
-        self.inner
-            .socket
-            .connect_as(&endpoint, routing_id, self.inner.now)
+        self.inner.connect_as(endpoint, routing_id)
     }
 
     /// Receives the next message, with the routing ID of its peer. Returns `None` if `timeout` is
     /// over (`None` = no limit). Queued messages are written during the wait.
-    pub fn receive(
-        &mut self,
-        timeout: Option<Duration>,
-    ) -> io::Result<Option<(&[u8], Message<'_>)>> {
-        let Some(id) = self.inner.receive(timeout)? else {
+    pub fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<Routed<'_>>> {
+        let Some(id) = self.inner.receive(timeout, false)? else {
             return Ok(None);
         };
-        let socket = &self.inner.socket;
-        Ok(socket.identity(id).zip(socket.message(id)))
+        Ok(self.inner.socket.received(id))
+    }
+
+    /// Receives the next message, with the routing ID of its peer, or the next lifecycle event.
+    /// Returns `None` if `timeout` is over. Events come before messages.
+    pub fn next(&mut self, timeout: Option<Duration>) -> io::Result<Option<Next<Routed<'_>>>> {
+        match self.inner.receive(timeout, true)? {
+            Some(id) => Ok(self.inner.socket.received(id).map(Next::Message)),
+            None => Ok(self.inner.poll_event().map(Next::Event)),
+        }
     }
 
     /// Queues a message for the peer with a routing ID; never blocks. It is written by the next
     /// `flush` or by a `receive` that has to wait, or at once when 64 KiB are queued.
     #[inline]
     pub fn send(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
-        self.inner.poll_before_sending();
+        self.inner.process_before_sending();
         self.inner.socket.send_routed(routing_id, parts)
+    }
+
+    /// Like [`Router::send`], for any parts.
+    pub fn send_parts<P>(&mut self, routing_id: &[u8], parts: P) -> Result<(), SendError>
+    where
+        P: IntoIterator<Item: AsRef<[u8]>, IntoIter: Clone>,
+    {
+        let parts = parts.into_iter();
+        self.inner.process_before_sending();
+        self.inner
+            .socket
+            .queue_routed(routing_id, size_of(parts.clone()), pushing(parts))
+    }
+
+    /// Like [`Router::send`]. The last part is kept by reference instead of copied.
+    pub fn send_shared(
+        &mut self,
+        routing_id: &[u8],
+        parts: &[&[u8]],
+        last: &Arc<[u8]>,
+    ) -> Result<(), SendError> {
+        self.inner.process_before_sending();
+        let (size, push) = sharing(parts, last);
+        self.inner.socket.queue_routed(routing_id, size, push)
     }
 
     /// Like [`Router::send`], but waits while the peer's queue is full, for `timeout` at most
@@ -446,7 +570,7 @@ impl Router {
         routing_id: &[u8],
         parts: &[&[u8]],
         timeout: Option<Duration>,
-    ) -> io::Result<Result<(), SendError>> {
+    ) -> Result<(), SendError> {
         self.inner
             .send(timeout, |socket| socket.send_routed(routing_id, parts))
     }
@@ -475,9 +599,18 @@ impl Dealer {
     /// Receives the next message. Returns `None` if `timeout` is over (`None` = no limit). Queued
     /// messages are written during the wait.
     pub fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<Message<'_>>> {
-        match self.inner.receive(timeout)? {
+        match self.inner.receive(timeout, false)? {
             Some(id) => Ok(self.inner.socket.message(id)),
             None => Ok(None),
+        }
+    }
+
+    /// Receives the next message or lifecycle event. Returns `None` if `timeout` is over. Events come
+    /// before messages.
+    pub fn next(&mut self, timeout: Option<Duration>) -> io::Result<Option<Next<Message<'_>>>> {
+        match self.inner.receive(timeout, true)? {
+            Some(id) => Ok(self.inner.socket.message(id).map(Next::Message)),
+            None => Ok(self.inner.poll_event().map(Next::Event)),
         }
     }
 
@@ -486,8 +619,27 @@ impl Dealer {
     /// when 64 KiB are queued.
     #[inline]
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
-        self.inner.poll_before_sending();
+        self.inner.process_before_sending();
         self.inner.socket.send(parts)
+    }
+
+    /// Like [`Dealer::send`], for any parts, such as those of a received [`Message`].
+    pub fn send_parts<P>(&mut self, parts: P) -> Result<(), SendError>
+    where
+        P: IntoIterator<Item: AsRef<[u8]>, IntoIter: Clone>,
+    {
+        let parts = parts.into_iter();
+        self.inner.process_before_sending();
+        self.inner
+            .socket
+            .queue_dealt(size_of(parts.clone()), pushing(parts))
+    }
+
+    /// Like [`Dealer::send`]. The last part is kept by reference instead of copied.
+    pub fn send_shared(&mut self, parts: &[&[u8]], last: &Arc<[u8]>) -> Result<(), SendError> {
+        self.inner.process_before_sending();
+        let (size, push) = sharing(parts, last);
+        self.inner.socket.queue_dealt(size, push)
     }
 
     /// Like [`Dealer::send`], but waits for a peer whose queue is not full, for `timeout` at most
@@ -496,7 +648,32 @@ impl Dealer {
         &mut self,
         parts: &[&[u8]],
         timeout: Option<Duration>,
-    ) -> io::Result<Result<(), SendError>> {
+    ) -> Result<(), SendError> {
         self.inner.send(timeout, |socket| socket.send(parts))
     }
+}
+
+fn size_of(parts: impl Iterator<Item: AsRef<[u8]>>) -> Size {
+    let none = Size {
+        frames: 0,
+        bytes: 0,
+    };
+    parts.fold(none, |size, part| Size {
+        frames: size.frames + 1,
+        bytes: size.bytes + part.as_ref().len(),
+    })
+}
+
+fn pushing<P>(parts: P) -> impl Fn(&mut SendQueue)
+where
+    P: Iterator<Item: AsRef<[u8]>> + Clone,
+{
+    move |queue| queue.push_parts(parts.clone())
+}
+
+fn sharing<'a>(parts: &'a [&'a [u8]], last: &'a Arc<[u8]>) -> (Size, impl Fn(&mut SendQueue)) {
+    let size = size_of(parts.iter().copied().chain([&last[..]]));
+    (size, move |queue: &mut SendQueue| {
+        queue.push_shared(parts, last.clone());
+    })
 }

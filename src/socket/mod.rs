@@ -59,31 +59,32 @@
 )]
 
 mod blocking;
-#[cfg(any(test, fuzzing))]
-mod check;
-mod core;
 pub mod differences;
+mod driver;
+mod engine;
 #[cfg(feature = "curve")]
 pub mod keyfile;
-mod links;
 mod log_limit;
 mod monitor;
 mod options;
 #[cfg(feature = "process")]
 mod owners;
-mod peers;
+mod peer_id;
 #[cfg(any(feature = "curve", feature = "sentinel"))]
 pub mod secured;
-mod time;
-mod transfer;
+#[cfg(feature = "process")]
+mod users;
+mod watched;
 
-pub use self::core::Socket;
-pub use blocking::{Dealer, Router};
+pub use blocking::{Dealer, Next, Routed, Router, Waker};
+pub use driver::Socket;
 pub use monitor::{Counters, DisconnectReason, Event};
 pub use options::{Options, ReconnectStop};
 #[cfg(feature = "process")]
-pub use owners::{LocalUsers, NotAdmitted};
-pub use peers::PeerId;
+pub use owners::LocalUsers;
+pub use peer_id::PeerId;
+#[cfg(feature = "process")]
+pub use users::NotAdmitted;
 
 pub use crate::reactor::Endpoint;
 pub use crate::zmtp::Error as ProtocolError;
@@ -91,10 +92,10 @@ pub use crate::zmtp::Error as ProtocolError;
 pub use crate::zmtp::curve;
 pub use crate::zmtp::{Message, PeerInfo, PlainClient, PlainServer, Security, SocketType};
 
-use std::fmt;
+use std::{fmt, io};
 
 /// Why a message was not queued. No part of it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum SendError {
     /// No peer has that routing ID.
@@ -105,6 +106,18 @@ pub enum SendError {
     NoPeer,
     /// The message has no frames or exceeds the limits of [`Options`].
     Invalid,
+    /// The reactor has failed.
+    Io(io::Error),
+}
+
+/// Errors of the reactor are equal if their kinds are.
+impl PartialEq for SendError {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (SendError::Io(one), SendError::Io(other)) => one.kind() == other.kind(),
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
 }
 
 impl fmt::Display for SendError {
@@ -114,11 +127,25 @@ impl fmt::Display for SendError {
             SendError::Full => "the peer's queue is at its high-water mark",
             SendError::NoPeer => "there is no peer to send to",
             SendError::Invalid => "the message is empty or larger than the limits",
+            SendError::Io(_) => "the reactor of the socket has failed",
         })
     }
 }
 
-impl std::error::Error for SendError {}
+impl std::error::Error for SendError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            SendError::Io(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<io::Error> for SendError {
+    fn from(error: io::Error) -> Self {
+        SendError::Io(error)
+    }
+}
 
 #[cfg(test)]
 mod tests;

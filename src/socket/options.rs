@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::limits;
-use crate::reactor::Buffers;
+use crate::reactor::{Keepalive, StreamOptions};
 use crate::zmtp::{Heartbeat, Limits, PlainClient, PlainServer, Security};
 
 #[cfg(feature = "curve")]
@@ -47,7 +47,7 @@ pub struct Options {
     pub(super) rcvhwm: usize,
     pub(super) rcvhwm_bytes: usize,
     pub(super) rcvhwm_total_bytes: u64,
-    pub(super) buffers: Buffers,
+    pub(super) stream: StreamOptions,
     pub(super) limits: Limits,
     pub(super) handshake_ivl: Duration,
     pub(super) connect_timeout: Duration,
@@ -79,7 +79,7 @@ impl Default for Options {
             rcvhwm: 0,
             rcvhwm_bytes: limits::RECEIVE_BUFFER_SIZE_MAX,
             rcvhwm_total_bytes: limits::RECEIVE_TOTAL_BYTES,
-            buffers: Buffers::default(),
+            stream: StreamOptions::default(),
             limits: Limits::default(),
             handshake_ivl: limits::HANDSHAKE_TIMEOUT,
             connect_timeout: limits::HANDSHAKE_TIMEOUT,
@@ -174,7 +174,7 @@ impl Options {
     /// the system). `ZMQ_SNDBUF`.
     #[must_use]
     pub fn sndbuf(mut self, bytes: usize) -> Self {
-        self.buffers.send = Some(bytes);
+        self.stream.buffers.send = Some(bytes);
         self
     }
 
@@ -182,7 +182,36 @@ impl Options {
     /// by the system). `ZMQ_RCVBUF`.
     #[must_use]
     pub fn rcvbuf(mut self, bytes: usize) -> Self {
-        self.buffers.receive = Some(bytes);
+        self.stream.buffers.receive = Some(bytes);
+        self
+    }
+
+    /// Number of connections of a listener that wait to be accepted (default 4096; libzmq's is 100);
+    /// the system may allow fewer (`net.core.somaxconn`). `ZMQ_BACKLOG`.
+    #[must_use]
+    pub fn backlog(mut self, connections: u32) -> Self {
+        self.stream.backlog = i32::try_from(connections).unwrap_or(i32::MAX);
+        self
+    }
+
+    /// tcp keepalive: after `idle` without traffic a probe is sent, then one every `interval`. The
+    /// connection fails after `probes` without an answer. By default the system sends none.
+    /// `ZMQ_TCP_KEEPALIVE`, `_IDLE`, `_INTVL`, `_CNT`.
+    #[must_use]
+    pub fn tcp_keepalive(mut self, idle: Duration, interval: Duration, probes: u32) -> Self {
+        self.stream.keepalive = Some(Keepalive {
+            idle,
+            interval,
+            probes,
+        });
+        self
+    }
+
+    /// tcp: the connection fails if sent bytes are not acknowledged within this time (Linux; by
+    /// default the system's limit, about 15 minutes). `ZMQ_TCP_MAXRT`.
+    #[must_use]
+    pub fn tcp_user_timeout(mut self, time: Duration) -> Self {
+        self.stream.user_timeout = Some(time);
         self
     }
 
@@ -197,6 +226,7 @@ impl Options {
     }
 
     /// Maximum number of frames of a message, sent or received, empty ones included (default 4096).
+    /// Sending more fails. Receiving more closes the connection.
     #[must_use]
     pub fn max_frames(mut self, frames: usize) -> Self {
         self.limits.frames_max = frames;

@@ -5,15 +5,14 @@
 //! unknown, not as root.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::peers::Link;
-use super::{PeerId, Socket};
+use super::PeerId;
+use super::users::{LocalUser, NotAdmitted};
 use crate::limits;
 use crate::reactor::{Endpoint, Stream};
 
@@ -59,6 +58,17 @@ impl LocalUsers {
                 format!("--allow-uid needs /proc/net/tcp, which cannot be read: {error}"),
             )),
         }
+    }
+
+    /// Why a peer of this user is not admitted; `None` if it is admitted. `listens`: the peer is a
+    /// listener to which we have connected.
+    pub(super) fn not_admitted(&self, user: LocalUser, listens: bool) -> Option<NotAdmitted> {
+        let uid = match user {
+            LocalUser::Uid(uid) if !self.uids.contains(&uid) => Some(uid),
+            LocalUser::Unknown => None,
+            LocalUser::Uid(_) | LocalUser::Unchecked => return None,
+        };
+        Some(NotAdmitted { uid, listens })
     }
 
     /// True if they are only our own user and root.
@@ -110,51 +120,6 @@ impl LocalUsers {
     }
 }
 
-/// The user that owns the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
-    /// Not determined: the peer is on another host, or every peer may connect.
-    NotAsked,
-    /// The user with this user ID.
-    User(u32),
-    /// The peer is on this host, but the system does not show its user.
-    Unknown,
-}
-
-/// Why a connection with a peer on this host is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAdmitted {
-    /// The peer's user ID, if known.
-    pub uid: Option<u32>,
-    /// The peer is a listener to which we have connected.
-    pub listens: bool,
-}
-
-impl fmt::Display for NotAdmitted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.uid {
-            Some(uid) if self.listens => write!(
-                f,
-                "user {uid} of this host listens there, who is neither our own user nor root nor \
-                 named by --allow-uid; use --allow-uid {uid} if that is whom to trust, or CURVE"
-            ),
-            None if self.listens => f.write_str(
-                "the user who listens there cannot be determined (it is in another network \
-                 namespace, or has closed the connection); use CURVE",
-            ),
-            Some(uid) => write!(
-                f,
-                "user {uid} of this host may not connect: it is neither the sentinel's own user \
-                 nor named by --allow-uid; use --allow-uid {uid}, or CURVE"
-            ),
-            None => f.write_str(
-                "the user of this connection cannot be determined (its process has closed it, or \
-                 it is in another network namespace); use CURVE",
-            ),
-        }
-    }
-}
-
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 /// Maximum size of a line of these tables, in bytes. Real lines have about 150.
 const LINE_SIZE_MAX: u64 = 4 << 10;
@@ -162,72 +127,55 @@ const LINE_SIZE_MAX: u64 = 4 << 10;
 /// The addresses of a tcp connection: the peer's, then ours.
 type Ends = (SocketAddr, SocketAddr);
 
-impl Socket {
-    /// Determines the owners of the connections in `unasked`, by one read of the tables for all of
-    /// them.
-    pub(super) fn find_owners(&mut self) {
-        let mut wanted: HashMap<Ends, PeerId> = HashMap::new();
-        for id in std::mem::take(&mut self.unasked) {
-            let Some(peer) = self.peers.get_mut(id) else {
-                continue;
-            };
-            let Link::Up(stream, _) = &peer.link else {
-                continue;
-            };
-            peer.owner = Owner::Unknown;
-            match stream {
-                Stream::Unix(stream) => {
-                    peer.owner = owner_of(stream);
+/// Determines the users of connections, by one read of the tables for all of them. Fails if a table
+/// cannot be read; then the users of tcp connections of this host are unknown.
+pub(super) fn find_users<'a>(
+    streams: impl Iterator<Item = (PeerId, &'a Stream)>,
+) -> (Vec<(PeerId, LocalUser)>, io::Result<()>) {
+    let mut users: Vec<(PeerId, LocalUser)> = Vec::new();
+    let mut wanted: HashMap<Ends, usize> = HashMap::new();
+    for (id, stream) in streams {
+        let user = match stream {
+            Stream::Unix(stream) => user_of(stream),
+            Stream::Tcp(stream) => match (stream.peer_addr(), stream.local_addr()) {
+                (Ok(theirs), Ok(ours)) if is_on_this_host(theirs, ours) => {
+                    wanted.insert((canonical(theirs), canonical(ours)), users.len());
+                    LocalUser::Unknown
                 }
-                Stream::Tcp(stream) => match (stream.peer_addr(), stream.local_addr()) {
-                    (Ok(theirs), Ok(ours)) if is_on_this_host(theirs, ours) => {
-                        wanted.insert((canonical(theirs), canonical(ours)), id);
-                    }
-                    (Ok(_), Ok(_)) => peer.owner = Owner::NotAsked,
-                    // It has been closed; its owner stays unknown.
-                    _ => {}
-                },
-            }
+                (Ok(_), Ok(_)) => LocalUser::Unchecked,
+                // It has been closed.
+                _ => LocalUser::Unknown,
+            },
+        };
+        users.push((id, user));
+    }
+    // A read can miss a line that moves in the table at the same time.
+    for _ in 0..limits::OWNER_READS_MAX {
+        if wanted.is_empty() {
+            break;
         }
-        // A read can miss a line that moves in the table at the same time.
-        for _ in 0..limits::OWNER_READS_MAX {
-            if wanted.is_empty() {
-                return;
-            }
-            for table in TABLES {
-                let found = File::open(table)
-                    .and_then(|file| owners_in(BufReader::with_capacity(64 << 10, file), &wanted));
-                match found {
-                    Ok(found) => {
-                        for (ends, owner) in found {
-                            let id = wanted.remove(&ends);
-                            if let Some(peer) = id.and_then(|id| self.peers.get_mut(id)) {
-                                peer.owner = owner;
-                            }
+        for table in TABLES {
+            let found = File::open(table)
+                .and_then(|file| users_in(BufReader::with_capacity(64 << 10, file), &wanted));
+            match found {
+                Ok(found) => {
+                    for (ends, user) in found {
+                        let index = wanted.remove(&ends);
+                        if let Some((_, known)) = index.and_then(|index| users.get_mut(index)) {
+                            *known = user;
                         }
                     }
-                    // On a system without IPv6 the second table does not exist.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => {
-                        self.warn(format_args!("{table}: {error}"), self.now);
-                    }
+                }
+                // On a system without IPv6 the second table does not exist.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let error = io::Error::new(error.kind(), format!("{table}: {error}"));
+                    return (users, Err(error));
                 }
             }
         }
     }
-
-    /// Why a peer is not admitted; `None` if it is admitted.
-    pub(super) fn not_admitted(&self, id: PeerId) -> Option<NotAdmitted> {
-        let users = self.options.local_users.as_ref()?;
-        let peer = self.peers.get(id)?;
-        let uid = match peer.owner {
-            Owner::User(uid) if !users.uids.contains(&uid) => Some(uid),
-            Owner::Unknown => None,
-            Owner::User(_) | Owner::NotAsked => return None,
-        };
-        let listens = peer.connect_to.is_some();
-        Some(NotAdmitted { uid, listens })
-    }
+    (users, Ok(()))
 }
 
 /// Does nothing: this system does not show the owner of a connection, so the mode of the file
@@ -258,17 +206,17 @@ fn open_to_all(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(target_os = "linux")]
-fn owner_of(stream: &mio::net::UnixStream) -> Owner {
+fn user_of(stream: &mio::net::UnixStream) -> LocalUser {
     match rustix::net::sockopt::socket_peercred(stream) {
-        Ok(user) => Owner::User(user.uid.as_raw()),
-        Err(_) => Owner::Unknown,
+        Ok(user) => LocalUser::Uid(user.uid.as_raw()),
+        Err(_) => LocalUser::Unknown,
     }
 }
 
 /// On other systems the mode of the socket's file decides.
 #[cfg(not(target_os = "linux"))]
-fn owner_of(_: &mio::net::UnixStream) -> Owner {
-    Owner::NotAsked
+fn user_of(_: &mio::net::UnixStream) -> LocalUser {
+    LocalUser::Unchecked
 }
 
 /// True if both ends of a connection are on this host: one is a loopback address, or the peer's
@@ -303,11 +251,11 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// The owners of those connections in a table that are keys of `wanted`.
-fn owners_in(
+/// The users of those connections in a table that are keys of `wanted`.
+fn users_in(
     mut table: impl BufRead,
-    wanted: &HashMap<Ends, PeerId>,
-) -> io::Result<Vec<(Ends, Owner)>> {
+    wanted: &HashMap<Ends, usize>,
+) -> io::Result<Vec<(Ends, LocalUser)>> {
     let mut found = Vec::new();
     let mut line = String::new();
     loop {
@@ -315,25 +263,25 @@ fn owners_in(
         if table.by_ref().take(LINE_SIZE_MAX).read_line(&mut line)? == 0 {
             return Ok(found);
         }
-        if let Some((ends, owner)) = row(&line)
+        if let Some((ends, user)) = row(&line)
             && wanted.contains_key(&ends)
         {
-            found.push((ends, owner));
+            found.push((ends, user));
         }
     }
 }
 
 /// Parses a row: `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`
-fn row(line: &str) -> Option<(Ends, Owner)> {
+fn row(line: &str) -> Option<(Ends, LocalUser)> {
     let mut columns = line.split_ascii_whitespace().skip(1);
     let ends = (address(columns.next()?)?, address(columns.next()?)?);
     let uid = columns.nth(4)?.parse().ok()?;
     let inode: u64 = columns.nth(1)?.parse().ok()?;
-    let owner = match inode {
-        0 => Owner::Unknown,
-        _ => Owner::User(uid),
+    let user = match inode {
+        0 => LocalUser::Unknown,
+        _ => LocalUser::Uid(uid),
     };
-    Some((ends, owner))
+    Some((ends, user))
 }
 
 /// Parses an address of a table: 32-bit words in native byte order, and a port, in hexadecimal.
@@ -371,10 +319,10 @@ mod tests {
         let v6 = ends("[::1]:41668", "[::1]:5555");
         for (line, want) in [
             (head, None),
-            (four, Some((v4, Owner::User(1001)))),
-            (mapped, Some((v4, Owner::User(1001)))),
-            (six, Some((v6, Owner::User(0)))),
-            (closed, Some((v4, Owner::Unknown))),
+            (four, Some((v4, LocalUser::Uid(1001)))),
+            (mapped, Some((v4, LocalUser::Uid(1001)))),
+            (six, Some((v6, LocalUser::Uid(0)))),
+            (closed, Some((v4, LocalUser::Unknown))),
             ("", None),
             ("1: 0100007F:A2C4", None),
             ("1: 01é0007F:A2C4 0 0 0 0 0 0 0 0", None),

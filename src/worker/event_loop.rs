@@ -310,7 +310,8 @@ impl Worker {
             SocketType::Dealer,
             socket_options,
             reactor.registry(),
-            SOCKET,
+            token::new(SOCKET, 0),
+            Instant::now(),
         )
         .map_err(io_error("control socket"))?;
         let sentinel = socket.connect(&options.connect, Instant::now());
@@ -424,7 +425,7 @@ impl Worker {
             // which free slots.
             self.heartbeat(now);
             self.send_receipts(now);
-            self.socket.flush();
+            self.socket.flush(Instant::now());
             if let Some(reason) = self.refused.take() {
                 self.close(&format!("its worker was refused: {reason}"));
                 return Err(Error::Refused { reason });
@@ -517,7 +518,7 @@ impl Worker {
                 self.heartbeat_at = now;
                 self.heartbeat(now);
                 self.send_receipts(now);
-                self.socket.flush();
+                self.socket.flush(Instant::now());
                 is_done(self) || requests.stops > 1
             }
             None => false,
@@ -554,7 +555,7 @@ impl Worker {
             let (clock, now) = (Instant::now(), BootTime::now());
             self.receive(clock, now);
             self.send_receipts(now);
-            self.socket.flush();
+            self.socket.flush(Instant::now());
             let is_connected = self.socket.received_at(self.sentinel).is_some();
             let owes = self.leases.owed().next().is_some();
             if !is_connected || !(owes || self.socket.pending_bytes() > 0) || clock >= deadline {

@@ -14,7 +14,7 @@ use super::frame::{FRAME_SIZE_MIN, Head, HeadResult, missing};
 use super::greeting::{GREETING_SIZE, Greeting};
 use super::mechanism::{Handshake, Outcome, encode_null_ready};
 use super::message::{Message, Span};
-use super::{Config, Error, Limits, PeerInfo, ReceiveBuffer, Security};
+use super::{Config, Error, Growth, Limits, PeerInfo, ReceiveBuffer, Security};
 use crate::limits::{
     HANDSHAKE_READ_AHEAD, ZMTP_COMMAND_SIZE_MAX, ZMTP_HANDSHAKE_COMMAND_SIZE_MAX, after,
 };
@@ -31,9 +31,12 @@ pub enum Progress {
 }
 
 /// ```text
-///  Greeting ──64 bytes──▶ Handshake ──mechanism done──▶ Open
-///      └────────── error ──────┴──────── error ──────────┴──▶ Failed
+///  Greeting ──64 bytes──▶ Handshake ──mechanism done──▶ Open ──refuse──▶ Refused
+///      └────────── error ──────┴──────── error ──────────┴────── error ─────┴──▶ Failed
 /// ```
+/// `Refused`: our side has queued ERROR and sends nothing else. What the peer has sent is still
+/// parsed, so that its messages can be counted.
+///
 /// `control` contains our greeting from the start, and with NULL also our READY: RFC 37 allows both
 /// sides to send at once, and libzmq does so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,7 @@ enum State {
     Greeting,
     Handshake,
     Open,
+    Refused,
     Failed,
 }
 
@@ -128,8 +132,8 @@ impl Connection {
     }
 
     /// The buffer for the next read. It is empty only when the current message needs more memory
-    /// and `may_grow` is false.
-    pub fn receive_space(&mut self, may_grow: bool) -> &mut [u8] {
+    /// and `growth` is [`Growth::None`].
+    pub fn receive_space(&mut self, growth: Growth) -> &mut [u8] {
         let read_ahead = match self.state {
             State::Open => self.config.read_ahead,
             _ => self.config.read_ahead.min(HANDSHAKE_READ_AHEAD),
@@ -138,7 +142,7 @@ impl Connection {
             0 => usize::MAX,
             messages => self.bytes_of(messages),
         };
-        let space = self.received.space(read_ahead, may_grow);
+        let space = self.received.space(read_ahead, growth);
         let size = space.len().min(bytes_max);
         space.get_mut(..size).unwrap_or(&mut [])
     }
@@ -166,6 +170,28 @@ impl Connection {
     /// [`Progress::NeedInput`].
     #[inline]
     pub fn poll(&mut self, now: Instant) -> Result<Progress, Error> {
+        self.consume_message();
+        let result = match self.state {
+            #[cfg(feature = "curve")]
+            State::Open | State::Refused if self.sealed.is_some() => self.poll_sealed(),
+            State::Open => self.poll_open(),
+            // A CURVE client sends no messages before READY, in place of which it got ERROR.
+            State::Refused if self.config.security.mechanism() == "CURVE" => {
+                Ok(Progress::NeedInput)
+            }
+            State::Refused => self.poll_open(),
+            State::Greeting | State::Handshake => self.poll_handshake(now),
+            State::Failed => Ok(Progress::NeedInput),
+        };
+        if let Err(error) = &result {
+            self.fail(error);
+        }
+        result
+    }
+
+    /// Drops the message that [`Connection::poll`] reported, as the next `poll` does.
+    #[inline]
+    pub fn consume_message(&mut self) {
         if self.complete {
             self.received.consume(self.parsed);
             self.parsed = 0;
@@ -177,17 +203,19 @@ impl Connection {
             self.commands_size = 0;
             self.complete = false;
         }
-        let result = match self.state {
-            #[cfg(feature = "curve")]
-            State::Open if self.sealed.is_some() => self.poll_sealed(),
-            State::Open => self.poll_open(),
-            State::Greeting | State::Handshake => self.poll_handshake(now),
-            State::Failed => Ok(Progress::NeedInput),
-        };
-        if let Err(error) = &result {
-            self.fail(error);
-        }
-        result
+    }
+
+    /// True if received bytes follow what was parsed, so that [`Connection::poll`] may make progress
+    /// without another read.
+    #[inline]
+    pub fn has_unparsed(&self) -> bool {
+        self.received.filled().len() > self.parsed
+    }
+
+    /// True if [`Connection::receive_space`] is not empty without growth.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.received.has_room()
     }
 
     /// The message that [`Connection::poll`] reported. It has no frames if there is none.
@@ -445,30 +473,27 @@ impl Connection {
         self.state = State::Failed;
     }
 
-    /// Queues ERROR with the given reason and sets the connection to failed: nothing more is
-    /// parsed, and only the control bytes are still sent.
+    /// Queues ERROR with the given reason. Nothing else is sent any more. What the peer has sent is
+    /// still parsed.
     ///
     /// A CURVE server sends ERROR in place of READY while no byte of READY is written. Otherwise an
-    /// established CURVE connection closes without ERROR, because plaintext is no longer allowed. A
-    /// connection that has already failed does not change.
+    /// established CURVE connection sends no ERROR, because plaintext is no longer allowed. A
+    /// connection that has failed does not change.
     pub fn refuse(&mut self, reason: &str) {
-        if self.state == State::Failed {
+        if matches!(self.state, State::Refused | State::Failed) {
             return;
         }
+        self.state = State::Refused;
         #[cfg(feature = "curve")]
-        if self
-            .sealed
-            .take()
-            .is_some_and(|sealed| !sealed.is_untouched())
+        if let Some(sealed) = self.sealed.take()
+            && !sealed.is_untouched()
         {
-            // Plaintext must not be sent any more.
             self.control.clear();
             self.control_written = 0;
-            self.state = State::Failed;
+            self.sealed = Some(sealed);
             return;
         }
         encode_error(&mut self.control, reason);
-        self.state = State::Failed;
     }
 
     /// Frees unused memory.

@@ -52,8 +52,8 @@ pub use greeting::{GREETING_SIZE, Greeting};
 pub use mechanism::Security;
 pub use message::Message;
 pub use plain::{PlainClient, PlainServer};
-pub use receive::ReceiveBuffer;
-pub use send::SendQueue;
+pub use receive::{Growth, ReceiveBuffer};
+pub use send::{SendQueue, Slices};
 
 /// Limits on what a peer may send; exceeding one closes the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,17 @@ use zeroize::Zeroize;
 
 use crate::limits::RECEIVE_BUFFER_SIZE_MIN;
 
+/// How much a [`ReceiveBuffer`] may grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Growth {
+    /// Not at all.
+    None,
+    /// Only if the current message does not fit.
+    Message,
+    /// Also to read ahead.
+    ReadAhead,
+}
+
 /// Bytes that were received and are not yet consumed.
 ///
 /// `start <= end <= bytes.len()`; `bytes[start..end]` are the received bytes; the bytes behind them
@@ -33,8 +44,8 @@ impl ReceiveBuffer {
         self.bytes.get_mut(self.start..self.end).unwrap_or(&mut [])
     }
 
-    /// Space for the next read. It is empty only if the buffer is full and `may_grow` is false.
-    pub fn space(&mut self, read_ahead: usize, may_grow: bool) -> &mut [u8] {
+    /// Space for the next read. It is empty only if the buffer is full and may not grow.
+    pub fn space(&mut self, read_ahead: usize, growth: Growth) -> &mut [u8] {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -50,12 +61,17 @@ impl ReceiveBuffer {
         let was_full = std::mem::take(&mut self.was_full);
         if size == 0 {
             self.bytes.resize(RECEIVE_BUFFER_SIZE_MIN, 0);
-        } else if may_grow && was_full && size < read_ahead {
+        } else if growth == Growth::ReadAhead && was_full && size < read_ahead {
             self.grow(size.saturating_mul(4).min(read_ahead));
-        } else if may_grow && self.end == size {
+        } else if growth >= Growth::Message && self.end == size {
             self.grow(size * 2);
         }
         self.bytes.get_mut(self.end..).unwrap_or(&mut [])
+    }
+
+    /// True if [`ReceiveBuffer::space`] is not empty without growth.
+    pub fn has_room(&self) -> bool {
+        self.bytes.is_empty() || self.end - self.start < self.bytes.len()
     }
 
     /// Adds `count` bytes that were written into [`ReceiveBuffer::space`].
@@ -136,7 +152,7 @@ mod tests {
             let count = (step * 7919) % 5_000;
             let mut left = count;
             while left > 0 {
-                let space = buffer.space(64 << 10, true);
+                let space = buffer.space(64 << 10, Growth::ReadAhead);
                 assert!(!space.is_empty());
                 let now = left.min(space.len());
                 for byte in &mut space[..now] {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::frame::encode_head;
 #[cfg(feature = "curve")]
 use super::frame::{Head, HeadResult};
-use crate::limits::{SEND_CHUNK_SIZE_MAX, SEND_CHUNK_SIZE_MIN};
+use crate::limits::{SEND_CHUNK_SIZE_MAX, SEND_CHUNK_SIZE_MIN, SLICES_PER_WRITE};
 
 /// A queue of encoded messages that outlives a connection.
 ///
@@ -35,6 +35,68 @@ pub struct SendQueue {
     message_ends: VecDeque<u64>,
     /// Number of connections that were lost while the first of these messages was partly written.
     cuts: u32,
+}
+
+/// The slices of one vectored write, on the stack: at most [`SLICES_PER_WRITE`], none of them empty.
+#[derive(Debug)]
+pub struct Slices<'a> {
+    slices: [IoSlice<'a>; SLICES_PER_WRITE],
+    count: usize,
+    size: u64,
+}
+
+impl<'a> Slices<'a> {
+    /// No slices.
+    #[inline]
+    pub fn new() -> Self {
+        Slices {
+            slices: [IoSlice::new(&[]); SLICES_PER_WRITE],
+            count: 0,
+            size: 0,
+        }
+    }
+
+    /// Adds a slice, if it is not empty and there is room for it.
+    #[inline]
+    pub fn push(&mut self, bytes: &'a [u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        if let Some(slot) = self.slices.get_mut(self.count) {
+            *slot = IoSlice::new(bytes);
+            self.count += 1;
+            self.size += bytes.len() as u64;
+        }
+    }
+
+    /// Whether no further slice can be added.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.count == SLICES_PER_WRITE
+    }
+
+    /// Total size of the slices, in bytes.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The slices, for a vectored write.
+    #[inline]
+    pub fn as_slices(&self) -> &[IoSlice<'a>] {
+        self.slices.get(..self.count).unwrap_or(&[])
+    }
+
+    /// The slices' bytes.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.as_slices().iter().map(|slice| &**slice)
+    }
+}
+
+impl Default for Slices<'_> {
+    fn default() -> Self {
+        Slices::new()
+    }
 }
 
 #[derive(Debug)]
@@ -87,6 +149,24 @@ impl SendQueue {
             self.frame(part, true);
         }
         self.frame(last, false);
+        self.message_ends.push_back(self.end);
+    }
+
+    /// Queues one message of any parts.
+    #[inline]
+    pub fn push_parts<P>(&mut self, parts: P)
+    where
+        P: IntoIterator<Item: AsRef<[u8]>>,
+    {
+        let mut parts = parts.into_iter();
+        let Some(mut part) = parts.next() else {
+            return;
+        };
+        for next in parts {
+            self.frame(part.as_ref(), true);
+            part = next;
+        }
+        self.frame(part.as_ref(), false);
         self.message_ends.push_back(self.end);
     }
 
@@ -143,20 +223,15 @@ impl SendQueue {
         }
     }
 
-    /// Adds slices of unwritten bytes to `out`, until `out` has `slices_max` slices. They begin
-    /// `skip` bytes behind `written` and have at most `bytes_max` bytes.
-    pub fn gather<'a>(
-        &'a self,
-        skip: u64,
-        mut bytes_max: u64,
-        slices_max: usize,
-        out: &mut Vec<IoSlice<'a>>,
-    ) {
+    /// Adds slices of unwritten bytes to `out`, as far as it has room. They begin `skip` bytes behind
+    /// `written` and have at most `bytes_max` bytes.
+    #[inline]
+    pub fn gather<'a>(&'a self, skip: u64, mut bytes_max: u64, out: &mut Slices<'a>) {
         let mut position = self.released;
         let from = self.written + skip;
         let chunks = self.segments.iter().map(Segment::bytes);
         for bytes in chunks.chain([self.tail.as_slice()]) {
-            if out.len() >= slices_max || bytes_max == 0 {
+            if out.is_full() || bytes_max == 0 {
                 return;
             }
             let next = position + bytes.len() as u64;
@@ -166,7 +241,7 @@ impl SendQueue {
                 let take = usize::try_from(bytes_max)
                     .unwrap_or(usize::MAX)
                     .min(rest.len());
-                out.push(IoSlice::new(rest.get(..take).unwrap_or(&[])));
+                out.push(rest.get(..take).unwrap_or(&[]));
                 bytes_max -= take as u64;
             }
             position = next;
@@ -276,12 +351,9 @@ mod tests {
     use super::*;
 
     fn bytes(queue: &SendQueue) -> Vec<u8> {
-        let mut slices = Vec::new();
-        queue.gather(0, u64::MAX, usize::MAX, &mut slices);
-        slices
-            .iter()
-            .flat_map(|slice| slice.iter().copied())
-            .collect()
+        let mut slices = Slices::new();
+        queue.gather(0, u64::MAX, &mut slices);
+        slices.iter().flatten().copied().collect()
     }
 
     fn encoded(parts: &[&[u8]]) -> Vec<u8> {
@@ -311,9 +383,9 @@ mod tests {
             assert_eq!(queue.message_count(), 44);
             let mut got = Vec::new();
             while !queue.is_empty() {
-                let mut slices = Vec::new();
-                queue.gather(0, step as u64, 8, &mut slices);
-                let taken: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+                let mut slices = Slices::new();
+                queue.gather(0, step as u64, &mut slices);
+                let taken: Vec<u8> = slices.iter().flatten().copied().collect();
                 queue.advance(taken.len() as u64);
                 got.extend(taken);
             }

@@ -163,9 +163,9 @@ fn authenticated_attackers() {
         let mut raw = arena.raw();
         let mut written = |client: &mut Connection| {
             client.seal(&queue).unwrap();
-            let mut slices = Vec::new();
-            client.gather(&queue, 8, &mut slices);
-            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+            let mut slices = casparian::zmtp::Slices::new();
+            client.gather(&queue, &mut slices);
+            let bytes: Vec<u8> = slices.iter().flatten().copied().collect();
             client.handle_written(&mut queue, bytes.len(), now);
             bytes
         };
@@ -175,7 +175,7 @@ fn authenticated_attackers() {
             arena.round();
             raw.poll();
             while read < raw.got.len() {
-                let space = client.receive_space(true);
+                let space = client.receive_space(casparian::zmtp::Growth::ReadAhead);
                 let count = space.len().min(raw.got.len() - read);
                 space[..count].copy_from_slice(&raw.got[read..][..count]);
                 read += count;

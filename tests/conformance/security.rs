@@ -62,7 +62,7 @@ impl Client {
     fn receive(&mut self, bytes: &[u8]) {
         let mut bytes = bytes;
         while !bytes.is_empty() {
-            let space = self.0.receive_space(true);
+            let space = self.0.receive_space(casparian::zmtp::Growth::ReadAhead);
             let count = space.len().min(bytes.len());
             space[..count].copy_from_slice(&bytes[..count]);
             bytes = &bytes[count..];
@@ -73,8 +73,8 @@ impl Client {
 
     fn written(&mut self) -> Vec<u8> {
         let mut queue = SendQueue::new();
-        let mut slices = Vec::new();
-        self.0.gather(&queue, 8, &mut slices);
+        let mut slices = casparian::zmtp::Slices::new();
+        self.0.gather(&queue, &mut slices);
         let bytes = slices
             .iter()
             .flat_map(|slice| slice.to_vec())

@@ -94,7 +94,7 @@ fn what_is_sent_after_a_connection_has_ended_goes_to_the_next() {
         let away = Instant::now();
         while away.elapsed() < Duration::from_millis(5) {}
         match with_timeout {
-            true => dealer.send_timeout(&[b"result"], WAIT).unwrap().unwrap(),
+            true => dealer.send_timeout(&[b"result"], WAIT).unwrap(),
             false => dealer.send(&[b"result"]).unwrap(),
         }
         until(|| {
@@ -151,7 +151,18 @@ fn a_dealer_has_one_connection_to_an_endpoint() {
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
     }
     let reactor = crate::reactor::Reactor::new().unwrap();
-    assert!(Socket::new(SocketType::Dealer, Options::new(), reactor.registry(), 16).is_err());
+    let last = mio::Token(usize::MAX - 5);
+    let now = Instant::now();
+    assert!(
+        Socket::new(
+            SocketType::Dealer,
+            Options::new(),
+            reactor.registry(),
+            last,
+            now
+        )
+        .is_err()
+    );
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub(super) fn feed(
     let mut rest = bytes;
     let mut steps = steps.iter().cycle();
     while !rest.is_empty() {
-        let space = connection.receive_space(true);
+        let space = connection.receive_space(crate::zmtp::Growth::ReadAhead);
         let step = (*steps.next().unwrap())
             .clamp(1, rest.len())
             .min(space.len());
@@ -72,9 +72,9 @@ pub(super) fn output(connection: &mut Connection, queue: &mut SendQueue) -> Vec<
     let mut out = Vec::new();
     while connection.wants_write(queue) {
         connection.seal(queue).unwrap();
-        let mut slices = Vec::new();
-        connection.gather(queue, 8, &mut slices);
-        let bytes: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+        let mut slices = crate::zmtp::Slices::new();
+        connection.gather(queue, &mut slices);
+        let bytes: Vec<u8> = slices.iter().flatten().copied().collect();
         connection.handle_written(queue, bytes.len(), Instant::now());
         out.extend(bytes);
     }
@@ -472,9 +472,9 @@ proptest! {
         let mut wire = Vec::new();
         let mut writes = writes.iter().cycle();
         while client.wants_write(&queue) {
-            let mut slices = Vec::new();
-            client.gather(&queue, 3, &mut slices);
-            let bytes: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+            let mut slices = crate::zmtp::Slices::new();
+            client.gather(&queue, &mut slices);
+            let bytes: Vec<u8> = slices.iter().flatten().copied().collect();
             let count = bytes.len().min(*writes.next().unwrap());
             client.handle_written(&mut queue, count, now);
             wire.extend_from_slice(&bytes[..count]);
@@ -508,7 +508,7 @@ proptest! {
         let mut rest = wire.as_slice();
         while !rest.is_empty() {
             // The peer sends as fast as it can, so every read fills the space.
-            let space = connection.receive_space(true);
+            let space = connection.receive_space(crate::zmtp::Growth::ReadAhead);
             let count = space.len().min(rest.len());
             space[..count].copy_from_slice(&rest[..count]);
             connection.handle_received(count, now);

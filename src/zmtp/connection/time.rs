@@ -20,7 +20,7 @@ impl Connection {
             .into_iter()
             .flatten()
             .min(),
-            State::Failed => None,
+            State::Refused | State::Failed => None,
         }
     }
 
@@ -29,7 +29,7 @@ impl Connection {
     pub fn is_overdue(&self, now: Instant) -> bool {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
         match self.state {
-            State::Failed => false,
+            State::Refused | State::Failed => false,
             State::Greeting | State::Handshake => now >= self.handshake_deadline,
             State::Open => {
                 due(self.pong_deadline)

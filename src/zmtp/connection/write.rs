@@ -1,13 +1,12 @@
 //! Output of a connection: the rest of a partly written message, control bytes, further messages.
 
-use std::io::IoSlice;
 use std::time::Instant;
 
 use zeroize::Zeroize;
 
 use super::{Connection, State};
 use crate::limits::after;
-use crate::zmtp::{Error, SendQueue};
+use crate::zmtp::{Error, SendQueue, Slices};
 
 impl Connection {
     /// True when there is something to write now.
@@ -17,8 +16,9 @@ impl Connection {
         let control = self.control_written < self.control.len();
         #[cfg(feature = "curve")]
         if let Some(sealed) = &self.sealed {
-            // After a failure only bytes that are already sealed are written.
-            return !sealed.pending().is_empty() || (open && (control || !queue.is_empty()));
+            // After a failure only bytes that are already sealed are written, after a refusal none.
+            return self.state != State::Refused
+                && (!sealed.pending().is_empty() || (open && (control || !queue.is_empty())));
         }
         match open {
             true => control || !queue.is_empty(),
@@ -43,20 +43,16 @@ impl Connection {
         Ok(())
     }
 
-    /// Adds the next bytes to write to `out`, at most `slices_max` slices in all.
+    /// Adds the next bytes to write to `out`, as far as it has room.
     ///
     /// A partly written message is finished first. Control bytes follow, then further messages.
     /// Before the handshake is done, there are only control bytes.
-    pub fn gather<'a>(
-        &'a self,
-        queue: &'a SendQueue,
-        slices_max: usize,
-        out: &mut Vec<IoSlice<'a>>,
-    ) {
+    #[inline]
+    pub fn gather<'a>(&'a self, queue: &'a SendQueue, out: &mut Slices<'a>) {
         #[cfg(feature = "curve")]
         if let Some(sealed) = &self.sealed {
-            if out.len() < slices_max && !sealed.pending().is_empty() {
-                out.push(IoSlice::new(sealed.pending()));
+            if self.state != State::Refused {
+                out.push(sealed.pending());
             }
             return;
         }
@@ -66,18 +62,14 @@ impl Connection {
         let open = self.state == State::Open;
         let unfinished = if open { queue.unfinished() } else { 0 };
         if unfinished > 0 {
-            queue.gather(0, unfinished, slices_max, out);
-            let gathered: u64 = out.iter().map(|slice| slice.len() as u64).sum();
-            if gathered < unfinished {
+            queue.gather(0, unfinished, out);
+            if out.size() < unfinished {
                 return;
             }
         }
-        let control = self.control.get(self.control_written..).unwrap_or(&[]);
-        if !control.is_empty() && out.len() < slices_max {
-            out.push(IoSlice::new(control));
-        }
-        if open && out.len() < slices_max {
-            queue.gather(unfinished, u64::MAX, slices_max, out);
+        out.push(self.control.get(self.control_written..).unwrap_or(&[]));
+        if open {
+            queue.gather(unfinished, u64::MAX, out);
         }
     }
 
@@ -104,6 +96,16 @@ impl Connection {
             return sealed.is_within_message();
         }
         self.state == State::Open && queue.unfinished() > 0
+    }
+
+    /// A copy of the bytes that may still be written on a connection that has failed or was refused:
+    /// unwritten control bytes, unless a message is partly written before them.
+    pub fn last_bytes(&self, queue: &SendQueue) -> Vec<u8> {
+        let mut slices = Slices::new();
+        if self.state != State::Open && self.wants_write(queue) {
+            self.gather(queue, &mut slices);
+        }
+        slices.iter().flatten().copied().collect()
     }
 
     fn control_is_written(&self) -> bool {

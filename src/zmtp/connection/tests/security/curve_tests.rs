@@ -543,8 +543,8 @@ fn pongs_that_cannot_leave_do_not_gather() {
         assert_eq!(feed(&mut b, &wire, &[usize::MAX], now).error, None);
         b.seal(&queue).unwrap();
     }
-    let mut slices = Vec::new();
-    b.gather(&queue, 8, &mut slices);
+    let mut slices = crate::zmtp::Slices::new();
+    b.gather(&queue, &mut slices);
     let waiting: usize = slices.iter().map(|slice| slice.len()).sum();
     let room = crate::limits::SEALED_BYTES_MAX + 4 * CONTROL_PENDING_MAX;
     assert!(waiting <= room, "{waiting} bytes");
@@ -674,9 +674,9 @@ proptest! {
         let mut writes = writes.iter().cycle();
         while a.wants_write(&queue) {
             a.seal(&queue).unwrap();
-            let mut slices = Vec::new();
-            a.gather(&queue, 3, &mut slices);
-            let bytes: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+            let mut slices = crate::zmtp::Slices::new();
+            a.gather(&queue, &mut slices);
+            let bytes: Vec<u8> = slices.iter().flatten().copied().collect();
             let count = bytes.len().min(*writes.next().unwrap());
             a.handle_written(&mut queue, count, now);
             wire.extend_from_slice(&bytes[..count]);

@@ -1,0 +1,209 @@
+//! Random sockets, owners and faults from seeds. `CASPARIAN_SOCKET_SEEDS` sets their number,
+//! `CASPARIAN_SOCKET_SEED` runs a single one.
+
+use std::collections::{HashMap, HashSet};
+
+use super::*;
+
+#[derive(Default)]
+struct Ledger {
+    /// Messages that a node has sent to another: sender, number.
+    sent: u64,
+    seen: HashSet<(u32, u32)>,
+    /// The last number of a sender on each connection of a node.
+    last: HashMap<(usize, PeerId, u32), u32>,
+}
+
+impl Ledger {
+    fn receive(&mut self, node: usize, id: PeerId, parts: &[Vec<u8>]) {
+        let of = |index: usize| u32::from_be_bytes(parts[index].as_slice().try_into().unwrap());
+        let (sender, number) = (of(0), of(1));
+        assert_eq!(parts[2].len(), body_size(number), "a message is complete");
+        assert!(parts[2].iter().all(|byte| *byte == number as u8));
+        assert!(
+            self.seen.insert((sender, number)),
+            "{sender} {number} twice"
+        );
+        let before = self.last.insert((node, id, sender), number);
+        assert!(before.is_none_or(|before| before < number), "in order");
+    }
+}
+
+fn body_size(number: u32) -> usize {
+    match number % 17 {
+        0 => 6_000,
+        small => small as usize * 13,
+    }
+}
+
+fn run(seed: u64) {
+    let mut world = World::new(seed, Instant::now());
+    world.network.delay_max = Duration::from_micros([0, 100, 5000, 100_000][seed as usize % 4]);
+    world.network.chunk_max = [0, 0, 1000, 100][seed as usize / 4 % 4];
+    world.network.capacity = [256 << 10, 1000, 16 << 10][seed as usize / 16 % 3];
+    let has_faults = !seed.is_multiple_of(3);
+    let heartbeats = |options: Options, on: bool| match on {
+        true => options
+            .heartbeat_ivl(SECOND)
+            .heartbeat_timeout(SECOND * 20)
+            .heartbeat_ttl(SECOND * 30),
+        false => options,
+    };
+    let routers = 1 + world.random(2) as usize;
+    let count = routers + 1 + world.random(4) as usize;
+    for node in 0..count {
+        let mut options = named(format!("n{node}").as_bytes())
+            .reconnect_ivl(Duration::from_millis(20))
+            .router_handover(world.random(2) == 0)
+            .sndhwm([0, 3, 1000][world.random(3) as usize])
+            .rcvhwm([0, 0, 1, 5][world.random(4) as usize]);
+        options = heartbeats(options, world.random(2) == 0);
+        let socket_type = match node < routers {
+            true => SocketType::Router,
+            false => SocketType::Dealer,
+        };
+        world.add(socket_type, options);
+        if node < routers {
+            world.bind(node, &format!("n{node}"));
+        }
+    }
+    for node in routers..count {
+        for router in 0..routers {
+            if router == 0 || world.random(2) == 0 {
+                world.connect(node, &format!("n{router}"));
+            }
+        }
+    }
+    if routers == 2 {
+        world.connect(0, "n1");
+        if world.random(2) == 0 {
+            world.connect(1, "n0");
+        }
+    }
+    let mut ledger = Ledger::default();
+    let mut next = vec![0u32; count];
+    let mut asleep_until = vec![world.now; count];
+    let faults_end = world.now + SECOND / 2;
+    let end = world.now + SECOND * 60;
+    let mut cuts = 0;
+    while world.now < end {
+        let is_quiet = world.now >= faults_end;
+        let mut was_busy = false;
+        for node in 0..count {
+            if asleep_until[node] > world.now && !is_quiet {
+                continue;
+            }
+            was_busy |= world.is_busy(node);
+            iterate(&mut world, node, count, &mut ledger, &mut next, is_quiet);
+            if !is_quiet && world.random(50) == 0 {
+                let pause = Duration::from_millis(world.random(300));
+                asleep_until[node] = world.now + pause;
+            }
+        }
+        if has_faults && !is_quiet && world.random(60) == 0 {
+            let (node, choice) = (world.random(count as u64) as usize, world.random(100));
+            world.cut(node, choice);
+            cuts += 1;
+        }
+        let step = match is_quiet {
+            true if !was_busy => {
+                let next = world.next_at().unwrap_or(end).min(end);
+                next.max(world.now + Duration::from_nanos(1))
+            }
+            true => world.now + Duration::from_micros(100),
+            false => world.now + Duration::from_micros(1 + world.random(4000)),
+        };
+        world.advance(step);
+    }
+    let total = |count: fn(&Counters) -> u64| -> u64 {
+        world
+            .nodes
+            .iter()
+            .map(|node| count(&node.engine.counters()))
+            .sum()
+    };
+    let (unsent, unreceived) = (total(|all| all.unsent), total(|all| all.unreceived));
+    let delivered = ledger.seen.len() as u64;
+    assert!(
+        delivered + unsent + unreceived <= ledger.sent + unreceived,
+        "more than was sent"
+    );
+    if cuts == 0 {
+        assert_eq!(
+            delivered + unsent + unreceived,
+            ledger.sent,
+            "nothing is lost unnoticed"
+        );
+        assert_eq!(unreceived, 0);
+    }
+    // After the faults every connecting DEALER is connected and its queue is empty.
+    for node in routers..count {
+        let engine = &world.nodes[node].engine;
+        assert_eq!(engine.pending_bytes(), 0, "node {node} has sent all");
+        for (_, peer) in engine.peers.iter() {
+            assert!(peer.is_established(), "node {node}: {:?}", peer.state);
+        }
+    }
+}
+
+fn iterate(
+    world: &mut World,
+    node: usize,
+    count: usize,
+    ledger: &mut Ledger,
+    next: &mut [u32],
+    is_quiet: bool,
+) {
+    world.process(node);
+    if !is_quiet && world.random(5) == 0 {
+        world.drive(node);
+    } else {
+        let most = match is_quiet {
+            true => usize::MAX,
+            false => world.random(20) as usize,
+        };
+        for _ in 0..most {
+            let Some((id, _, parts)) = world.receive(node) else {
+                break;
+            };
+            ledger.receive(node, id, &parts);
+        }
+    }
+    if !is_quiet && world.random(3) == 0 {
+        for _ in 0..world.random(6) {
+            let number = next[node];
+            let body = vec![number as u8; body_size(number)];
+            let sender = (node as u32).to_be_bytes();
+            let number_bytes = number.to_be_bytes();
+            let parts: [&[u8]; 3] = [&sender, &number_bytes, &body];
+            let to = format!("n{}", world.random(count as u64));
+            let is_router = world.nodes[node].engine.is_router();
+            let to = is_router.then_some(to.as_bytes());
+            if world.send(node, to, &parts).is_ok() {
+                ledger.sent += 1;
+                next[node] += 1;
+            }
+        }
+    }
+    world.flush(node);
+    world.check(node);
+    if world.random(10) == 0 {
+        world.events(node);
+    }
+}
+
+#[test]
+fn seeds() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    if let Some(seed) = number("CASPARIAN_SOCKET_SEED") {
+        return run(seed);
+    }
+    let count: u64 = number("CASPARIAN_SOCKET_SEEDS").unwrap_or(50);
+    for seed in 0..count {
+        let result = std::panic::catch_unwind(|| run(seed));
+        if let Err(panic) = result {
+            eprintln!("replay with CASPARIAN_SOCKET_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
