@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_told_from_text() {
+    fn sources_are_distinguished_from_text() {
         let python = environment::python().unwrap();
         let large = format!("x = {:?}\n", "y".repeat(1 << 20));
         for good in ["", "x = 1\n", "\u{feff}x = 1\n", "x = '\\d'\n", &large] {

@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_that_fails_says_its_last_lines() {
+    fn the_error_of_a_tool_that_fails_has_its_last_lines() {
         let cancel = AtomicBool::new(false);
         let command = shell("for i in 1 2 3; do echo line $i >&2; done; exit 3");
         let error = run(&command, "sh", &cancel).unwrap_err().to_string();
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_that_takes_too_long_says_its_last_lines() {
+    fn the_error_of_a_tool_that_takes_too_long_has_its_last_lines() {
         let cancel = AtomicBool::new(false);
         let limit = Duration::from_secs(1);
         let fails = |script: &str| {

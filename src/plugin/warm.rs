@@ -367,12 +367,12 @@ impl Warm {
     /// Which parent the process has that had this ID when the pidfd was opened.
     fn has_child(&self, number: i32, pidfd: &OwnedFd) -> io::Result<Parent> {
         let stat = proc_file::read(format!("/proc/{number}/stat"));
-        let is_gone = |error: &io::Error| {
+        let has_ended = |error: &io::Error| {
             let gone = Some(Errno::SRCH.raw_os_error());
             error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == gone
         };
         let stat = match stat {
-            Err(error) if is_gone(&error) => return Ok(Parent::None),
+            Err(error) if has_ended(&error) => return Ok(Parent::None),
             stat => stat?,
         };
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);

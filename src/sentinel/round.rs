@@ -108,7 +108,7 @@ pub(super) fn deployed(
         if waiting.len() < limits::WAITING_LOGGED_MAX && waiting.insert(plugin.to_owned()) {
             log::log!(level, "jobs of plugin {plugin} wait{}", text());
             if waiting.len() == limits::WAITING_LOGGED_MAX {
-                log::warn!("jobs of more plugins may wait: `casparian job` says what for");
+                log::warn!("jobs of more plugins may wait: `casparian job` shows what for");
             }
         }
     };

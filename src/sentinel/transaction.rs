@@ -367,13 +367,13 @@ impl Iteration<'_> {
             let (attempt, worker_id) = (row.attempt, &row.worker_id);
             if count < limits::ENDS_LOGGED_MAX {
                 log::warn!(
-                    "{attempt}: its row says RUNNING by {worker_id:?}, which this sentinel did not set"
+                    "{attempt}: its row is RUNNING by {worker_id:?}, which this sentinel did not set"
                 );
             }
             count += 1;
             self.control.inherit(attempt, worker_id, row.user, self.now);
         }
-        note_more("rows say RUNNING, which this sentinel did not set", count);
+        note_more("rows are RUNNING, which this sentinel did not set", count);
         Ok(())
     }
 

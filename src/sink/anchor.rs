@@ -89,14 +89,14 @@ impl Anchor {
         &self.root
     }
 
-    /// [`Error::RootGone`] where the root's path does not name the folder that was opened.
+    /// [`Error::RootMissing`] where the root's path does not name the folder that was opened.
     pub(super) fn check(&self) -> Result<(), Error> {
-        let gone = || Error::RootGone {
+        let missing = || Error::RootMissing {
             path: self.root.clone(),
         };
         let found = match fs::metadata(&self.root) {
             Ok(found) => (found.dev(), found.ino()),
-            Err(error) if is_absent(&error) => return Err(gone()),
+            Err(error) if is_absent(&error) => return Err(missing()),
             Err(error) => return Err(Error::io(&self.root, error)),
         };
         let (id, inode) = {
@@ -105,7 +105,7 @@ impl Anchor {
         };
         // The path must have no links: a link that was created later may lead to another folder.
         if fs::canonicalize(&self.root).is_ok_and(|real| real != self.root) {
-            return Err(gone());
+            return Err(missing());
         }
         if found == id {
             return Ok(());
@@ -113,7 +113,7 @@ impl Anchor {
         let own = files::identity(&self.own)?.map(|own| own.inode);
         match is_mounted_again(id, inode, found, own) {
             true => self.reopen(),
-            false => Err(gone()),
+            false => Err(missing()),
         }
     }
 

@@ -92,7 +92,7 @@ pub use fault::Fault;
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
-pub use relocate::{Placed, Relocation};
+pub use relocate::{PublishedJob, Relocation};
 pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
 pub use schema::{columns_of_file, columns_of_receipt};
 pub use standing::{Publisher, Receipted, Standing};

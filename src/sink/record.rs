@@ -88,8 +88,8 @@ impl TableOutput {
 
     /// Identifies the table, independent of the path that leads to its database.
     pub(super) fn identity(&self) -> (FileId, String) {
-        let place = FileId::of(Path::new(&self.database));
-        (place, self.table.to_ascii_lowercase())
+        let id = FileId::of(Path::new(&self.database));
+        (id, self.table.to_ascii_lowercase())
     }
 
     /// Sets the database's path for this worker. Another worker may have written the record.

@@ -241,10 +241,10 @@ impl<'a> Standing<'a> {
         if !self.tables_of(database).is_some_and(is_removed) {
             return false;
         }
-        let place = Path::new(database).join(table.to_ascii_lowercase());
-        let found = self.holders.get(&place).cloned();
+        let key = Path::new(database).join(table.to_ascii_lowercase());
+        let found = self.holders.get(&key).cloned();
         let found = found.unwrap_or_else(|| self.holders_of(output, Some(others)));
-        self.holders.insert(place, found.clone());
+        self.holders.insert(key, found.clone());
         is_by_other(&found, name)
     }
 
@@ -314,7 +314,7 @@ impl<'a> Standing<'a> {
 
     /// The sinks and tables in which a job's record names output, as paths, each with whether it was
     /// published with mode `replace`. The output need not exist.
-    pub fn places(&self, job: Attempt) -> Vec<(PathBuf, bool)> {
+    pub fn locations(&self, job: Attempt) -> Vec<(PathBuf, bool)> {
         let Some(record) = self.record_of(job.job_id, job.incarnation(), None) else {
             return Vec::new();
         };
@@ -334,7 +334,7 @@ impl<'a> Standing<'a> {
         files.chain(tables).collect()
     }
 
-    /// The path of a sink or table, in the form of [`Standing::places`].
+    /// The path of a sink or table, in the form of [`Standing::locations`].
     pub fn location_of(&self, sink: &Sink) -> PathBuf {
         let root = self.root.path();
         match &sink.target {

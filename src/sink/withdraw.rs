@@ -20,7 +20,7 @@ pub struct Withdrawn {
     /// Why some of the output was not removed.
     pub left: Vec<Error>,
     /// No output of the job is left, so the database must be changed.
-    pub is_gone: bool,
+    pub is_all_removed: bool,
     /// A file that was not removed may be a copy of the output, because it has the recorded size.
     may_be_copy: bool,
 }
@@ -54,7 +54,7 @@ impl Standing<'_> {
         }
         let stays = !withdrawn.left.is_empty();
         // A program may have removed the output and ended before it changed the database.
-        let was_gone = record.as_ref().is_none_or(is_empty);
+        let was_empty = record.as_ref().is_none_or(is_empty);
         let mut paths = BTreeSet::new();
         if let Some(record) = record {
             paths = self.withdraw_files(name, record, stays, &mut withdrawn)?;
@@ -80,8 +80,8 @@ impl Standing<'_> {
             .removed
             .extend(more.map(|path| names::file_uri(&path)));
         // When no file was found, their storage may not be mounted. So this does not count as removed.
-        let is_known = was_gone || !withdrawn.removed.is_empty() || !withdrawn.left.is_empty();
-        withdrawn.is_gone =
+        let is_known = was_empty || !withdrawn.removed.is_empty() || !withdrawn.left.is_empty();
+        withdrawn.is_all_removed =
             is_known && !withdrawn.may_be_copy && withdrawn.left.iter().all(Error::is_not_ours);
         Ok(withdrawn)
     }

@@ -343,7 +343,7 @@ impl Inspector {
             detail.waiting_for = Some(SET_ASIDE.to_owned());
         } else if self.is_unsettled(job_id)? {
             let reason = match self.has_sentinel {
-                true => "a worker that looks for output which an attempt may have left",
+                true => "a worker that checks for output which an attempt may have left",
                 false => NO_SENTINEL,
             };
             detail.waiting_for = Some(reason.to_owned());

@@ -300,7 +300,7 @@ impl Worker {
             .heartbeat_ttl(limits::HEARTBEAT_TIMEOUT)
             .security(options.security.clone());
         if matches!(options.security, Security::Null) {
-            let what = "any user of this host may listen in the sentinel's place and run code here";
+            let what = "any user of this host may listen at the sentinel's address and run code on this worker";
             let users = LocalUsers::of_endpoint(&options.connect, &options.allowed_uids, what);
             if let Some(users) = users.map_err(io_error("users of this host"))? {
                 socket_options = socket_options.local_users(users);

@@ -190,7 +190,9 @@ impl Worker {
         };
         // A process that is lost a second time before its start was reported may have caused the loss.
         let alive = |run: &Run| match &run.process {
-            ProcessState::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
+            ProcessState::Running(_) => {
+                !run.slot.has_process_ended() && killed(run.slot.exit_seen())
+            }
             ProcessState::Requested { .. } => run.asked_again,
             ProcessState::None | ProcessState::Ended(_) => false,
         };

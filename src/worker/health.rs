@@ -324,13 +324,13 @@ mod tests {
     #[test]
     fn what_no_job_can_run_without_is_trouble_until_a_test_finds_it() {
         let mut health = Health::new();
-        health.handle_trouble("the output folder is gone\nmore", NOW);
-        assert_eq!(health.trouble(), Some("the output folder is gone"));
+        health.handle_trouble("the output folder is missing\nmore", NOW);
+        assert_eq!(health.trouble(), Some("the output folder is missing"));
         let due = health.poll_timeout().unwrap();
         assert!(health.poll_test(due));
         health.handle_end(1, "a", None, due);
         assert!(health.trouble().is_some(), "it may have published before");
-        health.handle_trouble("the output folder is gone", due);
+        health.handle_trouble("the output folder is missing", due);
         assert_eq!(health.poll_timeout(), None, "one test at a time");
         assert!(health.handle_test(Ok(()), 1, due));
         assert_eq!(health.trouble(), None);

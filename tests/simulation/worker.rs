@@ -448,7 +448,7 @@ impl Worker {
 impl Run {
     /// What its plugin process does, and what time does to it.
     fn advance_process(&mut self, now: BootTime) {
-        if self.ends_at <= now && !self.slot.is_gone() {
+        if self.ends_at <= now && !self.slot.has_process_ended() {
             match self.plan {
                 Plan::Succeeds => {
                     self.slot.handle_end(now);

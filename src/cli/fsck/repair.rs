@@ -179,39 +179,39 @@ impl Repair {
             .iter()
             .map(|root| Standing::new(root, &id).anywhere())
             .collect();
-        let mut places: BTreeSet<PathBuf> = BTreeSet::new();
+        let mut locations: BTreeSet<PathBuf> = BTreeSet::new();
         for standing in &mut standings {
-            let published = standing.places(row.publisher);
-            let is_here = !published.is_empty();
-            places.extend(published.into_iter().map(|(place, _)| place));
+            let published = standing.locations(row.publisher);
+            let is_in_root = !published.is_empty();
+            locations.extend(published.into_iter().map(|(location, _)| location));
             for sink in &sinks {
                 // A sink with an absolute path is the same one for all roots.
                 let is_one = matches!(&sink.target, Target::Sqlite { database, .. } if database.is_absolute());
-                if !is_here && !is_one {
+                if !is_in_root && !is_one {
                     continue;
                 }
                 if let Some(other) = standing.of_others(sink, row.last).map_err(failed)? {
                     let other = path_text(&other);
                     return Ok(Some(format!("it would replace {other} of another job")));
                 }
-                places.insert(standing.location_of(sink));
+                locations.insert(standing.location_of(sink));
             }
         }
-        for place in places {
-            let last = match self.last_publishers.get(&place) {
+        for location in locations {
+            let last = match self.last_publishers.get(&location) {
                 Some(last) => *last,
                 None => {
-                    let mut is_of_place = |attempt| {
+                    let mut is_published_there = |attempt| {
                         let mut standings = standings.iter();
                         standings.any(|standing| {
-                            let published = standing.places(attempt);
-                            published.contains(&(place.clone(), true))
+                            let published = standing.locations(attempt);
+                            published.contains(&(location.clone(), true))
                         })
                     };
                     let last = transaction
-                        .latest_completed(&mut is_of_place)
+                        .latest_completed(&mut is_published_there)
                         .map_err(failed)?;
-                    self.last_publishers.insert(place.clone(), last);
+                    self.last_publishers.insert(location.clone(), last);
                     last
                 }
             };
@@ -222,9 +222,9 @@ impl Repair {
                 .ended_after(row.publisher, last)
                 .map_err(failed)?
             {
-                let place = path_text(&place);
+                let location = path_text(&location);
                 return Ok(Some(format!(
-                    "job {} was the last one to publish into {place}, which replaced others",
+                    "job {} was the last one to publish into {location}, which replaces output of other jobs",
                     last.job_id
                 )));
             }

@@ -150,14 +150,14 @@ pub(super) fn remove_stale(
             continue;
         }
         item.is_cleared = true;
-        let is_gone = match &item.outcome {
+        let removes_others = match &item.outcome {
             Outcome::Done { .. } | Outcome::Skipped { .. } => true,
             Outcome::Failed { is_final, .. } => removes_failed && *is_final && is_as_it_ran(item),
             Outcome::Waiting => false,
         };
         let hash = item.source.as_ref().map(|source| &source.print.hash);
         for (job_id, of) in &item.others {
-            if !is_gone || hash == Some(of) || is_blocked {
+            if !removes_others || hash == Some(of) || is_blocked {
                 continue;
             }
             let (removed, left) = withdraw(*job_id, queue, progress, root)?;
@@ -216,8 +216,8 @@ pub(super) fn report_left(left: &[sink::Error], file: &Path, progress: &Progress
         let file = file.display();
         progress.note(&match error {
             sink::Error::NotOurs { path, .. } => format!(
-                "earlier output of {file} is not there any more, and another file in its place \
-                 stays: {} (where the output folder is a copy: `casparian fsck --adopt`)",
+                "earlier output of {file} is not there any more, and another file at its path \
+                 is kept: {} (where the output folder is a copy: `casparian fsck --adopt`)",
                 path.display()
             ),
             error => format!("earlier output of {file} cannot be removed: {error}"),
@@ -264,7 +264,7 @@ pub(super) fn withdraw(
     let withdrawn = queue.wait_for(progress, |_| {
         Ok(standing.withdraw(before.attempt, before.key, &before.uris)?)
     })?;
-    if withdrawn.is_gone {
+    if withdrawn.is_all_removed {
         forget(job_id, queue, progress)?;
     }
     Ok((withdrawn.removed, withdrawn.left))

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::gone::Lost;
 use super::layout::arrange;
+use super::missing::Lost;
 use super::queue::{End, Queue, Stop};
 use super::watch::GO_ON;
 use crate::cli::content::{Fingerprint, Reader};
 use crate::cli::input::{Found, LeftOut};
 use crate::cli::plugin::{now, register, unix_ms};
 use crate::cli::progress::Progress;
-use crate::cli::summary::{Gone, Item, Outcome, Source, counts, receipted, topics};
+use crate::cli::summary::{Item, MissingInput, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
 use crate::job::{Parameters, Sink, mtime_s};
 use crate::limits;
@@ -46,7 +46,7 @@ pub(super) struct Enqueued {
     /// Sinks of the plugin.
     pub(super) sinks: Vec<Sink>,
     /// Jobs with output whose files do not exist any more.
-    pub(super) gone: Vec<Gone>,
+    pub(super) missing: Vec<MissingInput>,
     /// For each input without files that never had a file in an earlier run: the reason.
     pub(super) mistaken: Vec<String>,
     /// Number of files of earlier runs that were moved.
@@ -111,7 +111,7 @@ pub(super) fn enqueue(
         some: arranged.left,
     };
     let database = queue.database();
-    let (sinks, gone, mistaken) = queue.step(progress, |store| {
+    let (sinks, missing, mistaken) = queue.step(progress, |store| {
         let id = store.database_id();
         let mut transaction = store.begin()?;
         let mut standing = Standing::new(root, &id);
@@ -128,12 +128,12 @@ pub(super) fn enqueue(
         )?;
         transaction.commit()?;
         let mistaken = lost.mistaken(found);
-        Ok((sinks, lost.gone(found), mistaken))
+        Ok((sinks, lost.missing(found), mistaken))
     })?;
     Ok(Enqueued {
         items,
         sinks,
-        gone,
+        missing,
         mistaken,
         moved: arranged.moved,
     })

@@ -33,7 +33,7 @@ fn what_a_receipt_has_no_room_for_is_compared_and_removed_too() {
     let withdrawn = standing.withdraw(attempt, 0, &uris).unwrap();
     assert_eq!(withdrawn.removed.len(), 2, "{withdrawn:?}");
     assert!(
-        withdrawn.left.is_empty() && withdrawn.is_gone,
+        withdrawn.left.is_empty() && withdrawn.is_all_removed,
         "{withdrawn:?}"
     );
     assert_eq!(fixture.files(), [""; 0]);

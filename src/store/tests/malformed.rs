@@ -456,7 +456,7 @@ fn a_protected_row_does_not_keep_others_from_their_retry() {
 
 /// A text in UTF-16 may contain half of a surrogate pair, which UTF-8 cannot represent.
 #[test]
-fn a_name_that_utf_8_cannot_say_does_not_stall_those_behind_it() {
+fn a_name_that_is_not_utf_8_does_not_stall_those_behind_it() {
     for (encoding, halves) in [
         ("UTF-16le", ["00d8", "00d86100", "ffdf", "61"]),
         ("UTF-16be", ["d800", "d8000061", "dfff", "61"]),
@@ -546,7 +546,7 @@ fn code_in_the_schema_that_fails_costs_the_row_that_it_fails_for() {
 const UNDONE: [&str; 6] = [
     "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 1",
     "UPDATE cf_processing_queue SET attempt = attempt + 5 WHERE id = 1",
-    "UPDATE cf_processing_queue SET worker_id = 'nobody' WHERE id = 1",
+    "UPDATE cf_processing_queue SET worker_id = 'none' WHERE id = 1",
     "UPDATE cf_processing_queue SET attempt_key = 1 WHERE id = 1",
     "UPDATE cf_processing_queue SET file_version_id = 77 WHERE id = 1",
     "DELETE FROM cf_processing_queue WHERE id = 1",

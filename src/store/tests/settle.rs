@@ -64,7 +64,7 @@ enum End {
 }
 
 #[test]
-fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
+fn a_job_is_settled_unless_its_workers_reported_that_it_has_no_output() {
     use End::*;
     let cases = [
         (Success, false),
@@ -235,7 +235,7 @@ fn a_job_without_output_stays_as_it_ended() {
 }
 
 #[test]
-fn output_that_took_the_place_of_a_receipts_gets_one() {
+fn output_that_replaced_a_receipts_output_gets_a_receipt() {
     let mut scene = Scene::new();
     scene.no_retries();
     let id = scene.enqueue("p", 0);
@@ -264,7 +264,7 @@ fn output_that_took_the_place_of_a_receipts_gets_one() {
 }
 
 #[test]
-fn attempts_are_told_apart_by_the_sentinel_that_dispatched_them() {
+fn attempts_are_distinguished_by_the_sentinel_that_dispatched_them() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
     let first = scene.claim(&["p"], 1).jobs.remove(0);
@@ -542,7 +542,7 @@ fn output_of_another_version_completes_no_job() {
 }
 
 #[test]
-fn a_job_that_stays_as_it_ended_says_which_version_its_output_is_of() {
+fn a_job_that_stays_as_it_ended_shows_which_version_its_output_is_of() {
     for status in ["FAILED", "SKIPPED"] {
         let mut scene = Scene::new();
         let id = scene.silent();
