@@ -31,7 +31,7 @@ pub(super) const SERVER_KEY_FLAG: Flag = Flag {
     long: "curve-server-key",
     short: None,
     value: Some("KEY"),
-    help: "Encrypt (CURVE), and talk to the sentinel with this public key\nalone; KEY is its text or the file it stands in",
+    help: "Encrypt (CURVE), and connect only to the sentinel with this\npublic key; KEY is its text or a file with it",
 };
 
 pub(super) const SECRET_KEY_FLAG: Flag = Flag {

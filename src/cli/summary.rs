@@ -388,7 +388,7 @@ impl Summary {
             let (topic, sink) = (one_line(topic), one_line(sink));
             out.push_str(&format!(
                 "Topic {topic} goes to {sink} by mode replace: of {files} files only the output of \
-                 the one that was published last stands.\n"
+                 the one that was published last is kept.\n"
             ));
         }
         self.add_notes(items, &mut out);

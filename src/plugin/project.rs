@@ -83,7 +83,7 @@ pub fn read(text: &str) -> Result<Project, Error> {
     for key in ["dependencies", "requires-python"] {
         if metadata.dynamic.iter().any(|name| name == key) {
             return Err(fail(format!(
-                "{key} is dynamic: only what stands in [project] counts"
+                "{key} is dynamic: only what is in [project] counts"
             )));
         }
     }

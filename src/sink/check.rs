@@ -13,11 +13,11 @@ use sha2::{Digest, Sha256};
 
 use super::files::{self, Identity};
 use super::folder::{self, Entry, Name};
+use super::published::is_by;
 use super::record::{self, FileOutput, Record, TableOutput};
 use super::root::{self, FOLDERS};
 use super::sqlite::{self, Tables};
-use super::standing::is_by;
-use super::{Error, Root, Standing, location, moving, names, quiet_panics};
+use super::{Error, PublishedOutput, Root, location, moving, names, quiet_panics};
 use crate::job::{Attempt, History, text};
 use crate::limits;
 
@@ -186,7 +186,7 @@ const FOOTER_SIZE_MAX: u64 = 64 << 20;
 pub struct Check<'a> {
     root: &'a Root,
     database: &'a str,
-    standing: Standing<'a>,
+    published: PublishedOutput<'a>,
     reads_content: bool,
     jobs: (i64, i64),
     tables: HashMap<PathBuf, Option<Tables>>,
@@ -199,7 +199,7 @@ impl<'a> Check<'a> {
             reads_content: true,
             root,
             database,
-            standing: Standing::new(root, database),
+            published: PublishedOutput::new(root, database),
             jobs: (0, 0),
             tables: HashMap::new(),
         }
@@ -220,7 +220,7 @@ impl<'a> Check<'a> {
     /// Closes the databases, so that tables are read again.
     pub fn forget(&mut self) {
         self.tables.clear();
-        self.standing.forget();
+        self.published.forget();
     }
 
     /// Checks the folders of `.casparian` and their permissions. The `bool` is true if the rest of the
@@ -573,7 +573,7 @@ impl<'a> Check<'a> {
             Ok(Some(found)) => found,
             Ok(None) => {
                 let is_replaced =
-                    known.is_some_and(|file| self.standing.is_file_replaced(name, file, None));
+                    known.is_some_and(|file| self.published.is_file_replaced(name, file, None));
                 let missing = || Problem::at(Kind::Missing, &path, "the file is not there");
                 return (!is_replaced).then(|| self.no_folder(&path).unwrap_or_else(missing));
             }

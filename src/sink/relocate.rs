@@ -21,8 +21,8 @@ use super::files::{self, Identity};
 use super::folder::{Folder, Name};
 use super::moving::{self, Move};
 use super::names::{self, Holder};
+use super::published::is_by;
 use super::record::{self, FileOutput, Record, State};
-use super::standing::is_by;
 use super::{Error, Root, datasets};
 use crate::job::{Attempt, Mode, Sink, Target};
 

@@ -2,7 +2,7 @@
 //! - writing: `writing`, `columns`, `types`, `tables`;
 //! - identity of outputs: `identity`, `locations` (several paths of one file), `old_peers` (output of the
 //!   reference system);
-//! - publishing: `modes`, `fence`, `steps` (failures at each step), `settle`, `standing`;
+//! - publishing: `modes`, `fence`, `steps` (failures at each step), `settle`, `published`;
 //! - roots: `roots`, `moved_roots` (roots that are removed or replaced);
 //! - databases of other programs: `strangers` (their tables), `moved` (databases that are moved).
 
@@ -25,9 +25,9 @@ mod moved;
 mod moved_roots;
 mod moves;
 mod old_peers;
+mod published;
 mod roots;
 mod settle;
-mod standing;
 mod steps;
 mod strangers;
 mod tables;

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::folder::{Folder, Name};
+use super::published::is_by;
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
-use super::standing::is_by;
-use super::{Error, Standing, files, location, moving, names, recover, sqlite};
+use super::{Error, PublishedOutput, files, location, moving, names, recover, sqlite};
 use crate::job::Attempt;
 
 /// The result of a withdrawal.
@@ -25,7 +25,7 @@ pub struct Withdrawn {
     may_be_copy: bool,
 }
 
-impl Standing<'_> {
+impl PublishedOutput<'_> {
     /// Removes what the attempt with this key has published: the files that the job's record names, if
     /// they are as recorded, and the rows in tables below the root that `uris` name. Removes nothing when
     /// the record is of another attempt.

@@ -292,11 +292,11 @@ impl Worker {
             receipt.metrics.insert(BARRED_BY.to_owned(), by);
             return self.leases.owe(attempt, receipt);
         }
-        let standing = storage.settle(&settlement);
+        let kept = storage.settle(&settlement);
         let receipt = Receipt {
             status: JobStatus::Success,
             attempt: Some(attempt.number),
-            metrics: standing
+            metrics: kept
                 .map(|number| (SETTLED_ATTEMPT.to_owned(), number))
                 .into_iter()
                 .collect(),

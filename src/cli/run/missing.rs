@@ -13,7 +13,7 @@ use crate::cli::input::{Found, is_absent};
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, MissingInput};
 use crate::job::Attempt;
-use crate::sink::{Root, Standing};
+use crate::sink::{PublishedOutput, Root};
 use crate::store::{Error, FileJob, PublishedInput, Transaction};
 
 /// Jobs with output whose files this run did not find, and the paths that it found.
@@ -185,20 +185,20 @@ pub(super) fn settle(
     root: &Root,
 ) -> Result<bool, End> {
     let id = queue.step(progress, |store| Ok(store.database_id()))?;
-    let mut standing = Standing::new(root, &id);
+    let mut published = PublishedOutput::new(root, &id);
     for missing in missing.iter_mut() {
         let job_id = missing.job_id;
         let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
         let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
-        let there = standing.present(attempt, missing.outputs.iter());
+        let there = published.present(attempt, missing.outputs.iter());
         missing.outputs = there.map_err(failed)?;
         // A run was interrupted between the removal of output and the change of its row.
         let is_left = missing.outputs.is_empty();
-        if is_left && standing.is_withdrawn(attempt).map_err(failed)? {
+        if is_left && published.is_withdrawn(attempt).map_err(failed)? {
             forget(job_id, queue, progress)?;
         }
     }
-    drop(standing);
+    drop(published);
     missing.retain(|missing| !missing.outputs.is_empty());
     let mut frees = false;
     let mut is_blocked = false;
