@@ -82,7 +82,7 @@ pub(super) struct Run {
     pub(super) writer: Option<Writer>,
     pub(super) process: ProcessState,
     /// Index of the fork server whose child the process is.
-    pub(super) interpreter: Option<usize>,
+    pub(super) fork_server: Option<usize>,
     /// True if its process was requested again, because a fork server was lost before the process started.
     pub(super) asked_again: bool,
     pub(super) stdout: LogTail,
@@ -139,7 +139,7 @@ impl Run {
             reader: BridgeReader::new(bounds.frame()),
             writer: None,
             process: ProcessState::None,
-            interpreter: None,
+            fork_server: None,
             asked_again: false,
             stdout: LogTail::new(None),
             stderr: LogTail::new(None),

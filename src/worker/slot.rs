@@ -262,7 +262,7 @@ impl Slot {
     /// `exit` is read from /proc.
     pub fn handle_exit_seen(&mut self, exit: Exit, now: BootTime) {
         if self.process != Process::Ended && self.unreaped.is_none() {
-            self.unreaped = Some((now + limits::WARM_REPORT_TIMEOUT, exit));
+            self.unreaped = Some((now + limits::FORK_SERVER_REPORT_TIMEOUT, exit));
             self.connect_deadline = None;
             self.exit_deadline = None;
         }

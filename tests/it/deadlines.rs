@@ -294,7 +294,7 @@ fn imports_that_do_not_end_fail_the_jobs_of_their_environment_only() {
     let mut dispatcher = Dispatcher::new();
     let endpoint = dispatcher.endpoint.parse().unwrap();
     let mut options = Options::new(endpoint, dir.path().join("out"));
-    options.interpreter_start_timeout = Duration::from_secs(2);
+    options.fork_server_start_timeout = Duration::from_secs(2);
     options.home = home;
     options.slots = 2;
     options.signals = false;

@@ -502,7 +502,7 @@ fn the_error_of_an_interpreter_that_ends_while_it_is_asked_has_the_signal() {
         let line = first_line(&receipt);
         assert_eq!(
             line,
-            "the environment's interpreter does not start: the warm interpreter has died: signal 11 (SIGSEGV)"
+            "the environment's interpreter does not start: the fork server has died: signal 11 (SIGSEGV)"
         );
         assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
     }

@@ -401,7 +401,7 @@ fn an_exit_that_is_not_reported_counts_as_the_kernel_shows_it() {
         slot.handle_exit_seen(exit, NOW);
         assert_eq!(
             slot.poll_timeout(),
-            Some(NOW + limits::WARM_REPORT_TIMEOUT),
+            Some(NOW + limits::FORK_SERVER_REPORT_TIMEOUT),
             "{exit}"
         );
         let (failure, killed) = concluded(&mut slot);
@@ -440,7 +440,7 @@ fn an_exit_that_is_seen_counts_whenever_the_bridge_is_seen_to_close() {
 
 #[test]
 fn a_lost_process_is_innocent_unless_it_has_reported_otherwise() {
-    let lost = || Failure::new(Cause::Worker, "the warm interpreter has died");
+    let lost = || Failure::new(Cause::Worker, "the fork server has died");
     type Step = fn(&mut Slot);
     let cases: [(&str, Step, Cause); 3] = [
         (
