@@ -334,7 +334,7 @@ pub const REFUSED_ROWS_PAUSE_MAX: Duration = Duration::from_secs(160);
 pub const RETRIED_PER_TRANSACTION: usize = 1000;
 /// Attempts of a job in a row during which another program changed the row. After more of them the job is
 /// claimed again only after a pause.
-pub const STRAY_ATTEMPTS_MAX: u32 = 2;
+pub const ROW_CHANGED_ATTEMPTS_MAX: u32 = 2;
 /// How often rows may roll back the transaction of one iteration, before the iteration ends without a commit.
 pub const ROLLBACKS_PER_ITERATION: usize = 32;
 /// How often the pause of a job that waits for the output of another job doubles: up to 32 s.

@@ -229,7 +229,7 @@ impl Scheduler {
             self.round.is_stale |= forgiven.any;
         }
         if is_slow {
-            self.round.is_stale |= self.store.resume_strays(at.boot_ms);
+            self.round.is_stale |= self.store.resume_changed_rows(at.boot_ms);
         }
         let due = Due {
             retries: is_slow,

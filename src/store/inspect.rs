@@ -317,7 +317,7 @@ impl Inspector {
                 detail.waiting_for = Some(reason.to_owned());
             }
             let taken = self.taken_attempts(job_id)?;
-            if detail.waiting_for.is_none() && taken > limits::STRAY_ATTEMPTS_MAX.into() {
+            if detail.waiting_for.is_none() && taken > limits::ROW_CHANGED_ATTEMPTS_MAX.into() {
                 detail.waiting_for = Some(format!(
                     "a free slot, after a pause: another program changed its row during each of its \
                      last {taken} attempts"

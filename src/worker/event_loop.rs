@@ -13,7 +13,7 @@ use super::environments::Environments;
 use super::event::ThreadEvent;
 use super::fork_servers::ForkServers;
 use super::health::Health;
-use super::job::{Assignment, Run, owner};
+use super::job::{Assignment, Run, slot_event};
 use super::leases::Leases;
 use super::leftovers::Leftovers;
 use super::messages::STOPPED;
@@ -467,15 +467,15 @@ impl Worker {
             match token::owner(event.token()) {
                 SOCKET => self.socket.handle_ready(event, clock),
                 FORK_SERVER => readable.push(index),
-                owner::EXIT => exited.push(index),
+                slot_event::EXIT => exited.push(index),
                 owner => {
                     let Some(Some(run)) = self.slots.get_mut(index) else {
                         continue;
                     };
                     match owner {
-                        owner::LISTENER => run.accept(index, self.reactor.registry(), now),
-                        owner::STREAM => run.set_readable(),
-                        owner::STDOUT | owner::STDERR => run.read_logs(),
+                        slot_event::LISTENER => run.accept(index, self.reactor.registry(), now),
+                        slot_event::STREAM => run.set_readable(),
+                        slot_event::STDOUT | slot_event::STDERR => run.read_logs(),
                         _ => {}
                     }
                 }

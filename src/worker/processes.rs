@@ -14,7 +14,7 @@ use super::event::ThreadEvent;
 use super::event_loop::{PluginStart, Worker};
 use super::fork_servers::{Kind, Start};
 use super::health::{Health, tries};
-use super::job::{Assignment, ProcessState, Run, owner};
+use super::job::{Assignment, ProcessState, Run, slot_event};
 use super::messages::{env_ready, error_payload};
 use super::runtime::{self, JobPaths, Runtime};
 use super::sandbox::{ForkServer, Reachable};
@@ -162,7 +162,7 @@ impl Worker {
             return Ok(());
         };
         run.paths = own;
-        let token = token::new(owner::LISTENER, slot_index);
+        let token = token::new(slot_event::LISTENER, slot_index);
         let registry = self.reactor.registry();
         registry
             .register(&mut listener, token, Interest::READABLE)

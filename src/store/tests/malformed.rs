@@ -630,7 +630,7 @@ impl Scene {
     fn try_claim(&mut self, plugin: &str) -> Claimed {
         for _ in 0..9 {
             let plugins = [plugin.to_owned()];
-            let claim = Claim {
+            let claim = ClaimRequest {
                 worker_id: "w",
                 hostname: "host",
                 pid: None,
@@ -729,7 +729,7 @@ fn claims_until_a_job(scene: &mut Scene, code: &str, rows: usize) -> (usize, i32
         claims += 1;
         assert!(claims < 2 * rows + 9, "{code}");
         let plugins = ["p".to_owned()];
-        let claim = Claim {
+        let claim = ClaimRequest {
             is_old: false,
             worker_id: "w",
             hostname: "host",
@@ -807,7 +807,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
         let version = 1;
         let job = transaction.enqueue("p", version, 1, DAY_MS).unwrap();
         let plugins = ["p".to_owned()];
-        let claim = Claim {
+        let claim = ClaimRequest {
             is_old: false,
             worker_id: "w",
             hostname: "host",
@@ -830,7 +830,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
     let job = scene.enqueue("p", 1);
     let mut transaction = scene.store.begin().unwrap();
     let plugins = ["p".to_owned()];
-    let claim = Claim {
+    let claim = ClaimRequest {
         is_old: false,
         worker_id: "w",
         hostname: "host",
