@@ -22,7 +22,7 @@ struct Scene {
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
 /// Iterations within which a round must be complete; each has a few system calls.
-const TURNS_MAX: u32 = 20_000;
+const ITERATIONS_MAX: u32 = 20_000;
 
 fn scene() -> Scene {
     let name = format!("casparian-fuzz-{}", std::process::id());
@@ -72,7 +72,7 @@ impl Scene {
             self.good[dealer].send(&[b"ping", &body]).unwrap();
         }
         let mut served = [false; 2];
-        for _ in 0..TURNS_MAX {
+        for _ in 0..ITERATIONS_MAX {
             self.iterate();
             for (dealer, served) in self.good.iter_mut().zip(&mut served) {
                 // Other answers are ignored.
@@ -221,7 +221,7 @@ pub fn run(data: &[u8]) {
         }
         blocking(scene, *cut);
         drop(bad);
-        for _ in 0..TURNS_MAX {
+        for _ in 0..ITERATIONS_MAX {
             scene.iterate();
             if scene.router.socket().peer_count() == 2 {
                 return;

@@ -40,7 +40,7 @@ pub fn error(
     let mut command = Command::new(python);
     // Without packages, because they would run their own code.
     command.args(["-I", "-S", "-c", CHECK, &format!("{name}.py")]);
-    let restricted = restricted(&command, how.held());
+    let restricted = restricted(&command, how.untrusted_launcher());
     let mut command = restricted.map_err(|error| Error::failed(&what, error))?;
     command.stdin(input);
     let end = output(&mut command, &what, limit, cancel)?;

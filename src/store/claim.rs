@@ -400,9 +400,9 @@ impl Transaction<'_> {
         if !is_ended {
             match self.refused.len().cmp(&limits::ENDS_LOGGED_MAX) {
                 Ordering::Less => {
-                    log::warn!("job {job_id} is passed over, it cannot be ended: {reason}");
+                    log::warn!("job {job_id} is skipped, it cannot be ended: {reason}");
                 }
-                Ordering::Equal => log::warn!("more jobs are passed over, which cannot be ended"),
+                Ordering::Equal => log::warn!("more jobs are skipped, which cannot be ended"),
                 Ordering::Greater => {}
             }
         }

@@ -143,7 +143,7 @@ impl Environments {
     /// before [`Environments::paused_until`]. If it is ready, it is locked.
     pub(super) fn state(&mut self, hash: &str) -> State {
         match self.unlocked(hash) {
-            State::Ready(environment) => self.hold(hash, environment),
+            State::Ready(environment) => self.lock(hash, environment),
             State::Making => {
                 // A job waits for it, so it is created before those without jobs.
                 let index = self.queue.iter().position(|(queued, _)| queued == hash);
@@ -158,7 +158,7 @@ impl Environments {
 
     /// Locks an environment that is ready. If another program is checking or evicting it, a thread waits for
     /// the result, as for a creation.
-    fn hold(&mut self, hash: &str, environment: Environment) -> State {
+    fn lock(&mut self, hash: &str, environment: Environment) -> State {
         let now = BootTime::now();
         if let Some(held) = self.held.get_mut(hash) {
             held.used_at = now;
