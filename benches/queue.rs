@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use casparian::job::{Attempt, JobStatus, Receipt};
-use casparian::store::{Claim, Completion, Deploy, Ended, Now, Open, Store};
+use casparian::store::{ClaimRequest, Completion, Deploy, Ended, Now, Open, Store};
 
 fn fill(store: &mut Store, rows: usize) {
     let mut transaction = store.begin().expect("transaction");
@@ -58,7 +58,7 @@ fn transaction(store: &mut Store, batch: usize, held: &mut Vec<Attempt>) -> f64 
     }
     let claimed = transaction
         .claim(
-            &Claim {
+            &ClaimRequest {
                 worker_id: "w",
                 hostname: "h",
                 pid: None,

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_does_not_tell_its_size_is_hashed_whole() {
+    fn a_file_of_unknown_size_is_hashed_whole() {
         let path = Path::new("/proc/self/limits");
         assert_eq!(std::fs::metadata(path).unwrap().len(), 0);
         let (size, _) = hash(&mut open(path).unwrap(), || true).unwrap().unwrap();

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_put_in_the_folders_place_is_refused_by_both_sides() {
+    fn what_others_put_at_the_folders_path_is_refused_by_both_sides() {
         let home = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         let folder = folder(home.path());

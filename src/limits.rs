@@ -352,7 +352,7 @@ pub const REFUSED_ROWS_PAUSE_MAX: Duration = Duration::from_secs(160);
 pub const RETRIED_PER_TRANSACTION: usize = 1000;
 /// Attempts of a job in a row during which another program changed the row. After more of them the job is
 /// claimed again only after a pause.
-pub const STRAY_ATTEMPTS_MAX: u32 = 2;
+pub const ROW_CHANGED_ATTEMPTS_MAX: u32 = 2;
 /// How often rows may roll back the transaction of one iteration, before the iteration ends without a commit.
 pub const ROLLBACKS_PER_ITERATION: usize = 32;
 /// How often the pause of a job that waits for the output of another job doubles: up to 32 s.
@@ -495,22 +495,22 @@ pub const BRIDGE_DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// free.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time in which a fork server must report the exit of a child that the kernel shows as exited.
-pub const WARM_REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const FORK_SERVER_REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time in which a fork server must do its imports. Large packages on cold disks take a minute.
-pub const WARM_START_TIMEOUT: Duration = Duration::from_secs(120);
+pub const FORK_SERVER_START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time in which a fork server must answer a request or a ping.
-pub const WARM_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub const FORK_SERVER_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that a fork server gets beyond a deadline, because its answers may have waited while the worker was
 /// paused.
-pub const WARM_REPRIEVE: Duration = Duration::from_secs(2);
+pub const FORK_SERVER_REPRIEVE: Duration = Duration::from_secs(2);
 /// How often a fork server with jobs is pinged.
-pub const WARM_PING_INTERVAL: Duration = Duration::from_secs(5);
+pub const FORK_SERVER_PING_INTERVAL: Duration = Duration::from_secs(5);
 /// First pause before a fork server that failed twice in a row is started again. It doubles.
-pub const WARM_RESTART_PAUSE: Duration = Duration::from_secs(1);
+pub const FORK_SERVER_RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause before a fork server is started again.
-pub const WARM_RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+pub const FORK_SERVER_RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How often a fork server may end with only one job in it, before that counts as the plugin's failure.
-pub const WARM_DEATHS_MAX: u32 = 2;
+pub const FORK_SERVER_DEATHS_MAX: u32 = 2;
 /// Jobs that a worker remembers because their fork server ended while they ran.
 pub const SUSPECTS_MAX: usize = 1024;
 /// Pause after which a worker polls again for killed processes that have not ended; it doubles.
@@ -603,7 +603,7 @@ pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
 /// How often the resource usage of running jobs is measured.
 pub const METER_INTERVAL: Duration = Duration::from_millis(700);
 /// Messages of a fork server that are read at a time: more than all its jobs can cause.
-pub const WARM_MESSAGES_MAX: usize = 4 * WORKER_SLOTS_MAX + 64;
+pub const FORK_SERVER_MESSAGES_MAX: usize = 4 * WORKER_SLOTS_MAX + 64;
 /// Symbolic links that are followed to a database that is created. The kernel has the same limit.
 pub const LINKS_MAX: usize = 40;
 /// Workers of the reference system that a sentinel remembers while they are disconnected.
@@ -757,7 +757,7 @@ pub const ENVIRONMENT_FLIPS_MAX: u32 = 8;
 /// See [`ENVIRONMENT_FLIPS_MAX`].
 pub const ENVIRONMENT_FLIP: Duration = Duration::from_secs(5);
 /// Warm fork servers of one worker. Each has its imports in memory.
-pub const WARM_INTERPRETERS_MAX: usize = 8;
+pub const FORK_SERVERS_MAX: usize = 8;
 /// Plugin versions whose sources a worker keeps in memory.
 pub const PLUGIN_VERSIONS_MAX: usize = 256;
 /// Attempts that a worker may hold whose environments are being created.

@@ -157,7 +157,7 @@ fn every_changed_byte_of_a_frame_is_an_error_or_valid() {
 
 /// Target `connection_curve`: a second refusal wrote ERROR behind a sealed frame that was cut.
 #[test]
-fn a_curve_connection_that_was_refused_says_nothing_more() {
+fn a_curve_connection_that_was_refused_sends_nothing_more() {
     let key = |byte| SecretKey::from_bytes([byte; 32]);
     let client = CurveClient {
         secret: key(2),

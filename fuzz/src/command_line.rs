@@ -8,11 +8,11 @@ pub fn run(data: &[u8]) {
         .split(|byte| *byte == 0)
         .map(|word| OsString::from_vec(word.to_vec()))
         .collect();
-    for said in casparian::fuzzing::command_lines(&words) {
-        assert!(!said.is_empty());
-        if said.starts_with("Usage(") {
-            assert!(!said.contains('\n'), "{said}");
-            assert!(said.contains("--help"), "{said}");
+    for message in casparian::fuzzing::command_lines(&words) {
+        assert!(!message.is_empty());
+        if message.starts_with("Usage(") {
+            assert!(!message.contains('\n'), "{message}");
+            assert!(message.contains("--help"), "{message}");
         }
     }
 }

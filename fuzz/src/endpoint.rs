@@ -19,8 +19,8 @@ pub fn run(data: &[u8]) {
             let _ = endpoint.is_local();
         }
         Err(error) => {
-            let said = error.to_string();
-            assert!(!said.is_empty() && said.len() < 4096);
+            let message = error.to_string();
+            assert!(!message.is_empty() && message.len() < 4096);
         }
     }
 }

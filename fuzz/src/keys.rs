@@ -23,9 +23,9 @@ pub fn run(data: &[u8]) {
             assert!(!format!("{key:?}").contains(text));
         }
         Err(error) => {
-            let said = error.to_string();
+            let message = error.to_string();
             // Short texts and texts with spaces may also occur in the error message itself.
-            assert!(text.len() < 20 || text.contains(' ') || !said.contains(text));
+            assert!(text.len() < 20 || text.contains(' ') || !message.contains(text));
         }
     }
     files(text);
@@ -103,7 +103,7 @@ fn pairs_and_lists(dir: &std::path::Path, text: &str) {
     assert_eq!(list.poll(false).unwrap().unwrap().len(), 2);
     set_mode(&public, 0o666);
     assert!(list.poll(false).is_err());
-    assert!(list.poll(false).unwrap().is_none(), "said once");
+    assert!(list.poll(false).unwrap().is_none(), "reported once");
     set_mode(&public, 0o644);
     std::fs::write(&public, [0xFF; 50]).unwrap();
     assert!(list.poll(true).is_err());
@@ -156,8 +156,8 @@ fn files(text: &str) {
             std::fs::write(named, text).unwrap();
             std::fs::set_permissions(named, std::fs::Permissions::from_mode(0o600)).unwrap();
             let error = keyfile::read_secret_key(named).err();
-            let said = error.map(|error| error.to_string()).unwrap_or_default();
-            assert!(!said.contains("on a command line"), "{said}");
+            let message = error.map(|error| error.to_string()).unwrap_or_default();
+            assert!(!message.contains("on a command line"), "{message}");
         }
     });
 }

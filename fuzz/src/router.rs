@@ -22,7 +22,7 @@ struct Scene {
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
 /// Iterations within which a round must be complete; each has a few system calls.
-const TURNS_MAX: u32 = 20_000;
+const ITERATIONS_MAX: u32 = 20_000;
 
 fn scene() -> Scene {
     let name = format!("casparian-fuzz-{}", std::process::id());
@@ -47,7 +47,7 @@ fn scene() -> Scene {
 
 impl Scene {
     /// One iteration: receives messages and sends each back to its peer.
-    fn transaction(&mut self) {
+    fn iterate(&mut self) {
         for dealer in &mut self.good {
             dealer.flush().unwrap();
         }
@@ -72,8 +72,8 @@ impl Scene {
             self.good[dealer].send(&[b"ping", &body]).unwrap();
         }
         let mut served = [false; 2];
-        for _ in 0..TURNS_MAX {
-            self.transaction();
+        for _ in 0..ITERATIONS_MAX {
+            self.iterate();
             for (dealer, served) in self.good.iter_mut().zip(&mut served) {
                 // Other answers are ignored.
                 if let Some(message) = dealer.receive(NOW).unwrap() {
@@ -155,7 +155,7 @@ fn blocking(scene: &mut Scene, choice: u8) {
             assert!(router.connect_as(&endpoint, b"there").is_err());
             router.send(b"there", &[b"from a router"]).unwrap();
             for _ in 0..20 {
-                scene.transaction();
+                scene.iterate();
                 router.flush().unwrap();
             }
             assert!(router.close(Duration::from_millis(20)).is_ok());
@@ -221,8 +221,8 @@ pub fn run(data: &[u8]) {
         }
         blocking(scene, *cut);
         drop(bad);
-        for _ in 0..TURNS_MAX {
-            scene.transaction();
+        for _ in 0..ITERATIONS_MAX {
+            scene.iterate();
             if scene.router.socket().peer_count() == 2 {
                 return;
             }

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use casparian::store::{Claim, Inspector, JobFilter, Now, Open, Store};
+use casparian::store::{ClaimRequest, Inspector, JobFilter, Now, Open, Store};
 
 thread_local! {
     static DIR: RefCell<Option<tempfile::TempDir>> = const { RefCell::new(None) };
@@ -65,7 +65,7 @@ pub fn run(data: &[u8]) {
                 if let Ok(found) = store.queued_plugins(100, 1)
                     && let Ok(mut transaction) = store.begin()
                 {
-                    let claim = Claim {
+                    let claim = ClaimRequest {
                         worker_id: "w",
                         hostname: "h",
                         pid: None,

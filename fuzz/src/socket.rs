@@ -96,7 +96,7 @@ fn options(plan: &mut Unstructured<'_>, identity: &str) -> Options {
 }
 
 impl Scene {
-    fn transaction(&mut self) {
+    fn iterate(&mut self) {
         self.reactor.wait(Some(self.now), self.now).unwrap();
         for event in self.reactor.events() {
             let owner = usize::from(token::owner(event.token()));
@@ -263,7 +263,7 @@ impl Scene {
             }
         }
         if op & 0x40 != 0 {
-            self.transaction();
+            self.iterate();
         }
         Ok(())
     }
@@ -341,7 +341,7 @@ pub fn run(data: &[u8]) {
         }
     }
     for _ in 0..4 {
-        scene.transaction();
+        scene.iterate();
     }
     for side in [0, 1] {
         let socket = &mut scene.sockets[side];
@@ -353,7 +353,7 @@ pub fn run(data: &[u8]) {
     scene.raws.clear();
     for _ in 0..1000 {
         scene.now += Duration::from_millis(200);
-        scene.transaction();
+        scene.iterate();
         if scene.sockets.iter().all(|socket| socket.peer_count() == 0) {
             assert!(
                 scene

@@ -28,7 +28,7 @@ pub(super) const COMMAND: Command = Command {
             long: "dry-run",
             short: None,
             value: None,
-            help: "prune: say what would go",
+            help: "prune: list what would be removed, and remove nothing",
         },
         Flag {
             long: "json",
@@ -37,7 +37,7 @@ pub(super) const COMMAND: Command = Command {
             help: "One JSON value on stdout",
         },
     ],
-    notes: "list shows the environments in ~/.casparian_flow/venvs, those used last first. SIZE is what an\nenvironment has on the disk beyond those above it: a file that several share counts once. uv links\nfiles of environments to its own cache where it can; such a file goes only when it goes from there\nas well (`uv cache prune`).\n\nprune removes those that no worker of this host uses. They are created again when a job needs them.",
+    notes: "list shows the environments in ~/.casparian_flow/venvs, those used last first. SIZE is what an\nenvironment has on the disk beyond those above it: a file that several share counts once. uv links\nfiles of environments to its own cache where it can; such a file is freed only when it is removed there\nas well (`uv cache prune`).\n\nprune removes those that no worker of this host uses. They are created again when a job needs them.",
 };
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {

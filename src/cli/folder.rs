@@ -332,7 +332,7 @@ fn linked(root: &Path, path: &Path) -> Result<Metadata, Refused> {
     if !target.starts_with(root) {
         let target = path_text(&target);
         let reason = format!(
-            "a symbolic link that leads out of the folder, to {target}; put a copy in its place, or leave it out"
+            "a symbolic link that leads out of the folder, to {target}; replace it with a copy, or remove it"
         );
         return Err(refused(path, reason));
     }

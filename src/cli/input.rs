@@ -500,7 +500,7 @@ fn walk(
             Ok(entry) if entry.file_type().is_dir() || !wanted(entry.path()) => {}
             Ok(entry) => {
                 let (path, kind) = (path_text(entry.path()), kind(entry.file_type()));
-                let line = format!("input {path}: it is {kind}, and is passed over");
+                let line = format!("input {path}: it is {kind}, and is skipped");
                 warnings.borrow_mut().push(line);
             }
             Err(error) => {
@@ -549,7 +549,7 @@ fn walk(
     let base = path_text(base);
     found
         .warnings
-        .push(format!("input {base}: {names} passed over"));
+        .push(format!("input {base}: {names} skipped"));
     Ok(files)
 }
 
@@ -652,8 +652,8 @@ mod tests {
         std::fs::write(root.join(".z.csv"), "").unwrap();
         std::fs::create_dir(root.join(".casparian")).unwrap();
         for (input, want) in [
-            ("", "2 names that begin with '.' are passed over"),
-            ("*.csv", "1 name that begins with '.' is passed over"),
+            ("", "2 names that begin with '.' are skipped"),
+            ("*.csv", "1 name that begins with '.' is skipped"),
             ("c*", ""),
         ] {
             let found = collect(&[root.join(input).into()], Choice::default()).unwrap();
@@ -699,7 +699,7 @@ mod tests {
         std::fs::write(root.join("marks/_SUCCESS"), "").unwrap();
         for (input, pattern, want) in [
             (".h*", None, "no file found (input "),
-            (".h*", None, "begins with '.' is passed over"),
+            (".h*", None, "begins with '.' is skipped"),
             ("marks", None, "1 name is ignored by the rule _SUCCESS"),
             ("fifo", None, "neither a file nor a folder"),
             ("nothing.csv", None, "No such file"),
@@ -761,7 +761,7 @@ mod tests {
                 warned.extend(lines.find(|line| line.starts_with(&start)).map(|_| name));
             }
             assert_eq!(warned.len(), 3, "{:?}", found.warnings);
-            let hidden = "1 name that begins with '.' is passed over";
+            let hidden = "1 name that begins with '.' is skipped";
             assert_eq!(found.warnings.len(), 4, "{:?}", found.warnings);
             assert!(found.warnings[3].ends_with(hidden), "{:?}", found.warnings);
             let found = find(input, true).unwrap();

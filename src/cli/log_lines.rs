@@ -82,7 +82,7 @@ pub(super) fn start(level: &str) {
     }
 }
 
-/// True if lines are coloured: on a terminal, unless the environment says otherwise. `env_logger` detects
+/// True if lines are coloured: on a terminal, unless the environment sets otherwise. `env_logger` detects
 /// that only for streams of the standard library.
 fn is_coloured() -> bool {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn each_place_writes_a_bounded_number_of_lines_and_counts_the_others() {
+    fn each_log_statement_writes_a_bounded_number_of_lines_and_counts_the_others() {
         let (start, flood, other) = (Instant::now(), (Some("a.rs"), Some(1)), (None, Some(2)));
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut sites = Sites::default();

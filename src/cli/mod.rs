@@ -328,7 +328,7 @@ fn overview() -> String {
         out.push_str(&format!("  {name:10}{about}\n"));
     }
     out.push_str(
-        "\n`casparian COMMAND --help` says more. RUST_LOG=info (or debug) shows what happens.\n",
+        "\n`casparian COMMAND --help` describes a command. RUST_LOG=info (or debug) shows what happens.\n",
     );
     out
 }

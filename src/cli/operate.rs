@@ -93,10 +93,10 @@ pub(super) const JOB: Command = Command {
 
 pub(super) const WORKERS: Command = Command {
     name: "casparian workers",
-    about: "Lists the workers that a sentinel has heard",
+    about: "Lists the workers that have reported to a sentinel",
     usage: "--database DB [OPTIONS]",
     flags: &[DATABASE_FLAG, JSON_FLAG],
-    notes: "STATUS (`status` of --json) is ONLINE for a worker that is connected to the sentinel of the\ndatabase, and OFFLINE for all while no sentinel works on it. NOTE says why a worker takes no jobs.",
+    notes: "STATUS (`status` of --json) is ONLINE for a worker that is connected to the sentinel of the\ndatabase, and OFFLINE for all while no sentinel works on it. NOTE states why a worker takes no jobs.",
 };
 
 const STATUSES: &[&str] = &[
@@ -143,7 +143,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             let more = if count > jobs.len() { ", …" } else { "" };
             text.push_str(&format!(
                 "Jobs that were RUNNING or not settled: {count} ({}{more}). What they had published \
-                 under the earlier identity\nstays, and no row names it: look for their files in \
+                 under the earlier identity\nstays, and no row names it: search for their files in \
                  the output folders.\n",
                 jobs.join(", ")
             ));

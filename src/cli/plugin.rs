@@ -120,7 +120,7 @@ pub(super) const SUBMIT: Command = Command {
             help: "Follow symbolic links that lead out of a folder, too",
         },
     ],
-    notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued,\nin the order of the files' paths.\nBelow a folder, names that begin with '.' are passed over; a line on stderr says how many.\nA folder becomes the source root of the files below it, unless one above it is known.",
+    notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued,\nin the order of the files' paths.\nBelow a folder, names that begin with '.' are skipped; a line on stderr reports how many.\nA folder becomes the source root of the files below it, unless one above it is known.",
 };
 
 /// Milliseconds since the Unix epoch.
@@ -390,11 +390,11 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     check_size(&path, &plugin, &lockfile)?;
     let python = environment::python().map_err(failed)?;
     check_syntax(&python, &Build::default(), &path, &plugin, &cancel)?;
-    let (said_version, sinks) = declared(&path, &plugin)?;
+    let (declared_version, sinks) = declared(&path, &plugin)?;
     Ok(Prepared {
         plugin,
         lockfile,
-        version: version.or(said_version),
+        version: version.or(declared_version),
         sinks,
     })
 }

@@ -31,7 +31,7 @@ pub(super) const SERVER_KEY_FLAG: Flag = Flag {
     long: "curve-server-key",
     short: None,
     value: Some("KEY"),
-    help: "Encrypt (CURVE), and talk to the sentinel with this public key\nalone; KEY is its text or the file it stands in",
+    help: "Encrypt (CURVE), and connect only to the sentinel with this\npublic key; KEY is its text or a file with it",
 };
 
 pub(super) const SECRET_KEY_FLAG: Flag = Flag {
@@ -183,7 +183,7 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
     let plugin_name = message.plugin_name.clone().into_owned();
     let mut socket_options = Options::new().security(security.clone());
     if !security.is_encrypted() {
-        let what = "any user of this host may listen in the sentinel's place and answer";
+        let what = "any user of this host may listen at the sentinel's address and answer";
         let users = LocalUsers::of_endpoint(&endpoint, &allowed_uids, what).map_err(failed)?;
         if let Some(users) = users {
             socket_options = socket_options.local_users(users);

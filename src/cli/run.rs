@@ -1,8 +1,8 @@
 //! `run`: runs queue, sentinel and worker in one process, over the files of a command line.
 
 mod drift;
-mod gone;
 mod layout;
+mod missing;
 mod output;
 mod plan;
 mod queue;
@@ -113,7 +113,7 @@ pub(super) const COMMAND: Command = Command {
             long: "prune",
             short: None,
             value: None,
-            help: "Remove the output of files that are gone from the folders and\nglobs of the command line",
+            help: "Remove the output of files that are missing in the folders and\nglobs of the command line",
         },
         Flag {
             long: "share-output",
@@ -159,7 +159,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "PLUGIN is a file, or a folder with all its files but the inputs and DIR (docs/plugins.md).\nINPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, parameters, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nStorage of DIR that does not respond is reported after 10 s and waited for likewise; a run that is\ninterrupted meanwhile, or waits in vain, ends without its summary.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "PLUGIN is a file, or a folder with all its files but the inputs and DIR (docs/plugins.md).\nINPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are skipped;\na line on stderr reports how many.\nA file whose content, plugin, parameters, packages and sinks have not\nchanged since it was done, and whose output is as it was published, is skipped; failed ones\nare run again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary lists output of earlier content as stale. A file that is missing\nin a folder or glob of the command line keeps its output, too, and is listed, unless --prune. A renamed\nfile with the same content is run again and replaces its earlier output. Where a sink has mode replace, the\noutput of the file that was published last is kept, and the other files are skipped.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which a sink is\nconfigured in DIR's queue (cf_topic_config) keeps that one. All of them are below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nStorage of DIR that does not respond is reported after 10 s and waited for likewise; a run that is\ninterrupted meanwhile, or waits too long, ends without its summary.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default. In this time a user may free disk space.
@@ -307,7 +307,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let Enqueued {
         mut items,
         sinks,
-        mut gone,
+        mut missing,
         mistaken,
         moved,
     } = enqueue(
@@ -360,7 +360,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         // now.
         let mut frees = remove_stale(items, removes_failed, &mut queue, progress, &root)?;
         if !is_pruned && !interrupted.load(Ordering::SeqCst) {
-            frees |= gone::settle(&mut gone, prune, &mut queue, progress, &root)?;
+            frees |= missing::settle(&mut missing, prune, &mut queue, progress, &root)?;
             is_pruned = true;
         }
         let mut goes_on = frees && !interrupted.load(Ordering::SeqCst);
@@ -390,9 +390,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     progress.finish();
     let failure = end.err().map(Failure::from);
     if !is_pruned {
-        gone.clear();
+        missing.clear();
     }
-    let summary = Summary::new(&items, &sinks, gone, moved, &found, started.elapsed());
+    let summary = Summary::new(&items, &sinks, missing, moved, &found, started.elapsed());
     if json {
         let mut summary = summary.json(&plugin.name, &output, &items);
         drift.add_to(&mut summary);

@@ -236,7 +236,7 @@ pub(super) fn sentinel(
     }
     if is_open {
         log::warn!(
-            "{} is not encrypted: anybody who reaches it can run code on the workers",
+            "{} is not encrypted: any host that reaches it can run code on the workers",
             options.bind
         );
     }
@@ -355,7 +355,7 @@ const WORKER_FLAGS: &[Flag] = &[
         long: "curve-server-key",
         short: None,
         value: Some("KEY"),
-        help: "Encrypt (CURVE), and talk to the sentinel with this public key\nalone; KEY is its text or the file it stands in",
+        help: "Encrypt (CURVE), and connect only to the sentinel with this\npublic key; KEY is its text or a file with it",
     },
     SECRET_KEY_FLAG,
 ];
@@ -462,7 +462,7 @@ const fn worker_command(name: &'static str) -> Command {
         about: "Runs jobs of a sentinel and writes their output",
         usage: "[OPTIONS]",
         flags: WORKER_FLAGS,
-        notes: "A job that is over a limit (--job-...) fails, and says which; 0 is none. A plugin can lower\nthem in its PEP 723 metadata, [tool.casparian] job-memory = \"2G\" and so on.\n\nA sentinel with CURVE lets in workers whose key (--curve-secret-key) it lists; without\na key of its own a worker makes one up, which needs --authorize-any-key there.\n\nSIGTERM or SIGINT: no more jobs are taken, running ones may end within 30 s;\na second one kills them (the sentinel gives them to others).",
+        notes: "A job that is over a limit (--job-...) fails, and its error names the limit; 0 is none. A plugin can lower\nthem in its PEP 723 metadata, [tool.casparian] job-memory = \"2G\" and so on.\n\nA sentinel with CURVE lets in workers whose key (--curve-secret-key) it lists; without\na key of its own a worker generates one, which needs --authorize-any-key there.\n\nSIGTERM or SIGINT: no more jobs are taken, running ones may end within 30 s;\na second one kills them (the sentinel gives them to others).",
     }
 }
 
@@ -483,7 +483,9 @@ pub(super) fn worker(
     }
     let connect = endpoint(command, &typed, "connect")?;
     if !connect.is_definite() {
-        let what = format!("--connect: {connect} names no one place; give the sentinel's own port");
+        let what = format!(
+            "--connect: cannot connect to the wildcard {connect}; give the sentinel's own port or path"
+        );
         return Err(command.usage_error(what).into());
     }
     let output = command
@@ -526,7 +528,7 @@ pub(super) fn worker(
     }
     if !is_local && !options.security.is_encrypted() {
         log::warn!(
-            "the way to {} is not encrypted: anybody on it can run code here",
+            "the connection to {} is not encrypted: any host on its path can run code on this worker",
             options.connect
         );
     }

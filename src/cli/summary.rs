@@ -205,7 +205,7 @@ pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
 
 /// Output of a file that does not exist any more.
 #[derive(Debug)]
-pub(super) struct Gone {
+pub(super) struct MissingInput {
     pub(super) path: PathBuf,
     pub(super) job_id: i64,
     /// The listed folder has no entries at all.
@@ -253,7 +253,7 @@ pub(super) struct Summary {
     pub(super) size_bytes: u64,
     pub(super) seconds: f64,
     pub(super) replaced: Vec<Replaced>,
-    gone: Vec<Gone>,
+    missing: Vec<MissingInput>,
     /// Number of files of earlier runs that were moved to the layout of this run.
     moved: usize,
     /// Number of excluded names, by rule, and one line for each rule.
@@ -285,7 +285,7 @@ impl Summary {
     pub(super) fn new(
         items: &[Item],
         sinks: &[Sink],
-        gone: Vec<Gone>,
+        missing: Vec<MissingInput>,
         moved: usize,
         found: &Found,
         elapsed: Duration,
@@ -300,7 +300,7 @@ impl Summary {
             size_bytes: 0,
             seconds: elapsed.as_secs_f64(),
             replaced: replaced(items, sinks),
-            gone,
+            missing,
             moved,
             ignored: (found.ignored.iter())
                 .map(|(rule, ignored)| (rule.clone(), ignored.count))
@@ -388,7 +388,7 @@ impl Summary {
             let (topic, sink) = (one_line(topic), one_line(sink));
             out.push_str(&format!(
                 "Topic {topic} goes to {sink} by mode replace: of {files} files only the output of \
-                 the one that was published last stands.\n"
+                 the one that was published last is kept.\n"
             ));
         }
         self.add_notes(items, &mut out);
@@ -419,27 +419,27 @@ impl Summary {
                 "Renamed: {count} took the output along: {names}\n"
             ));
         }
-        let is_pruned = |gone: &Gone| gone.outputs.is_empty();
+        let is_pruned = |missing: &MissingInput| missing.outputs.is_empty();
         for (what, is_it) in [
             (
                 "was removed (--prune)",
-                &is_pruned as &dyn Fn(&Gone) -> bool,
+                &is_pruned as &dyn Fn(&MissingInput) -> bool,
             ),
-            ("stays (--prune removes it)", &|gone| {
-                !is_pruned(gone) && !gone.may_be_unmounted
+            ("stays (--prune removes it)", &|missing| {
+                !is_pruned(missing) && !missing.may_be_unmounted
             }),
             (
                 "stays, since nothing at all is in the folder, whose storage may not be mounted \
                  (--prune removes it once something is)",
-                &|gone| !is_pruned(gone) && gone.may_be_unmounted,
+                &|missing| !is_pruned(missing) && missing.may_be_unmounted,
             ),
         ] {
-            let gone = self.gone.iter().filter(|gone| is_it(gone));
-            let mut gone: Vec<String> = gone.map(|gone| text(&gone.path)).collect();
-            gone.dedup();
-            if !gone.is_empty() {
-                let (count, names) = (files(gone.len()), names(&gone));
-                out.push_str(&format!("Gone: the output of {count} {what}: {names}\n"));
+            let missing = self.missing.iter().filter(|missing| is_it(missing));
+            let mut missing: Vec<String> = missing.map(|missing| text(&missing.path)).collect();
+            missing.dedup();
+            if !missing.is_empty() {
+                let (count, names) = (files(missing.len()), names(&missing));
+                out.push_str(&format!("Missing: the output of {count} {what}: {names}\n"));
             }
         }
         if self.moved > 0 {
@@ -492,11 +492,11 @@ impl Summary {
                 "seconds": self.seconds,
                 "stale": items.iter().filter(|item| item.is_stale).count(),
                 "renamed": items.iter().filter(|item| item.renamed_from.is_some()).count(),
-                "gone": self.gone.len(),
+                "gone": self.missing.len(),
                 "ignored": self.ignored.values().sum::<u64>(),
                 "moved": self.moved,
             },
-            "gone": self.gone.iter().map(gone_json).collect::<Vec<_>>(),
+            "gone": self.missing.iter().map(missing_json).collect::<Vec<_>>(),
             "ignored": self.ignored,
         });
         let replaced = self.replaced.iter().map(|replaced| {
@@ -511,12 +511,12 @@ impl Summary {
     }
 }
 
-fn gone_json(gone: &Gone) -> serde_json::Value {
+fn missing_json(missing: &MissingInput) -> serde_json::Value {
     serde_json::json!({
-        "file": path_text(&gone.path),
-        "job": gone.job_id,
-        "outputs": gone.outputs,
-        "removed": gone.removed,
+        "file": path_text(&missing.path),
+        "job": missing.job_id,
+        "outputs": missing.outputs,
+        "removed": missing.removed,
     })
 }
 

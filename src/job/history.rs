@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_attempt_of_a_copy_is_told_by_its_key() {
+    fn an_attempt_of_a_copy_is_recognized_by_its_key() {
         let past = |number, key, end| Past { number, key, end };
         let history = History {
             key: 9,

@@ -45,7 +45,7 @@ pub enum Taken {
     /// Another program holds the exclusive lock for a short time, to check or to evict the environment.
     Busy,
     /// The environment does not exist.
-    Gone,
+    Missing,
 }
 
 impl InUse {
@@ -54,7 +54,7 @@ impl InUse {
         let path = home.join("venvs").join(hash);
         let folder = match open(&path) {
             Ok(folder) => folder,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Taken::Gone,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Taken::Missing,
             Err(_) => return Taken::Unlockable,
         };
         match folder.try_lock_shared() {
@@ -68,7 +68,7 @@ impl InUse {
         }
         // It may have been renamed between open and lock.
         if !is_at(&folder, &path) {
-            return Taken::Gone;
+            return Taken::Missing;
         }
         let taken = InUse { folder };
         taken.touch();
@@ -180,17 +180,17 @@ pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entr
         entry.size = size(&venvs.join(&entry.hash), &mut seen, cancel);
         sum = sum.saturating_add(entry.size);
     }
-    let mut gone = Vec::new();
+    let mut removed = Vec::new();
     // The least recently used first.
     for entry in excess(&listed, size_max).into_iter().rev() {
         if cancel.load(Ordering::Relaxed) {
             break;
         }
         if remove(&venvs, &entry.hash)? {
-            gone.push(entry);
+            removed.push(entry);
         }
     }
-    Ok(gone)
+    Ok(removed)
 }
 
 /// Removes an environment. Returns false if it is in use or does not exist.
@@ -312,11 +312,11 @@ mod tests {
         assert_eq!(evicted(home.path(), 100 * KIB), 1);
         assert_eq!(left(home.path()), (vec![1], 0));
         assert_eq!(evicted(home.path(), 0), 1);
-        assert!(matches!(InUse::take(home.path(), &hash(1)), Taken::Gone));
+        assert!(matches!(InUse::take(home.path(), &hash(1)), Taken::Missing));
     }
 
     #[test]
-    fn one_in_use_stays_whatever_the_clock_said() {
+    fn one_in_use_stays_whatever_the_clock_showed() {
         let home = home(&[(1, 10), (2, 20), (3, 30)]);
         let Taken::Held(in_use) = InUse::take(home.path(), &hash(1)) else {
             panic!("it is there");

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_comes_back_whatever_its_entry_file_says() {
+    fn a_folder_comes_back_whatever_its_entry_file_contains() {
         let inner = pack(&folder(&[("x", 1)]), "x = 1\n", b"x");
         let contents = vec![0xff; 5000];
         for entry in [
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_folder_is_a_single_file() {
+    fn what_only_resembles_a_folder_is_a_single_file() {
         let text = pack(&folder(&[("x", 1)]), "x = 1\n", b"x");
         let more = format!("{text}\n");
         for source in [

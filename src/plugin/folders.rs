@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_the_place_of_a_building_folder_is_neither_moved_nor_followed() {
+    fn what_replaces_a_building_folder_is_neither_moved_nor_followed() {
         let dir = tempfile::tempdir().unwrap();
         let stranger = dir.path().join("stranger");
         fs::create_dir_all(stranger.join(IT)).unwrap();

@@ -137,7 +137,7 @@ fn keep(home: &Path, from: &File, name: &str) -> Result<Wheel, Kept> {
     if !file_hash(&path).is_ok_and(|there| there == hash) {
         let (fresh, opened) = folders::fresh(&store, ".new-").map_err(Kept::Store)?;
         let moved = renameat(from, name, &opened, name).map_err(io::Error::from);
-        let placed = moved.map_err(Kept::Wheel).and_then(|()| {
+        let stored = moved.map_err(Kept::Wheel).and_then(|()| {
             // A power failure may have left the folder empty.
             sweep(&folder, until);
             match fs::rename(&fresh, &folder) {
@@ -147,7 +147,7 @@ fn keep(home: &Path, from: &File, name: &str) -> Result<Wheel, Kept> {
             }
         });
         sweep(&fresh, until);
-        placed?;
+        stored?;
     }
     // The modification time is the time of last use.
     if let Ok(opened) = folders::open(&folder) {

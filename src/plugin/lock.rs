@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_whose_place_a_fifo_takes_does_not_hang() {
+    fn a_lock_that_a_fifo_replaces_does_not_hang() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let made = std::process::Command::new("mkfifo")

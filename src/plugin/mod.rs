@@ -9,7 +9,7 @@
 //! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, created by uv. Functions there and in [`resolve`]
 //!   block.
 //! - [`syntax`]: checks by an interpreter that a source is valid Python.
-//! - [`process`] and [`warm`]: a plugin process, which a fork server forks. The program that runs in it is
+//! - [`process`] and [`fork_server`]: a plugin process, which a fork server forks. The program that runs in it is
 //!   `outputs.py`, `values.py`, `work.py`, `daemons.py`, `folder.py` and `shim.py`.
 //! - [`programs`]: which programs run with more rights than plugins have.
 //! - [`bridge`]: frames from the plugin process's Unix socket, decoded to Arrow record batches.
@@ -36,6 +36,7 @@ mod direct;
 pub mod environment;
 pub mod folder;
 mod folders;
+pub mod fork_server;
 mod frame_head;
 mod home;
 mod installation;
@@ -57,7 +58,6 @@ pub mod syntax;
 mod tool;
 mod uv;
 pub mod uv_folders;
-pub mod warm;
 
 use std::ffi::OsString;
 use std::fmt;

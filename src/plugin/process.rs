@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_by_proc_and_by_wait() {
+    fn ends_are_reported_by_proc_and_by_wait() {
         let cases = [
             ("exit 0", Some(0), None),
             ("exit 3", Some(3), None),

@@ -83,7 +83,7 @@ pub fn read(text: &str) -> Result<Project, Error> {
     for key in ["dependencies", "requires-python"] {
         if metadata.dynamic.iter().any(|name| name == key) {
             return Err(fail(format!(
-                "{key} is dynamic: only what stands in [project] counts"
+                "{key} is dynamic: only what is in [project] counts"
             )));
         }
     }
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_project_says_what_inline_metadata_says() {
+    fn a_project_means_the_same_as_inline_metadata() {
         let text = "[project]\nname = \"sales\"\nversion = \"1\"\ndependencies = [\"six<2\"]\n\
              requires-python = \">=3.10\"\n[build-system]\nrequires = [\"hatchling\"]\n\
              [tool.ruff]\nline-length = 100\n[tool.uv]\ndev-dependencies = [\"pytest\"]\npackage = true\n\

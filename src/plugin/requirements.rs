@@ -193,7 +193,7 @@ impl Reader<'_> {
     fn set(&mut self, key: &str, value: Value) -> Result<(), String> {
         if self.from_metadata.contains_key(key) {
             return Err(format!(
-                "[tool.uv] {key} of the plugin says this, too: remove one"
+                "[tool.uv] {key} of the plugin sets this, too: remove one"
             ));
         }
         self.request.settings.insert(key.to_owned(), value);

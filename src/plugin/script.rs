@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_blocks_say_why() {
+    fn bad_blocks_are_refused_with_the_reason() {
         for (source, want) in [
             ("# /// script\n# dependencies = []\n", "no closing line"),
             (

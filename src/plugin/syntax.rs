@@ -40,7 +40,7 @@ pub fn error(
     let mut command = Command::new(python);
     // Without packages, because they would run their own code.
     command.args(["-I", "-S", "-c", CHECK, &format!("{name}.py")]);
-    let restricted = restricted(&command, how.held());
+    let restricted = restricted(&command, how.untrusted_launcher());
     let mut command = restricted.map_err(|error| Error::failed(&what, error))?;
     command.stdin(input);
     let end = output(&mut command, &what, limit, cancel)?;
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_told_from_text() {
+    fn sources_are_distinguished_from_text() {
         let python = environment::python().unwrap();
         let large = format!("x = {:?}\n", "y".repeat(1 << 20));
         for good in ["", "x = 1\n", "\u{feff}x = 1\n", "x = '\\d'\n", &large] {

@@ -46,7 +46,7 @@ pub struct Build {
 
 impl Build {
     /// The restrictions of tools that may run code of dependencies.
-    pub(super) fn held(&self) -> Option<(&Path, Mounts)> {
+    pub(super) fn untrusted_launcher(&self) -> Option<(&Path, Mounts)> {
         let (program, mounts) = self.launcher.as_ref()?;
         let mut mounts = mounts.clone();
         mounts.writable.retain(|path| !self.pythons.contains(path));
@@ -55,7 +55,7 @@ impl Build {
     }
 
     /// The restrictions of tools that run no code of dependencies.
-    fn held_own(&self) -> Option<(&Path, Mounts)> {
+    fn trusted_launcher(&self) -> Option<(&Path, Mounts)> {
         let (program, mounts) = self.launcher.as_ref()?;
         Some((program, mounts.clone()))
     }
@@ -106,8 +106,9 @@ impl<'a> Tools<'a> {
         what: &str,
     ) -> Result<(), Error> {
         let limit = limits::PROVISION_TIMEOUT;
-        let held = self.build.held_own();
-        self.contained(step, command, held, what, limit).map(|_| ())
+        let launcher = self.build.trusted_launcher();
+        self.contained(step, command, launcher, what, limit)
+            .map(|_| ())
     }
 
     /// Runs a tool in its step, and returns its last lines of output.
@@ -123,18 +124,18 @@ impl<'a> Tools<'a> {
         what: &str,
         limit: Duration,
     ) -> Result<String, Error> {
-        self.contained(step, command, self.build.held(), what, limit)
+        self.contained(step, command, self.build.untrusted_launcher(), what, limit)
     }
 
     fn contained(
         &self,
         step: &Step,
         command: &Command,
-        held: Option<(&Path, Mounts)>,
+        launcher: Option<(&Path, Mounts)>,
         what: &str,
         limit: Duration,
     ) -> Result<String, Error> {
-        let held = held.map(|(program, mut mounts)| {
+        let launcher = launcher.map(|(program, mut mounts)| {
             mounts.private.push(self.scratch.shown(step));
             (program, mounts)
         });
@@ -145,7 +146,7 @@ impl<'a> Tools<'a> {
         for (name, value) in command.get_envs() {
             own.env(name, value.unwrap_or_default());
         }
-        guarded(&own, held, what, limit, self.cancel)
+        guarded(&own, launcher, what, limit, self.cancel)
     }
 
     /// Runs a tool that installs dependencies.
@@ -192,7 +193,7 @@ fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> 
 /// shell is restricted as the tool is.
 fn guarded(
     command: &Command,
-    held: Option<(&Path, Mounts)>,
+    launcher: Option<(&Path, Mounts)>,
     what: &str,
     limit: Duration,
     cancel: &AtomicBool,
@@ -203,7 +204,7 @@ fn guarded(
         .args(["-c", GUARD, "sh"])
         .arg(command.get_program())
         .args(command.get_args());
-    let mut guarded = restricted(&shell, held).map_err(|error| Error::failed(what, error))?;
+    let mut guarded = restricted(&shell, launcher).map_err(|error| Error::failed(what, error))?;
     guarded.stdin(ours);
     if let Some(folder) = command.get_current_dir() {
         guarded.current_dir(folder);
@@ -224,9 +225,12 @@ fn guarded(
 }
 
 /// A command with the same program and arguments, started by the launcher if there is one.
-pub(super) fn restricted(command: &Command, held: Option<(&Path, Mounts)>) -> io::Result<Command> {
+pub(super) fn restricted(
+    command: &Command,
+    launcher: Option<(&Path, Mounts)>,
+) -> io::Result<Command> {
     let program = command.get_program();
-    let mut restricted = match held {
+    let mut restricted = match launcher {
         Some((launcher, mounts)) => launch::command(launcher, &mounts, Path::new(program))?,
         None => Command::new(program),
     };
@@ -499,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_that_fails_says_its_last_lines() {
+    fn the_error_of_a_tool_that_fails_has_its_last_lines() {
         let cancel = AtomicBool::new(false);
         let command = shell("for i in 1 2 3; do echo line $i >&2; done; exit 3");
         let error = run(&command, "sh", &cancel).unwrap_err().to_string();
@@ -511,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_that_takes_too_long_says_its_last_lines() {
+    fn the_error_of_a_tool_that_takes_too_long_has_its_last_lines() {
         let cancel = AtomicBool::new(false);
         let limit = Duration::from_secs(1);
         let fails = |script: &str| {

@@ -121,7 +121,7 @@ impl fmt::Display for Error {
             }
             Error::InvalidOpCode { got } => write!(f, "opcode {got}, expected 0 to 10"),
             Error::PayloadLengthMismatch { expected, got } => {
-                write!(f, "payload of {got} bytes, the header says {expected}")
+                write!(f, "payload of {got} bytes, its header requires {expected}")
             }
             Error::BadPayload { opcode, reason } => {
                 write!(f, "payload of {opcode:?} refused: {reason}")

@@ -90,7 +90,7 @@ fn become_interpreter(
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or("the mounts are not readable")?;
     let interpreter = arguments.next().ok_or("the interpreter is missing")?;
-    hold(&mounts).map_err(|reason| format!("sandbox: {reason}"))?;
+    restrict_process(&mounts).map_err(|reason| format!("sandbox: {reason}"))?;
     let text = |word: &OsStr| CString::new(word.as_encoded_bytes()).map_err(|e| e.to_string());
     let program = text(&interpreter)?;
     let mut words = vec![program.clone()];
@@ -117,7 +117,7 @@ fn become_interpreter(
 }
 
 /// Restricts this process.
-fn hold(mounts: &Mounts) -> Result<(), String> {
+fn restrict_process(mounts: &Mounts) -> Result<(), String> {
     // An inherited descriptor of a folder would give access to files that mounts cover.
     descriptors::close_others().map_err(|error| format!("descriptors: {error}"))?;
     let restricted = mounts.restricted.as_ref();

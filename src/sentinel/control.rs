@@ -555,21 +555,21 @@ impl Control {
 
     /// Extends leases, and the waits of contenders, by the time for which the sentinel itself was stopped or
     /// suspended. Contenders that arrived at `now` are not affected.
-    pub fn handle_suspension(&mut self, away: Duration, now: BootTime) {
-        log::warn!("this sentinel did not run for {} s", away.as_secs());
+    pub fn handle_suspension(&mut self, duration: Duration, now: BootTime) {
+        log::warn!("this sentinel did not run for {} s", duration.as_secs());
         let theirs = self.workers.values_mut();
         let claims = theirs.flat_map(|worker| &mut worker.claims);
         let orphans = self.orphans.values_mut().map(|orphan| &mut orphan.claim);
         for claim in claims.chain(orphans) {
-            claim.until = claim.until + away;
-            claim.due = claim.due + away;
+            claim.until = claim.until + duration;
+            claim.due = claim.due + duration;
         }
         let contenders = self.contenders.values_mut();
         for contender in contenders.filter(|contender| contender.since < now) {
-            contender.until = contender.until + away;
+            contender.until = contender.until + duration;
         }
-        self.next_expiry = self.next_expiry.map(|at| at + away);
-        self.earlier_until = self.earlier_until.map(|at| at + away);
+        self.next_expiry = self.next_expiry.map(|at| at + duration);
+        self.earlier_until = self.earlier_until.map(|at| at + duration);
     }
 
     /// True when an attempt is claimed, or its end waits for the transaction.

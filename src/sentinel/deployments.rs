@@ -46,18 +46,18 @@ impl Deployments {
             if let Some(before) = self.states.replace(found.states) {
                 let after = self.states.iter().flatten();
                 let is_new = |(name, state): &(&String, &u64)| before.get(*name) != Some(*state);
-                let gone = before.keys();
-                let is_gone = |name: &&String| {
+                let known = before.keys();
+                let is_removed = |name: &&String| {
                     let states = self.states.as_ref();
                     states.is_some_and(|states| !states.contains_key(*name))
                 };
                 let changed: Vec<&str> = after
                     .filter(is_new)
                     .map(|(name, _)| name.as_str())
-                    .chain(gone.filter(is_gone).map(String::as_str))
+                    .chain(known.filter(is_removed).map(String::as_str))
                     .collect();
                 if !changed.is_empty() {
-                    log::info!("plugins or their sinks have changed: workers are told");
+                    log::info!("plugins or their sinks have changed: workers are notified");
                     control.reload(&changed);
                 }
             }

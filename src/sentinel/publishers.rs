@@ -158,7 +158,7 @@ impl KeyList for Publishers {
                 ));
             }
             if !seen.insert(key.to_bytes()) {
-                return Err(fail("the key stands there twice".to_owned()));
+                return Err(fail("the key is listed there twice".to_owned()));
             }
             let keys = list.keys.entry(name.to_owned()).or_default();
             keys.push(key);

@@ -6,7 +6,7 @@ use super::control::{Able, Control, Opening};
 use super::transaction::Outcome;
 use crate::job::Job;
 use crate::limits;
-use crate::store::{self, Claim, Ended, Now, Store};
+use crate::store::{self, ClaimRequest, Ended, Now, Store};
 
 /// A pass over the whole queue, in which a transaction considers a bounded number of plugins.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ pub(super) fn deployed(
         if waiting.len() < limits::WAITING_LOGGED_MAX && waiting.insert(plugin.to_owned()) {
             log::log!(level, "jobs of plugin {plugin} wait{}", text());
             if waiting.len() == limits::WAITING_LOGGED_MAX {
-                log::warn!("jobs of more plugins may wait: `casparian job` says what for");
+                log::warn!("jobs of more plugins may wait: `casparian job` shows what for");
             }
         }
     };
@@ -160,7 +160,7 @@ pub(super) fn claim(
         for (opening, plugins, mut jobs) in open {
             let limit = step.min(opening.free - jobs.len());
             let claimed = transaction.claim(
-                &Claim {
+                &ClaimRequest {
                     worker_id: &opening.worker_id,
                     hostname: &opening.hostname,
                     pid: opening.pid,

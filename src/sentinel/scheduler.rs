@@ -158,9 +158,9 @@ impl Scheduler {
     pub fn iterate(&mut self, now: BootTime, at: &Now) -> Vec<Outgoing> {
         let before = self.iterated_at.replace(now).unwrap_or(now);
         let passed = now.saturating_duration_since(before);
-        let away = passed.saturating_sub(std::mem::take(&mut self.worked));
-        if away > limits::SUSPENDED_AFTER {
-            self.control.handle_suspension(away, now);
+        let suspended = passed.saturating_sub(std::mem::take(&mut self.worked));
+        if suspended > limits::SUSPENDED_AFTER {
+            self.control.handle_suspension(suspended, now);
         }
         self.control.handle_timeout(now);
         if self.outage.retry_at.is_none_or(|retry_at| retry_at <= now) {
@@ -180,7 +180,7 @@ impl Scheduler {
     }
 
     fn transact(&mut self, now: BootTime, at: &Now) -> Result<(), store::Error> {
-        // A database that was moved away counts as failed until it is back, although its open file works.
+        // A database that was moved counts as failed until it is back, although its open file works.
         if self.outage.since.is_some() {
             self.store.check_identity()?;
         }
@@ -229,7 +229,7 @@ impl Scheduler {
             self.round.is_stale |= forgiven.any;
         }
         if is_slow {
-            self.round.is_stale |= self.store.resume_strays(at.boot_ms);
+            self.round.is_stale |= self.store.resume_changed_rows(at.boot_ms);
         }
         let due = Due {
             retries: is_slow,

@@ -90,7 +90,7 @@ pub(super) struct Outcome {
     released: Vec<Attempt>,
     revoked: Vec<Attempt>,
     /// Ended attempts, each with whether another program had changed its row.
-    strays: Vec<(Attempt, bool)>,
+    changed_rows: Vec<(Attempt, bool)>,
     pub(super) claimed: Vec<(Vec<u8>, Vec<Job>)>,
     /// Attempts that run alone on their workers.
     pub(super) alone: Vec<(Vec<u8>, Attempt)>,
@@ -327,7 +327,7 @@ impl Iteration<'_> {
                 log::warn!("{attempt}: another program changed its row; its worker is stopped");
             }
             self.control.handle_revoked(*attempt);
-            self.note_stray(*attempt, true);
+            self.note_row(*attempt, true);
         }
         note_more(
             "rows of running jobs were changed by another program",
@@ -335,11 +335,13 @@ impl Iteration<'_> {
         );
     }
 
-    /// Notes that an attempt has ended or is being stopped. `is_stray` = another program had changed its row.
-    fn note_stray(&mut self, attempt: Attempt, is_stray: bool) {
-        if !is_stray {
-            self.store.note_no_stray(attempt.job_id);
-        } else if let Some((times, pause_ms)) = self.store.note_stray(attempt, self.at.boot_ms) {
+    /// Notes that an attempt has ended or is being stopped. `is_changed` = another program had changed its row.
+    fn note_row(&mut self, attempt: Attempt, is_changed: bool) {
+        if !is_changed {
+            self.store.note_row_unchanged(attempt.job_id);
+        } else if let Some((times, pause_ms)) =
+            self.store.note_row_changed(attempt, self.at.boot_ms)
+        {
             log::warn!(
                 "job {}: another program changed its row during each of its last {times} attempts: \
                  it is not claimed for {} s",
@@ -367,13 +369,13 @@ impl Iteration<'_> {
             let (attempt, worker_id) = (row.attempt, &row.worker_id);
             if count < limits::ENDS_LOGGED_MAX {
                 log::warn!(
-                    "{attempt}: its row says RUNNING by {worker_id:?}, which this sentinel did not set"
+                    "{attempt}: its row is RUNNING by {worker_id:?}, which this sentinel did not set"
                 );
             }
             count += 1;
             self.control.inherit(attempt, worker_id, row.user, self.now);
         }
-        note_more("rows say RUNNING, which this sentinel did not set", count);
+        note_more("rows are RUNNING, which this sentinel did not set", count);
         Ok(())
     }
 
@@ -407,8 +409,8 @@ impl Iteration<'_> {
                 }
             }
         }
-        for (attempt, is_stray) in outcome.strays {
-            self.note_stray(attempt, is_stray);
+        for (attempt, is_row_changed) in outcome.changed_rows {
+            self.note_row(attempt, is_row_changed);
         }
         for (routing_id, attempt) in outcome.ended {
             self.control.handle_ended(&routing_id, attempt);
@@ -512,9 +514,9 @@ fn apply(
                 _ => log_end(*attempt, &ended, reason.unwrap_or("")),
             }
             outcome.queued |= matches!(ended, Ended::Queued);
-            let is_stray =
+            let is_row_changed =
                 ended == Ended::Stale || transaction.is_end_undone(attempt.job_id, ended)?;
-            outcome.strays.push((*attempt, is_stray));
+            outcome.changed_rows.push((*attempt, is_row_changed));
             outcome.note_end(attempt.job_id, ended, Some(receipt), reason);
             outcome.ended.push((routing_id.clone(), *attempt));
         }
@@ -553,9 +555,9 @@ fn apply(
             if outcome.released.len() < limits::ENDS_LOGGED_MAX {
                 log_end(*attempt, &ended, reason);
             }
-            let is_stray =
+            let is_row_changed =
                 ended == Ended::Stale || transaction.is_end_undone(attempt.job_id, ended)?;
-            outcome.strays.push((*attempt, is_stray));
+            outcome.changed_rows.push((*attempt, is_row_changed));
             outcome.note_end(attempt.job_id, ended, None, Some(reason));
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.released.push(*attempt);
@@ -577,9 +579,9 @@ fn apply(
                 log_end(*attempt, &ended, reason);
             }
             outcome.queued |= matches!(ended, Ended::Queued);
-            let is_stray =
+            let is_row_changed =
                 ended == Ended::Stale || transaction.is_end_undone(attempt.job_id, ended)?;
-            outcome.strays.push((*attempt, is_stray));
+            outcome.changed_rows.push((*attempt, is_row_changed));
             outcome.released.push(*attempt);
         }
     }

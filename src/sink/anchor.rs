@@ -24,12 +24,12 @@ pub(super) struct Anchor {
     root: PathBuf,
     /// The worker's own file in the root.
     own: PathBuf,
-    held: Mutex<Held>,
+    opened: Mutex<Opened>,
     mounts: Mounts,
 }
 
 #[derive(Debug)]
-struct Held {
+struct Opened {
     folder: File,
     id: FolderId,
     /// The worker's own file, locked.
@@ -66,7 +66,7 @@ impl Anchor {
     /// For a root in which the worker has created and locked its own file.
     pub(super) fn new(root: &Path, own: PathBuf, lock: File) -> Result<Self, Error> {
         let (folder, id) = open(root)?;
-        let held = Held {
+        let opened = Opened {
             folder,
             id,
             inode: inode(&lock, &own)?,
@@ -75,13 +75,13 @@ impl Anchor {
         Ok(Anchor {
             root: root.to_owned(),
             own,
-            held: Mutex::new(held),
+            opened: Mutex::new(opened),
             mounts: Mounts::default(),
         })
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn opened(&self) -> MutexGuard<'_, Opened> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The root's path.
@@ -89,23 +89,23 @@ impl Anchor {
         &self.root
     }
 
-    /// [`Error::RootGone`] where the root's path does not name the folder that was opened.
+    /// [`Error::RootMissing`] where the root's path does not name the folder that was opened.
     pub(super) fn check(&self) -> Result<(), Error> {
-        let gone = || Error::RootGone {
+        let missing = || Error::RootMissing {
             path: self.root.clone(),
         };
         let found = match fs::metadata(&self.root) {
             Ok(found) => (found.dev(), found.ino()),
-            Err(error) if is_absent(&error) => return Err(gone()),
+            Err(error) if is_absent(&error) => return Err(missing()),
             Err(error) => return Err(Error::io(&self.root, error)),
         };
         let (id, inode) = {
-            let held = self.held();
-            (held.id, held.inode)
+            let opened = self.opened();
+            (opened.id, opened.inode)
         };
         // The path must have no links: a link that was created later may lead to another folder.
         if fs::canonicalize(&self.root).is_ok_and(|real| real != self.root) {
-            return Err(gone());
+            return Err(missing());
         }
         if found == id {
             return Ok(());
@@ -113,7 +113,7 @@ impl Anchor {
         let own = files::identity(&self.own)?.map(|own| own.inode);
         match is_mounted_again(id, inode, found, own) {
             true => self.reopen(),
-            false => Err(gone()),
+            false => Err(missing()),
         }
     }
 
@@ -128,10 +128,10 @@ impl Anchor {
         // The lock is not free while the earlier one is in effect.
         if file.try_lock().is_ok() {
             let (folder, id) = open(&self.root)?;
-            let mut held = self.held();
-            held.lock = file;
-            held.folder = folder;
-            held.id = id;
+            let mut opened = self.opened();
+            opened.lock = file;
+            opened.folder = folder;
+            opened.id = id;
         }
         Ok(())
     }
@@ -146,9 +146,9 @@ impl Anchor {
         };
         match file.try_lock() {
             Ok(()) => {
-                let mut held = self.held();
-                held.inode = inode(&file, &self.own)?;
-                held.lock = file;
+                let mut opened = self.opened();
+                opened.inode = inode(&file, &self.own)?;
+                opened.lock = file;
                 Ok(())
             }
             // Another worker tests the lock at this moment. The next call creates and locks a new file.
@@ -159,7 +159,7 @@ impl Anchor {
 
     /// Releases the lock. Other workers then regard this worker as ended.
     pub(super) fn unlock(&self) {
-        if let Err(error) = self.held().lock.unlock() {
+        if let Err(error) = self.opened().lock.unlock() {
             log::warn!("cannot unlock {}: {error}", self.own.display());
         }
     }

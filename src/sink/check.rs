@@ -13,11 +13,11 @@ use sha2::{Digest, Sha256};
 
 use super::files::{self, Identity};
 use super::folder::{self, Entry, Name};
+use super::published::is_by;
 use super::record::{self, FileOutput, Record, TableOutput};
 use super::root::{self, FOLDERS};
 use super::sqlite::{self, Tables};
-use super::standing::is_by;
-use super::{Error, Root, Standing, location, moving, names, quiet_panics};
+use super::{Error, PublishedOutput, Root, location, moving, names, quiet_panics};
 use crate::job::{Attempt, History, text};
 use crate::limits;
 
@@ -108,7 +108,7 @@ fn kind_of(path: &Path) -> Option<&'static str> {
 /// The problem that something at a path must be removed before a job can publish there.
 fn obstruction(path: &Path, expected: &str) -> Problem {
     let kind = kind_of(path).unwrap_or("something else");
-    let what = format!("{kind} is in its place, not a {expected}");
+    let what = format!("{kind} is at its path, not a {expected}");
     Problem::at(Kind::Obstructed, path, what)
 }
 
@@ -186,7 +186,7 @@ const FOOTER_SIZE_MAX: u64 = 64 << 20;
 pub struct Check<'a> {
     root: &'a Root,
     database: &'a str,
-    standing: Standing<'a>,
+    published: PublishedOutput<'a>,
     reads_content: bool,
     jobs: (i64, i64),
     tables: HashMap<PathBuf, Option<Tables>>,
@@ -199,7 +199,7 @@ impl<'a> Check<'a> {
             reads_content: true,
             root,
             database,
-            standing: Standing::new(root, database),
+            published: PublishedOutput::new(root, database),
             jobs: (0, 0),
             tables: HashMap::new(),
         }
@@ -220,7 +220,7 @@ impl<'a> Check<'a> {
     /// Closes the databases, so that tables are read again.
     pub fn forget(&mut self) {
         self.tables.clear();
-        self.standing.forget();
+        self.published.forget();
     }
 
     /// Checks the folders of `.casparian` and their permissions. The `bool` is true if the rest of the
@@ -294,7 +294,7 @@ impl<'a> Check<'a> {
         };
         let what = format!(
             "a move of {} files to another layout (--layout) has stopped: some may have two names, or \
-             another one than their receipt says",
+             another one than in their receipt",
             journal.moves.len()
         );
         (!self.root.is_alive(&journal.worker)).then(|| Problem::at(Kind::Moving, &path, what))
@@ -531,7 +531,7 @@ impl<'a> Check<'a> {
     fn locate(&self, uri: &str, record: Option<&Record>, is_adopting: bool) -> Option<Target> {
         let root = self.root.path();
         // The root may have had another path when the receipt was created.
-        let is_here =
+        let is_same_output =
             |path: &Path, below: &str| path.ends_with(below) && (is_adopting || !path.exists());
         if let Some((database, table)) = names::table_of(uri) {
             let (path, below) = location::database(root, database);
@@ -543,7 +543,7 @@ impl<'a> Check<'a> {
                 let below = known.below.as_deref();
                 known.table.eq_ignore_ascii_case(table)
                     && (known.database == path
-                        || below.is_some_and(|below| is_here(database.as_ref(), below)))
+                        || below.is_some_and(|below| is_same_output(database.as_ref(), below)))
             })?;
             let database = PathBuf::from(&known.database);
             return Some(Target::Table(database, known.table.clone()));
@@ -553,7 +553,7 @@ impl<'a> Check<'a> {
             return Some(Target::File(below));
         }
         let mut files = record?.outputs.files.iter();
-        let file = files.find(|file| is_here(path, &file.path))?;
+        let file = files.find(|file| is_same_output(path, &file.path))?;
         Some(Target::File(file.path.clone()))
     }
 
@@ -573,7 +573,7 @@ impl<'a> Check<'a> {
             Ok(Some(found)) => found,
             Ok(None) => {
                 let is_replaced =
-                    known.is_some_and(|file| self.standing.is_file_replaced(name, file, None));
+                    known.is_some_and(|file| self.published.is_file_replaced(name, file, None));
                 let missing = || Problem::at(Kind::Missing, &path, "the file is not there");
                 return (!is_replaced).then(|| self.no_folder(&path).unwrap_or_else(missing));
             }
@@ -584,7 +584,7 @@ impl<'a> Check<'a> {
         }
         let size = output.size_bytes.or(known.map(|file| file.identity.size));
         if let Some(size) = size.filter(|size| *size != found.size) {
-            let what = format!("it has {} bytes, its receipt says {size}", found.size);
+            let what = format!("it has {} bytes; its receipt has {size}", found.size);
             return Some(Problem::at(Kind::Changed, &path, what));
         }
         match rows_in(&path, found.size) {
@@ -598,7 +598,7 @@ impl<'a> Check<'a> {
             Ok(rows) => {
                 let expected = output.rows.or(known.map(|file| file.rows));
                 if let Some(expected) = expected.filter(|expected| *expected != rows) {
-                    let what = format!("it has {rows} rows, its receipt says {expected}");
+                    let what = format!("it has {rows} rows; its receipt has {expected}");
                     return Some(Problem::at(Kind::Rows, &path, what));
                 }
             }
@@ -609,7 +609,7 @@ impl<'a> Check<'a> {
             match sha256(&path) {
                 Ok(found) if found == *hash => {}
                 Ok(found) => {
-                    let what = format!("its SHA-256 is {found}, its receipt says {hash}");
+                    let what = format!("its SHA-256 is {found}; its receipt has {hash}");
                     return Some(Problem::at(Kind::Changed, &path, what));
                 }
                 Err(error) => return Some(Problem::unchecked(path.display(), &error)),
@@ -675,7 +675,7 @@ impl<'a> Check<'a> {
             (None, _) if is_removed => None,
             (None, _) => missing("the job's rows are not there"),
             (Some(found), Some(expected)) if found != expected => {
-                let what = format!("the job has {found} rows there, its receipt says {expected}");
+                let what = format!("the job has {found} rows there; its receipt has {expected}");
                 Some(Problem::at(Kind::Rows, &path, what))
             }
             _ => {
@@ -763,11 +763,11 @@ impl<'a> Check<'a> {
         let named = location::named(self.root.path(), &uris);
         // The root may have had another path, or be a copy.
         let is_current = is_by(record, expected.publisher, expected.key);
-        let is_here =
+        let is_same_output =
             |path: &Path, below: &str| path.ends_with(below) && (is_current || !path.exists());
         let files = record.outputs.files.iter().filter(|file| {
             let mut paths = uris.iter().filter_map(|uri| names::file_of(uri));
-            self.is_as_recorded(file) && !paths.any(|path| is_here(path, &file.path))
+            self.is_as_recorded(file) && !paths.any(|path| is_same_output(path, &file.path))
         });
         let files = files.map(|file| names::file_uri(&self.root.path().join(&file.path)));
         let tables = record.outputs.tables.iter().filter(|table| {
@@ -775,7 +775,7 @@ impl<'a> Check<'a> {
             let below = table.below.as_deref();
             let is_named = tables.any(|(path, name)| {
                 name.eq_ignore_ascii_case(&table.table)
-                    && below.is_some_and(|below| is_here(path.as_ref(), below))
+                    && below.is_some_and(|below| is_same_output(path.as_ref(), below))
             });
             !is_named && self.has_rows(table, record, expected.last)
         });

@@ -66,7 +66,7 @@ pub(super) fn known_file(
             continue;
         };
         match noted(&notes.join(&name))? {
-            Some(found) if found == owner(plugin, topic) => {
+            Some(found) if found == note_content(plugin, topic) => {
                 return Ok(Some(in_folder(&name, input)));
             }
             Some(_) => {}
@@ -86,7 +86,7 @@ fn in_folder(dataset: &str, input: &str) -> PathBuf {
 }
 
 /// The content of a note for a plugin's topic.
-fn owner(plugin: &str, topic: &str) -> String {
+fn note_content(plugin: &str, topic: &str) -> String {
     serde_json::json!([plugin, topic]).to_string()
 }
 
@@ -107,7 +107,7 @@ fn of_topic(root: &Root, folder: &Folder, plugin: &str, topic: &str) -> Result<S
     if let Some(name) = known.get(&key) {
         return Ok(name.clone());
     }
-    let owner = owner(plugin, topic);
+    let content = note_content(plugin, topic);
     let notes = root.base().join("datasets");
     files::create_own(root.path(), &notes)?;
     for number in 0..TRIES_MAX {
@@ -117,12 +117,12 @@ fn of_topic(root: &Root, folder: &Folder, plugin: &str, topic: &str) -> Result<S
         let note = notes.join(&name);
         if files::identity(&note)?.is_none() {
             let new = folder.path("dataset");
-            files::write_synced(&new, owner.as_bytes()).map_err(|error| folder.refusal(error))?;
+            files::write_synced(&new, content.as_bytes()).map_err(|error| folder.refusal(error))?;
             if files::rename_new(&new, &note)? {
                 files::sync_folder(&notes)?;
             }
         }
-        if noted(&note)?.is_some_and(|found| found == owner) {
+        if noted(&note)?.is_some_and(|found| found == content) {
             known.insert(key, name.clone());
             return Ok(name);
         }

@@ -33,7 +33,7 @@ pub enum Error {
         reason: String,
     },
     /// The output folder does not exist any more, or another folder is at its path.
-    RootGone {
+    RootMissing {
         /// The output folder.
         path: PathBuf,
     },
@@ -224,7 +224,7 @@ impl fmt::Display for Error {
                 "{}: {reason}; change the sink's URI, or what is there",
                 path.display()
             ),
-            Error::RootGone { path } => write!(
+            Error::RootMissing { path } => write!(
                 f,
                 "the output folder {} is not the one that this worker has opened (unmounted, \
                  renamed or removed): put it back, or restart the worker",
@@ -281,7 +281,7 @@ impl fmt::Display for Error {
                 "{attempt}: its attempt {} is published already, so the database was copied or \
                  restored; `casparian init --new-identity DB` gives it an identity of its own, and \
                  --share-output lets it publish here then; or `casparian fsck --adopt` makes it the \
-                 owner of what is here",
+                 owner of the output",
                 Attempt::new(attempt.job_id, *recorded).ordinal()
             ),
             Error::Barred { attempt, .. } => {
@@ -292,7 +292,7 @@ impl fmt::Display for Error {
             }
             Error::Record { path, reason } => write!(
                 f,
-                "record {}: {reason}; remove it to give up what it says about earlier output",
+                "record {}: {reason}; remove it to discard its data about earlier output",
                 path.display()
             ),
             Error::Topics { limit } => {
@@ -464,7 +464,7 @@ impl Error {
             // A worker with another root may be able to run the job.
             Error::OtherDatabase { .. }
             | Error::Descriptors { .. }
-            | Error::RootGone { .. }
+            | Error::RootMissing { .. }
             | Error::Locked { .. }
             | Error::Moved { .. }
             | Error::Io { .. } => Cause::Worker,
@@ -507,7 +507,7 @@ impl Error {
 
     /// True when the worker can run no job until the fault is repaired.
     pub fn is_trouble(&self) -> bool {
-        matches!(self, Error::RootGone { .. })
+        matches!(self, Error::RootMissing { .. })
     }
 
     /// A [`Error::NotOurs`] for a file.

@@ -271,7 +271,7 @@ fn check_root(root: &Path) -> Result<(), Error> {
     match fs::metadata(root) {
         Ok(found) if found.is_dir() => Ok(()),
         Err(error) if !is_absent(&error) => Err(Error::io(root, error)),
-        _ => Err(Error::RootGone {
+        _ => Err(Error::RootMissing {
             path: root.to_owned(),
         }),
     }

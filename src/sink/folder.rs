@@ -317,7 +317,7 @@ impl Folder {
 
     /// The error for a folder that does not exist: the attempt is barred (its folder was claimed), or the
     /// root or the staging folder was removed or replaced.
-    pub(super) fn gone(&self) -> Error {
+    pub(super) fn missing_error(&self) -> Error {
         if let Err(error) = self.anchor.check() {
             return error;
         }
@@ -339,7 +339,7 @@ impl Folder {
     /// instead.
     pub(super) fn refusal(&self, error: Error) -> Error {
         match error {
-            Error::Io { .. } | Error::Sqlite { .. } if !self.exists() => self.gone(),
+            Error::Io { .. } | Error::Sqlite { .. } if !self.exists() => self.missing_error(),
             error => error,
         }
     }

@@ -61,9 +61,9 @@ fn strip_root(root: &Path, real: &Path) -> Option<String> {
     let below = match real.strip_prefix(root) {
         Ok(below) => below,
         Err(_) => {
-            let place = FileId::of(root);
+            let id = FileId::of(root);
             let mut above = real.ancestors().skip(1);
-            let root = above.find(|path| FileId::of(path) == place)?;
+            let root = above.find(|path| FileId::of(path) == id)?;
             real.strip_prefix(root).ok()?
         }
     };

@@ -23,7 +23,7 @@
 //! - publishing: `plan`, `publish`, `record` (the journal), `recover`, `siblings` (output that prevents
 //!   mode `error` from publishing), `old_peers` (output of the reference system), `settle`, `withdraw`
 //!   (removal);
-//! - checks: `standing` (whether output is unchanged), `check`, `adopt`;
+//! - checks: `published` (whether output is unchanged), `check`, `adopt`;
 //! - layouts: `datasets` (folders of topics), `relocate` and `moving` (moves between layouts);
 //! - writing: `output`, `columns`, `parquet`, `segments`, `sqlite`;
 //! - types: `types` (how a type is stored), `merge` (the common type of several), `metadata` (the common
@@ -71,6 +71,7 @@ mod panics;
 mod parquet;
 mod plan;
 mod publish;
+mod published;
 mod record;
 mod recover;
 mod relocate;
@@ -80,7 +81,6 @@ mod segments;
 mod settle;
 mod siblings;
 mod sqlite;
-mod standing;
 mod types;
 mod withdraw;
 
@@ -92,10 +92,10 @@ pub use fault::Fault;
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
-pub use relocate::{Placed, Relocation};
+pub use published::{PublishedOutput, Publisher, Receipted};
+pub use relocate::{PublishedJob, Relocation};
 pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
 pub use schema::{columns_of_file, columns_of_receipt};
-pub use standing::{Publisher, Receipted, Standing};
 pub use withdraw::Withdrawn;
 
 #[cfg(test)]

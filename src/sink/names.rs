@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn names_say_whose_a_file_is() {
+    fn names_identify_the_publisher_of_a_file() {
         for (job, incarnation, suffix, name) in [
             (7, 0, None, "d/o_7.parquet"),
             (7, 2, None, "d/o_7r2.parquet"),

@@ -35,7 +35,7 @@ pub(super) fn is_output(
     let name = Name::numbered(OLD, Attempt::new(holder.job_id, 0))?;
     if let Ok(Some(record)) = record::read(root, &name)
         && record
-            .standing()
+            .possible_outputs()
             .files
             .iter()
             .any(|file| file.identity == identity)

@@ -182,8 +182,8 @@ impl JobOutput {
             }
         };
         if let Some(file) = file {
-            let place = FileId::of_name(&self.root.path().join(&file));
-            let other = self.files.insert(place, is_database);
+            let id = FileId::of_name(&self.root.path().join(&file));
+            let other = self.files.insert(id, is_database);
             if other.is_some_and(|is_other_database| !(is_database && is_other_database)) {
                 return Err(Error::SameFile { path: file });
             }

@@ -79,17 +79,20 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         moving::end(root, folder, before)?;
     }
     let named = location::named(root.path(), &job.previous);
-    let mut earlier = before.as_ref().map(Record::standing).unwrap_or_default();
-    let stands = |file: &FileOutput| -> Result<bool, Error> {
+    let mut earlier = before
+        .as_ref()
+        .map(Record::possible_outputs)
+        .unwrap_or_default();
+    let is_unchanged = |file: &FileOutput| -> Result<bool, Error> {
         Ok(files::identity(&root.path().join(&file.path))? == Some(file.identity))
     };
-    let mut standing = Vec::new();
+    let mut unchanged = Vec::new();
     for file in earlier.files {
-        if stands(&file)? {
-            standing.push(file);
+        if is_unchanged(&file)? {
+            unchanged.push(file);
         }
     }
-    earlier.files = standing;
+    earlier.files = unchanged;
     // An attempt that was reported as failed leaves no output without a receipt. So such output under its
     // number was published by another copy of the database.
     if let Some(before) = &before
@@ -106,7 +109,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     if let Some(before) = before.as_ref().filter(|before| before.has_leftovers) {
         for file in &before.removes {
             let is_own = names::is_of(&root.path().join(&file.path), &holder);
-            if stands(file)? {
+            if is_unchanged(file)? {
                 let list = match is_own {
                     true => &mut earlier.files,
                     false => &mut removes,

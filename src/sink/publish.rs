@@ -262,7 +262,7 @@ impl Staged {
         self.root.check()?;
         match self.folder.exists() {
             true => Ok(()),
-            false => Err(self.folder.gone()),
+            false => Err(self.folder.missing_error()),
         }
     }
 

@@ -88,8 +88,8 @@ impl TableOutput {
 
     /// Identifies the table, independent of the path that leads to its database.
     pub(super) fn identity(&self) -> (FileId, String) {
-        let place = FileId::of(Path::new(&self.database));
-        (place, self.table.to_ascii_lowercase())
+        let id = FileId::of(Path::new(&self.database));
+        (id, self.table.to_ascii_lowercase())
     }
 
     /// Sets the database's path for this worker. Another worker may have written the record.
@@ -253,7 +253,7 @@ impl Record {
     }
 
     /// True when all output of a committed record is still as it was published.
-    pub(super) fn stands(&self, root: &Root, name: &Name) -> Result<bool, Error> {
+    pub(super) fn is_unchanged(&self, root: &Root, name: &Name) -> Result<bool, Error> {
         Ok(self.remains(root, name)? == Remains::All)
     }
 
@@ -280,7 +280,7 @@ impl Record {
 
     /// The outputs of the job that exist or may exist. With the state `intent` these include the previous
     /// output.
-    pub(super) fn standing(&self) -> Outputs {
+    pub(super) fn possible_outputs(&self) -> Outputs {
         let mut outputs = self.outputs.clone();
         if self.state == State::Intent {
             for file in &self.previous.files {

@@ -110,25 +110,25 @@ fn remove_recorded(
 ) -> Result<bool, Error> {
     let path = root.path().join(&file.path);
     files::inside(root.path(), &path)?;
-    let away = folder.path_in(file.bay.as_deref(), &format!("r{index}"));
-    let stopped_here = files::identity(&away)?;
-    if stopped_here.is_none() {
+    let aside = folder.path_in(file.bay.as_deref(), &format!("r{index}"));
+    let stopped_before = files::identity(&aside)?;
+    if stopped_before.is_none() {
         if files::identity(&path)? != Some(file.identity) {
             return Ok(false);
         }
-        match files::rename(&path, &away) {
+        match files::rename(&path, &aside) {
             Ok(()) => {}
             Err(_) if files::identity(&path)?.is_none() => return Ok(false),
             Err(error) => return Err(folder.refusal(error)),
         }
     }
-    if files::identity(&away)? == Some(file.identity) {
-        files::remove(&away)?;
+    if files::identity(&aside)? == Some(file.identity) {
+        files::remove(&aside)?;
         return Ok(true);
     }
     // Another file was created at this path between the check and the rename. It is moved back.
     log::warn!("{} is another file now and stays", path.display());
-    if !files::rename_new(&away, &path)? {
+    if !files::rename_new(&aside, &path)? {
         log::warn!("{} was replaced once more", path.display());
     }
     Ok(false)
@@ -140,14 +140,14 @@ pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), 
     root.check()?;
     let mut restored = record.previous.clone();
     let previous = record.previous.files.iter().enumerate();
-    let places: HashMap<&str, usize> = previous
+    let indexes: HashMap<&str, usize> = previous
         .map(|(at, file)| (file.path.as_str(), at))
         .collect();
     for file in record.outputs.files.iter().rev() {
         let kept = undo_file(root, folder, file)?;
         let Some(kept) = kept else { continue };
         // A kept copy (without hard links) has another inode than the recorded file.
-        if let Some(&at) = places.get(file.path.as_str())
+        if let Some(&at) = indexes.get(file.path.as_str())
             && let Some(earlier) = restored.files.get_mut(at)
         {
             earlier.identity = kept;

@@ -21,8 +21,8 @@ use super::files::{self, Identity};
 use super::folder::{Folder, Name};
 use super::moving::{self, Move};
 use super::names::{self, Holder};
+use super::published::is_by;
 use super::record::{self, FileOutput, Record, State};
-use super::standing::is_by;
 use super::{Error, Root, datasets};
 use crate::job::{Attempt, Mode, Sink, Target};
 
@@ -35,7 +35,7 @@ pub struct Relocation {
 
 /// A job that has published, by the rows of its database.
 #[derive(Clone, Copy, Debug)]
-pub struct Placed<'a> {
+pub struct PublishedJob<'a> {
     /// The attempt.
     pub attempt: Attempt,
     /// Its key; 0 if unknown.
@@ -72,7 +72,7 @@ impl Root {
     pub fn misplaced(
         &self,
         database: &str,
-        publisher: Placed<'_>,
+        publisher: PublishedJob<'_>,
     ) -> Result<Option<Relocation>, Error> {
         let name = Name::numbered(database, publisher.attempt)?;
         let Some(record) = record::read(self, &name)? else {
@@ -111,10 +111,10 @@ impl Root {
     fn misplaced_file(
         &self,
         folder: &Folder,
-        publisher: Placed<'_>,
+        publisher: PublishedJob<'_>,
         file: &FileOutput,
     ) -> Result<Option<(String, String)>, Error> {
-        let Placed { plugin, input, .. } = publisher;
+        let PublishedJob { plugin, input, .. } = publisher;
         if !is_default(publisher.sinks, file) {
             return Ok(None);
         }
@@ -332,7 +332,7 @@ impl Root {
         }
         match fs::hard_link(&from, &to) {
             Ok(()) => Ok(()),
-            Err(error) if is_of_the_place(&error) => Err(Error::io(&to, error)),
+            Err(error) if is_of_target_folder(&error) => Err(Error::io(&to, error)),
             // The file system has no hard links.
             Err(_) => match files::rename_new(&from, &to)? {
                 true => Ok(()),
@@ -343,7 +343,7 @@ impl Root {
 }
 
 /// True for an error of a hard link that a rename would have, too.
-fn is_of_the_place(error: &io::Error) -> bool {
+fn is_of_target_folder(error: &io::Error) -> bool {
     use io::ErrorKind::{CrossesDevices, QuotaExceeded, StorageFull};
     matches!(error.kind(), CrossesDevices | StorageFull | QuotaExceeded)
 }

@@ -121,11 +121,11 @@ fn warn_of_strangers(root: &Path, base: &Path) {
         return;
     };
     let is_trusted = [0, rustix::process::geteuid().as_raw(), folder.uid()].contains(&found.uid());
-    let (place, owner) = (base.display(), found.uid());
+    let (path, user) = (base.display(), found.uid());
     if !is_trusted {
-        log::warn!("{place} is user {owner}'s, who may change what is in it");
+        log::warn!("{path} belongs to user {user}, who can change what is in it");
     } else if found.mode() & 0o002 != 0 {
-        log::warn!("{place}: every user may change what is in it; chmod o-w");
+        log::warn!("{path}: every user can change what is in it; chmod o-w");
     }
 }
 
@@ -209,7 +209,7 @@ impl Root {
         self.check()
     }
 
-    /// [`Error::RootGone`] where the root's path does not name the folder that was opened.
+    /// [`Error::RootMissing`] where the root's path does not name the folder that was opened.
     pub fn check(&self) -> Result<(), Error> {
         self.anchor.check()
     }
@@ -343,13 +343,13 @@ impl Root {
         }
     }
 
-    /// Classifies an error for this root. [`Error::RootGone`] replaces it when another folder is at the
+    /// Classifies an error for this root. [`Error::RootMissing`] replaces it when another folder is at the
     /// root's path, because then the error is not about this root.
     pub fn judged(&self, mut error: Error) -> Error {
         if error.cause() != Cause::Plugin
-            && let Err(gone @ Error::RootGone { .. }) = self.check()
+            && let Err(missing @ Error::RootMissing { .. }) = self.check()
         {
-            return gone;
+            return missing;
         }
         if let Error::OtherDatabase { is_final, .. } = &mut error {
             *is_final = self.is_closed();

@@ -69,7 +69,7 @@ impl Root {
         let Some(record) = record::read(self, &name)? else {
             return self.check().map(|()| None);
         };
-        if !(settlement.keep && is_silent(&record) && record.stands(self, &name)?) {
+        if !(settlement.keep && is_silent(&record) && record.is_unchanged(self, &name)?) {
             let mut folder = Folder::create(self, name.clone())?;
             let settled = self.settle_in(&settlement.previous, &settlement.history, &mut folder);
             if settled.is_err() {
@@ -81,14 +81,14 @@ impl Root {
             return self.check().map(|()| None);
         };
         // Output with `replaces` is not removed, even if other jobs have replaced a part of it since.
-        let stands = is_silent(&record)
+        let is_kept = is_silent(&record)
             && match record.remains(self, &name)? {
                 Remains::All => true,
                 Remains::Part => record.replaces,
                 Remains::Nothing => false,
             };
         self.check()?;
-        Ok(stands.then(|| (record.attempt, record.artifacts(self))))
+        Ok(is_kept.then(|| (record.attempt, record.artifacts(self))))
     }
 
     /// True when a settlement's job has a record here.
@@ -159,15 +159,15 @@ impl Root {
         let named = location::named(self.path(), previous);
         let is_named = |uri: String| named.contains(&uri);
         let (mut stays, mut goes) = (Outputs::default(), Outputs::default());
-        let standing = record.standing();
-        for file in standing.files {
+        let possible = record.possible_outputs();
+        for file in possible.files {
             let list = match is_named(names::file_uri(&self.path().join(&file.path))) {
                 true => &mut stays.files,
                 false => &mut goes.files,
             };
             list.push(file);
         }
-        for table in standing.tables {
+        for table in possible.tables {
             let database = Path::new(&table.database);
             let list = match is_named(names::table_uri(database, &table.table)) {
                 true => &mut stays.tables,

@@ -2,8 +2,8 @@
 //! - writing: `writing`, `columns`, `types`, `tables`;
 //! - identity of outputs: `identity`, `locations` (several paths of one file), `old_peers` (output of the
 //!   reference system);
-//! - publishing: `modes`, `fence`, `steps` (failures at each step), `settle`, `standing`;
-//! - roots: `roots`, `away` (roots that are removed or replaced);
+//! - publishing: `modes`, `fence`, `steps` (failures at each step), `settle`, `published`;
+//! - roots: `roots`, `moved_roots` (roots that are removed or replaced);
 //! - databases of other programs: `strangers` (their tables), `moved` (databases that are moved).
 
 use std::fs::{self, File};
@@ -16,18 +16,18 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use super::*;
 use crate::job::{Attempt, Job, Plugin, Sink};
 
-mod away;
 mod columns;
 mod fence;
 mod identity;
 mod locations;
 mod modes;
 mod moved;
+mod moved_roots;
 mod moves;
 mod old_peers;
+mod published;
 mod roots;
 mod settle;
-mod standing;
 mod steps;
 mod strangers;
 mod tables;

@@ -167,7 +167,7 @@ fn check_extensions(column: &str, field: &Field) -> Result<(), Error> {
         return Err(Error::Column {
             column: prefix(column, 200).to_owned(),
             reason: format!(
-                "its metadata says extension type {name}, which has {wanted}, and its type is {}; \
+                "its metadata names extension type {name}, which has {wanted}, and its type is {}; \
                  remove {EXTENSION} from the field's metadata",
                 shown(data_type)
             ),

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::folder::{Folder, Name};
+use super::published::is_by;
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
-use super::standing::is_by;
-use super::{Error, Standing, files, location, moving, names, recover, sqlite};
+use super::{Error, PublishedOutput, files, location, moving, names, recover, sqlite};
 use crate::job::Attempt;
 
 /// The result of a withdrawal.
@@ -20,12 +20,12 @@ pub struct Withdrawn {
     /// Why some of the output was not removed.
     pub left: Vec<Error>,
     /// No output of the job is left, so the database must be changed.
-    pub is_gone: bool,
+    pub is_all_removed: bool,
     /// A file that was not removed may be a copy of the output, because it has the recorded size.
     may_be_copy: bool,
 }
 
-impl Standing<'_> {
+impl PublishedOutput<'_> {
     /// Removes what the attempt with this key has published: the files that the job's record names, if
     /// they are as recorded, and the rows in tables below the root that `uris` name. Removes nothing when
     /// the record is of another attempt.
@@ -54,7 +54,7 @@ impl Standing<'_> {
         }
         let stays = !withdrawn.left.is_empty();
         // A program may have removed the output and ended before it changed the database.
-        let was_gone = record.as_ref().is_none_or(is_empty);
+        let was_empty = record.as_ref().is_none_or(is_empty);
         let mut paths = BTreeSet::new();
         if let Some(record) = record {
             paths = self.withdraw_files(name, record, stays, &mut withdrawn)?;
@@ -80,8 +80,8 @@ impl Standing<'_> {
             .removed
             .extend(more.map(|path| names::file_uri(&path)));
         // When no file was found, their storage may not be mounted. So this does not count as removed.
-        let is_known = was_gone || !withdrawn.removed.is_empty() || !withdrawn.left.is_empty();
-        withdrawn.is_gone =
+        let is_known = was_empty || !withdrawn.removed.is_empty() || !withdrawn.left.is_empty();
+        withdrawn.is_all_removed =
             is_known && !withdrawn.may_be_copy && withdrawn.left.iter().all(Error::is_not_ours);
         Ok(withdrawn)
     }

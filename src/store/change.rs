@@ -10,8 +10,8 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::{ErrorCode, Params, ToSql, ffi};
 
+use super::changed_rows::ChangedRows;
 use super::passed::Passed;
-use super::strays::Strays;
 use super::{Error, Store, Transaction};
 use crate::limits;
 
@@ -28,7 +28,7 @@ pub(super) struct Refused {
     /// Refused jobs that the next calls of [`Store::retry_refused`] release.
     left: Vec<i64>,
     pub(super) passed: Passed,
-    pub(super) strays: Strays,
+    pub(super) changed_rows: ChangedRows,
 }
 
 impl Refused {
@@ -54,7 +54,7 @@ impl Refused {
 
     /// True when a claim skips the job.
     pub(super) fn is_passed_over(&self, job_id: i64) -> bool {
-        self.is_given_up(job_id) || self.strays.is_paused(job_id)
+        self.is_given_up(job_id) || self.changed_rows.is_paused(job_id)
     }
 
     /// Notes that neither the claim nor the end of a job is possible.

@@ -31,7 +31,7 @@ use crate::limits;
 
 /// The parameters of a claim.
 #[derive(Clone, Copy, Debug)]
-pub struct Claim<'a> {
+pub struct ClaimRequest<'a> {
     /// The worker that will hold the jobs.
     pub worker_id: &'a str,
     /// Its host (`worker_host`).
@@ -179,9 +179,9 @@ impl Transaction<'_> {
         self.emptying.insert(plugin.to_owned());
     }
 
-    /// Claims up to [`Claim::limit`] QUEUED jobs of the given plugins: highest priority first, then lowest
+    /// Claims up to [`ClaimRequest::limit`] QUEUED jobs of the given plugins: highest priority first, then lowest
     /// ID.
-    pub fn claim(&mut self, claim: &Claim<'_>, now_ms: i64) -> Result<Claimed, Error> {
+    pub fn claim(&mut self, claim: &ClaimRequest<'_>, now_ms: i64) -> Result<Claimed, Error> {
         let mut codes: Vec<Arc<PluginCode>> = Vec::with_capacity(claim.plugins.len());
         let mut seen: HashSet<&str> = HashSet::new();
         for plugin in claim.plugins {
@@ -346,7 +346,7 @@ impl Transaction<'_> {
     fn take(
         &mut self,
         job_id: i64,
-        claim: &Claim<'_>,
+        claim: &ClaimRequest<'_>,
         code: &PluginCode,
         resolved: Resolved,
         now_ms: i64,
@@ -400,9 +400,9 @@ impl Transaction<'_> {
         if !is_ended {
             match self.refused.len().cmp(&limits::ENDS_LOGGED_MAX) {
                 Ordering::Less => {
-                    log::warn!("job {job_id} is passed over, it cannot be ended: {reason}");
+                    log::warn!("job {job_id} is skipped, it cannot be ended: {reason}");
                 }
-                Ordering::Equal => log::warn!("more jobs are passed over, which cannot be ended"),
+                Ordering::Equal => log::warn!("more jobs are skipped, which cannot be ended"),
                 Ordering::Greater => {}
             }
         }

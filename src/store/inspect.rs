@@ -317,7 +317,7 @@ impl Inspector {
                 detail.waiting_for = Some(reason.to_owned());
             }
             let taken = self.taken_attempts(job_id)?;
-            if detail.waiting_for.is_none() && taken > limits::STRAY_ATTEMPTS_MAX.into() {
+            if detail.waiting_for.is_none() && taken > limits::ROW_CHANGED_ATTEMPTS_MAX.into() {
                 detail.waiting_for = Some(format!(
                     "a free slot, after a pause: another program changed its row during each of its \
                      last {taken} attempts"
@@ -343,7 +343,7 @@ impl Inspector {
             detail.waiting_for = Some(SET_ASIDE.to_owned());
         } else if self.is_unsettled(job_id)? {
             let reason = match self.has_sentinel {
-                true => "a worker that looks for output which an attempt may have left",
+                true => "a worker that checks for output which an attempt may have left",
                 false => NO_SENTINEL,
             };
             detail.waiting_for = Some(reason.to_owned());

@@ -214,7 +214,7 @@ fn open_database(database: &Path, open: Open) -> Result<(Key, File), Error> {
     };
     let file = File::from(descriptor);
     let found = file.metadata();
-    let found = found.map_err(|error| refusal(database, "cannot look at it", error))?;
+    let found = found.map_err(|error| refusal(database, "cannot read its metadata", error))?;
     match found.is_file() {
         true => Ok((key(&found), file)),
         false if found.is_dir() => Err(fail("it is a directory")),
@@ -228,7 +228,7 @@ fn check_head(database: &Path) -> Result<(), Error> {
     const HEAD: &[u8; 16] = b"SQLite format 3\0";
     let files = files();
     let found = std::fs::metadata(database);
-    let found = found.map_err(|error| refusal(database, "cannot look at it", error))?;
+    let found = found.map_err(|error| refusal(database, "cannot read its metadata", error))?;
     let opened = files.get(&key(&found));
     let Some(file) = opened.and_then(|opened| opened.descriptors.first()) else {
         return Ok(());
@@ -295,7 +295,7 @@ pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
     for _ in 0..TRIES_MAX {
         let file = lock_file::open(&path).map_err(|error| fail("cannot open it", error))?;
         let opened = file.metadata();
-        let opened = opened.map_err(|error| fail("cannot look at it", error))?;
+        let opened = opened.map_err(|error| fail("cannot read its metadata", error))?;
         match lock_exclusively(&file) {
             Ok(()) => {}
             Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
@@ -342,7 +342,7 @@ pub(super) fn has_sentinel(database: &Path) -> Option<bool> {
 
 fn lock_path(database: &Path) -> Result<PathBuf, Error> {
     let real = std::fs::canonicalize(database);
-    let real = real.map_err(|error| refusal(database, "cannot look at it", error))?;
+    let real = real.map_err(|error| refusal(database, "cannot resolve its path", error))?;
     let mut name: OsString = real
         .file_name()
         .ok_or_else(|| {
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_for_a_sentinel_neither_takes_nor_breaks_its_lock() {
+    fn a_check_for_a_sentinel_neither_takes_nor_breaks_its_lock() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("q.db");
         assert_eq!(has_sentinel(&database), None, "there is no database");

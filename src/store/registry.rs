@@ -80,9 +80,9 @@ impl Transaction<'_> {
         }
         let artifact = artifact_hash(deploy.source_code, deploy.lockfile_content);
         let mut source_hash = sha256_hex(&[deploy.source_code.as_bytes()]);
-        let owner: Option<(i64, String, String)> = self.manifest(&source_hash)?;
-        let known = match owner {
-            Some((_, owner, _)) if owner != deploy.plugin_name => {
+        let registered: Option<(i64, String, String)> = self.manifest(&source_hash)?;
+        let known = match registered {
+            Some((_, plugin, _)) if plugin != deploy.plugin_name => {
                 // `source_hash` is unique over all plugins, so the same source under another name gets a hash
                 // of name and source.
                 source_hash = sha256_hex(&[

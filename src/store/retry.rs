@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_of_the_infrastructure_have_more_retries_unless_somebody_says_a_number() {
+    fn faults_of_the_infrastructure_have_more_retries_unless_a_number_is_configured() {
         for (retries_max, own, want) in [
             (3, None, (3, 10)),
             (20, None, (20, 20)),

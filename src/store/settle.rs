@@ -248,11 +248,11 @@ impl Transaction<'_> {
                  WHERE job_id = ?1 AND attempt = ?2 AND status = 'SETTLING'";
             self.change_job(job_id, note, params![job_id, attempt.number, ended])?;
         }
-        let standing = receipt.metrics.get(SETTLED_ATTEMPT).copied();
-        let Some(standing) = standing.filter(|_| settled == Some(1)) else {
+        let kept = receipt.metrics.get(SETTLED_ATTEMPT).copied();
+        let Some(kept) = kept.filter(|_| settled == Some(1)) else {
             return Ok(Settled::Unchanged);
         };
-        let origin = self.origin(job_id, standing)?;
+        let origin = self.origin(job_id, kept)?;
         let json = serde_json::json!({
             "status": receipt.status,
             "metrics": receipt.metrics,
@@ -276,7 +276,7 @@ impl Transaction<'_> {
         let record = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status) \
              VALUES (?1, ?2, ?3, 'COMPLETED') ON CONFLICT (job_id, attempt) DO UPDATE \
              SET status = 'COMPLETED', cause = NULL, error_message = NULL, ended = ?3";
-        self.change_job(job_id, record, params![job_id, standing, ended])?;
+        self.change_job(job_id, record, params![job_id, kept, ended])?;
         Ok(became)
     }
 

@@ -85,7 +85,7 @@ impl Scene {
         let mut transaction = self.store.begin().unwrap();
         let claimed = transaction
             .claim(
-                &Claim {
+                &ClaimRequest {
                     worker_id,
                     hostname: "host",
                     pid: Some(1),

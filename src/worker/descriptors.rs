@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_descriptors_says_what_to_do() {
+    fn the_error_of_a_lack_of_descriptors_states_what_to_do() {
         let full = io::Error::from_raw_os_error(Errno::MFILE.raw_os_error());
         let failure = worker_failure("bridge", &full);
         assert_eq!(failure.cause, Cause::Worker);

@@ -45,7 +45,7 @@ struct Known {
     /// When its creation began.
     begun_at: BootTime,
     /// It was created, and was missing at the last poll.
-    is_gone: bool,
+    is_missing: bool,
 }
 
 impl Known {
@@ -143,7 +143,7 @@ impl Environments {
     /// before [`Environments::paused_until`]. If it is ready, it is locked.
     pub(super) fn state(&mut self, hash: &str) -> State {
         match self.unlocked(hash) {
-            State::Ready(environment) => self.hold(hash, environment),
+            State::Ready(environment) => self.lock(hash, environment),
             State::Making => {
                 // A job waits for it, so it is created before those without jobs.
                 let index = self.queue.iter().position(|(queued, _)| queued == hash);
@@ -158,7 +158,7 @@ impl Environments {
 
     /// Locks an environment that is ready. If another program is checking or evicting it, a thread waits for
     /// the result, as for a creation.
-    fn hold(&mut self, hash: &str, environment: Environment) -> State {
+    fn lock(&mut self, hash: &str, environment: Environment) -> State {
         let now = BootTime::now();
         if let Some(held) = self.held.get_mut(hash) {
             held.used_at = now;
@@ -171,7 +171,7 @@ impl Environments {
         match InUse::take(&self.home, hash) {
             Taken::Held(lock) => self.keep(hash, lock, now),
             Taken::Unlockable => {}
-            Taken::Busy | Taken::Gone => {
+            Taken::Busy | Taken::Missing => {
                 let known = self.known.get(hash);
                 if let Some(lockfile) = known.and_then(|known| known.lockfile.clone()) {
                     self.known.remove(hash);
@@ -266,10 +266,10 @@ impl Environments {
         let mut changed = Vec::new();
         for (hash, known) in &mut self.known {
             if let State::Ready(environment) = &known.state
-                && environment.interpreter.exists() == known.is_gone
+                && environment.interpreter.exists() == known.is_missing
             {
-                let there = known.is_gone.then(|| environment.clone());
-                known.is_gone = !known.is_gone;
+                let there = known.is_missing.then(|| environment.clone());
+                known.is_missing = !known.is_missing;
                 changed.push((hash.clone(), there));
             }
         }
@@ -335,7 +335,7 @@ impl Environments {
             failures,
             retry_at: now,
             begun_at: now,
-            is_gone: false,
+            is_missing: false,
         };
         self.known.insert(hash.to_owned(), known);
         state
@@ -424,7 +424,7 @@ impl Environments {
         match result {
             Ok(environment) => {
                 known.failures = 0;
-                known.is_gone = false;
+                known.is_missing = false;
                 known.state = State::Ready(environment);
             }
             Err(failure) => {
@@ -461,11 +461,11 @@ fn make_and_lock(
         match InUse::take(home, hash) {
             Taken::Held(lock) => return Ok((environment, Some(lock))),
             Taken::Unlockable => return Ok((environment, None)),
-            Taken::Busy | Taken::Gone if cancel.load(Ordering::Relaxed) => {
+            Taken::Busy | Taken::Missing if cancel.load(Ordering::Relaxed) => {
                 let reason = "interrupted".to_owned();
                 return Err(Failure::new(Cause::Worker, reason));
             }
-            Taken::Busy | Taken::Gone => environment::sleep(limits::EVICTION_PAUSE, cancel),
+            Taken::Busy | Taken::Missing => environment::sleep(limits::EVICTION_PAUSE, cancel),
         }
     }
 }
@@ -476,8 +476,8 @@ fn evict(home: &Path, cache_max: u64, cancel: &AtomicBool) {
         return;
     }
     match cache::evict(home, cache_max, cancel) {
-        Ok(gone) => {
-            for one in gone {
+        Ok(evicted) => {
+            for one in evicted {
                 let hash = &one.hash;
                 log::info!("environment {hash}: evicted, it was not used for longest");
             }

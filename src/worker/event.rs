@@ -1,7 +1,7 @@
 //! Reports of a worker's threads to its event loop.
 
 use super::meter::Usage;
-use super::settling::Standing;
+use super::settling::KeptOutput;
 use super::slot::Failure;
 use super::writer::Report;
 use crate::job::Attempt;
@@ -22,7 +22,7 @@ pub(super) enum ThreadEvent {
     /// A job's output was settled, or its settlement failed.
     Settled {
         attempt: Attempt,
-        result: Result<Standing, Failure>,
+        result: Result<KeptOutput, Failure>,
     },
     /// Resource usage of running jobs.
     Usage(Vec<Usage>),

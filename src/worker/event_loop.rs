@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use super::descriptors;
 use super::environments::Environments;
 use super::event::ThreadEvent;
+use super::fork_servers::ForkServers;
 use super::health::Health;
-use super::interpreters::Interpreters;
-use super::job::{Assignment, Run, owner};
+use super::job::{Assignment, Run, slot_event};
 use super::leases::Leases;
 use super::leftovers::Leftovers;
 use super::messages::STOPPED;
@@ -76,7 +76,7 @@ pub struct Options {
     /// How plugin processes are started.
     pub plugin_start: PluginStart,
     /// Time limit of a fork server's imports.
-    pub interpreter_start_timeout: Duration,
+    pub fork_server_start_timeout: Duration,
     /// The shim that plugin processes run; Casparian's own if none.
     pub shim: Option<PathBuf>,
     /// Folder of environments and of the private uv; empty = `~/.casparian_flow`.
@@ -122,7 +122,7 @@ impl Options {
             writer_timeout: limits::WRITER_TIMEOUT,
             publish_timeout: limits::PUBLISH_TIMEOUT,
             plugin_start: PluginStart::Warm,
-            interpreter_start_timeout: limits::WARM_START_TIMEOUT,
+            fork_server_start_timeout: limits::FORK_SERVER_START_TIMEOUT,
             shim: None,
             home: PathBuf::new(),
             cache_max: limits::ENVIRONMENT_CACHE_SIZE_MAX,
@@ -201,7 +201,7 @@ fn io_error(what: &'static str) -> impl Fn(io::Error) -> Error {
 const SOCKET: u8 = 0;
 const SIGNALS: u8 = 1;
 const WAKER: u8 = 2;
-pub(super) const WARM: u8 = 8;
+pub(super) const FORK_SERVER: u8 = 8;
 
 /// A worker that is ready to run.
 pub struct Worker {
@@ -224,7 +224,7 @@ pub struct Worker {
     pub(super) leases: Leases,
     pub(super) plugins: Plugins,
     pub(super) environments: Environments,
-    pub(super) interpreters: Interpreters,
+    pub(super) fork_servers: ForkServers,
     pub(super) leftovers: Leftovers,
     pub(super) meter: Meter,
     pub(super) sandbox: Option<Arc<Sandbox>>,
@@ -300,7 +300,7 @@ impl Worker {
             .heartbeat_ttl(limits::HEARTBEAT_TIMEOUT)
             .security(options.security.clone());
         if matches!(options.security, Security::Null) {
-            let what = "any user of this host may listen in the sentinel's place and run code here";
+            let what = "any user of this host may listen at the sentinel's address and run code on this worker";
             let users = LocalUsers::of_endpoint(&options.connect, &options.allowed_uids, what);
             if let Some(users) = users.map_err(io_error("users of this host"))? {
                 socket_options = socket_options.local_users(users);
@@ -340,7 +340,7 @@ impl Worker {
                 report_sender.clone(),
                 waker.clone(),
             ),
-            interpreters: Interpreters::new(options.interpreter_start_timeout),
+            fork_servers: ForkServers::new(options.fork_server_start_timeout),
             leftovers: Leftovers::new(options.owns_process),
             meter: Meter::start(report_sender.clone(), waker.clone())
                 .map_err(io_error("thread"))?,
@@ -399,7 +399,7 @@ impl Worker {
             && let Err(error) = strays::adopt()
         {
             log::warn!(
-                "what plugins leave behind is not killed when their interpreter is: {error}"
+                "what plugins leave behind is not killed when their fork server is: {error}"
             );
         }
         self.environments.evict();
@@ -461,29 +461,29 @@ impl Worker {
             .wait(deadline, clock)
             .map_err(io_error("event loop"))?;
         let (clock, now) = (Instant::now(), BootTime::now());
-        let mut warm_ready = Vec::new();
+        let mut readable = Vec::new();
         let mut exited = Vec::new();
         for event in self.reactor.events() {
             let index = token::index(event.token());
             match token::owner(event.token()) {
                 SOCKET => self.socket.handle_ready(event, clock),
-                WARM => warm_ready.push(index),
-                owner::EXIT => exited.push(index),
+                FORK_SERVER => readable.push(index),
+                slot_event::EXIT => exited.push(index),
                 owner => {
                     let Some(Some(run)) = self.slots.get_mut(index) else {
                         continue;
                     };
                     match owner {
-                        owner::LISTENER => run.accept(index, self.reactor.registry(), now),
-                        owner::STREAM => run.set_readable(),
-                        owner::STDOUT | owner::STDERR => run.read_logs(),
+                        slot_event::LISTENER => run.accept(index, self.reactor.registry(), now),
+                        slot_event::STREAM => run.set_readable(),
+                        slot_event::STDOUT | slot_event::STDERR => run.read_logs(),
                         _ => {}
                     }
                 }
             }
         }
-        for index in warm_ready {
-            self.warm_events(index, now);
+        for index in readable {
+            self.fork_server_events(index, now);
         }
         for index in exited {
             self.process_exit(index, now);
@@ -549,7 +549,7 @@ impl Worker {
         for (assignment, was_running) in unfinished {
             self.give_back(&assignment, reason, was_running);
         }
-        let interpreters = self.interpreters.close(self.reactor.registry());
+        let fork_servers = self.fork_servers.close(self.reactor.registry());
         let deadline = Instant::now() + limits::LINGER;
         loop {
             let (clock, now) = (Instant::now(), BootTime::now());
@@ -571,7 +571,7 @@ impl Worker {
                 }
             }
         }
-        self.leftovers.end(interpreters);
+        self.leftovers.end(fork_servers);
         log::info!("worker {} stopped", self.worker_id);
     }
 }

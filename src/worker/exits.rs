@@ -10,11 +10,11 @@ use super::slot::Failure;
 use crate::job::Cause;
 use crate::limits;
 use crate::plugin::Exit;
-use crate::plugin::warm::{self, Started, WarmEvent};
+use crate::plugin::fork_server::{self, Started};
 use crate::reactor::BootTime;
 
 /// Why a fork server is given up that sends more messages than its jobs explain.
-const FLOOD: &str = "the warm interpreter sends more than it was asked";
+const FLOOD: &str = "the fork server sends more than its requests can cause";
 
 impl Worker {
     /// The pidfd of a slot's process is readable.
@@ -34,53 +34,53 @@ impl Worker {
     }
 
     /// A fork server has sent something, or has exited.
-    pub(super) fn warm_events(&mut self, index: usize, now: BootTime) {
+    pub(super) fn fork_server_events(&mut self, index: usize, now: BootTime) {
         // Checked first, so that all messages are read before the exit is handled.
-        let has_exited = self.interpreters.has_exited(index);
-        for _ in 0..limits::WARM_MESSAGES_MAX {
-            let event = match self.interpreters.next_event(index, now) {
+        let has_exited = self.fork_servers.has_exited(index);
+        for _ in 0..limits::FORK_SERVER_MESSAGES_MAX {
+            let event = match self.fork_servers.next_event(index, now) {
                 Ok(Some(event)) => event,
                 Ok(None) if has_exited => {
-                    self.warm_gone(index, now);
+                    self.fork_server_ended(index, now);
                     return;
                 }
                 Ok(None) => return,
                 // A process closes its descriptors before it exits. The exit is detected by its pidfd.
-                Err(warm::Error::Gone) if !self.interpreters.has_exited(index) => {
-                    self.interpreters.handle_closed(index, now);
+                Err(fork_server::Error::Ended) if !self.fork_servers.has_exited(index) => {
+                    self.fork_servers.handle_closed(index, now);
                     return;
                 }
-                Err(warm::Error::Gone) => {
-                    self.warm_gone(index, now);
+                Err(fork_server::Error::Ended) => {
+                    self.fork_server_ended(index, now);
                     return;
                 }
                 Err(error) => {
-                    self.warm_lost(index, &error.to_string(), now);
+                    self.fork_server_lost(index, &error.to_string(), now);
                     return;
                 }
             };
-            self.warm_event(index, event, now);
+            self.fork_server_event(index, event, now);
         }
-        self.warm_lost(index, FLOOD, now);
+        self.fork_server_lost(index, FLOOD, now);
     }
 
-    fn warm_event(&mut self, index: usize, event: WarmEvent, now: BootTime) {
+    fn fork_server_event(&mut self, index: usize, event: fork_server::Event, now: BootTime) {
         match event {
-            WarmEvent::Ready | WarmEvent::Pong => {}
-            WarmEvent::Started { key, process } => {
-                self.warm_started(index, key, process, now);
+            fork_server::Event::Ready | fork_server::Event::Pong => {}
+            fork_server::Event::Started { key, process } => {
+                self.fork_server_started(index, key, process, now);
             }
-            WarmEvent::Failed { key, message } => {
-                if let Some((_, run)) = self.warm_run(index, key) {
+            fork_server::Event::Failed { key, message } => {
+                if let Some((_, run)) = self.fork_server_run(index, key) {
                     run.process = ProcessState::None;
                     // Only the fork server's report, and code of its environment may have sent it.
-                    let message = format!("the warm interpreter cannot fork: {message}");
+                    let message = format!("the fork server cannot fork: {message}");
                     let failure = Failure::new(Cause::Environment, message);
                     run.slot.handle_start_failed(failure);
                 }
             }
-            WarmEvent::Exited { key, exit } => {
-                if let Some((slot_index, _)) = self.warm_run(index, key)
+            fork_server::Event::Exited { key, exit } => {
+                if let Some((slot_index, _)) = self.fork_server_run(index, key)
                     && let Some(Some(run)) = self.slots.get_mut(slot_index)
                 {
                     run.handle_exit(exit, slot_index, self.reactor.registry(), now);
@@ -89,14 +89,14 @@ impl Worker {
         }
     }
 
-    fn warm_started(
+    fn fork_server_started(
         &mut self,
         index: usize,
         key: u64,
         process: io::Result<Started>,
         now: BootTime,
     ) {
-        let Some((slot_index, _)) = self.warm_run(index, key) else {
+        let Some((slot_index, _)) = self.fork_server_run(index, key) else {
             // Its job was given up before it started.
             if let Ok(Started::Running(process)) = process {
                 self.leftovers.add(process, now);
@@ -117,12 +117,12 @@ impl Worker {
                 return;
             }
             Err(error) => {
-                let message = format!("the warm interpreter names no process of its own: {error}");
+                let message = format!("the fork server names no process of its own: {error}");
                 run.process = ProcessState::None;
                 let failure = Failure::new(Cause::Environment, message.clone());
                 run.slot.handle_start_failed(failure);
                 // The process cannot be watched, so it is ended with the fork server.
-                self.warm_lost(index, &message, now);
+                self.fork_server_lost(index, &message, now);
                 return;
             }
         };
@@ -143,54 +143,61 @@ impl Worker {
     }
 
     /// The slot whose process was requested from the fork server with that key.
-    fn warm_run(&mut self, index: usize, key: u64) -> Option<(usize, &mut Run)> {
+    fn fork_server_run(&mut self, index: usize, key: u64) -> Option<(usize, &mut Run)> {
         self.slots
             .iter_mut()
             .enumerate()
             .find_map(|(slot_index, slot)| {
                 let run = slot.as_mut()?;
                 let has_process = !matches!(run.process, ProcessState::None);
-                (has_process && run.interpreter == Some(index) && run.serial == key)
+                (has_process && run.fork_server == Some(index) && run.serial == key)
                     .then_some((slot_index, run))
             })
     }
 
     /// Indexes of the fork servers that jobs need.
-    pub(super) fn interpreters_in_use(&self) -> Vec<usize> {
+    pub(super) fn fork_servers_in_use(&self) -> Vec<usize> {
         let runs = self.slots.iter().flatten();
         runs.filter(|run| !matches!(run.process, ProcessState::None))
-            .filter_map(|run| run.interpreter)
+            .filter_map(|run| run.fork_server)
             .collect()
     }
 
     /// A fork server has ended. Its messages are read first, because they may contain the reason.
-    pub(super) fn warm_gone(&mut self, index: usize, now: BootTime) -> Failure {
-        for _ in 0..limits::WARM_MESSAGES_MAX {
-            match self.interpreters.next_event(index, now) {
-                Ok(Some(event)) => self.warm_event(index, event, now),
-                Ok(None) | Err(warm::Error::Gone) => break,
-                Err(error) => return self.warm_lost(index, &error.to_string(), now),
+    pub(super) fn fork_server_ended(&mut self, index: usize, now: BootTime) -> Failure {
+        for _ in 0..limits::FORK_SERVER_MESSAGES_MAX {
+            match self.fork_servers.next_event(index, now) {
+                Ok(Some(event)) => self.fork_server_event(index, event, now),
+                Ok(None) | Err(fork_server::Error::Ended) => break,
+                Err(error) => return self.fork_server_lost(index, &error.to_string(), now),
             }
         }
-        let reason = match self.interpreters.exit(index) {
-            Some(exit) => format!("{}: {exit}", warm::Error::Gone),
-            None => warm::Error::Gone.to_string(),
+        let reason = match self.fork_servers.exit(index) {
+            Some(exit) => format!("{}: {exit}", fork_server::Error::Ended),
+            None => fork_server::Error::Ended.to_string(),
         };
-        self.warm_lost(index, &reason, now)
+        self.fork_server_lost(index, &reason, now)
     }
 
     /// A fork server has exited or does not respond. Its children end with it. Jobs whose process's own exit
     /// is known are decided by that. Returns the failure of the others.
-    pub(super) fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) -> Failure {
+    pub(super) fn fork_server_lost(
+        &mut self,
+        index: usize,
+        reason: &str,
+        now: BootTime,
+    ) -> Failure {
         log::error!("{reason}");
-        let concerned = |run: &Run| run.interpreter == Some(index);
+        let concerned = |run: &Run| run.fork_server == Some(index);
         // The kernel kills the children when their fork server ends. That may be detected before its end.
         let killed = |exit: Option<Exit>| {
             exit.is_none_or(|exit| exit.signal == Some(9) || exit == Exit::UNKNOWN)
         };
         // A process that is lost a second time before its start was reported may have caused the loss.
         let alive = |run: &Run| match &run.process {
-            ProcessState::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
+            ProcessState::Running(_) => {
+                !run.slot.has_process_ended() && killed(run.slot.exit_seen())
+            }
             ProcessState::Requested { .. } => run.asked_again,
             ProcessState::None | ProcessState::Ended(_) => false,
         };
@@ -199,14 +206,14 @@ impl Worker {
             .filter(|run| concerned(run) && alive(run))
             .map(|run| run.assignment.job.attempt.job_id)
             .collect();
-        let failure = self.interpreters.handle_lost(index, &jobs, reason, now);
+        let failure = self.fork_servers.handle_lost(index, &jobs, reason, now);
         let registry = self.reactor.registry();
         let mut again = Vec::new();
         for (slot_index, slot) in self.slots.iter_mut().enumerate() {
             let Some(run) = slot.as_mut().filter(|run| concerned(run)) else {
                 continue;
             };
-            run.interpreter = None;
+            run.fork_server = None;
             let requested = matches!(run.process, ProcessState::Requested { kill: false });
             if requested && failure.cause == Cause::Worker && !run.asked_again {
                 run.process = ProcessState::None;
@@ -219,7 +226,7 @@ impl Worker {
             }
         }
         // Last, because the kernel keeps the children's exit statuses until the fork server is reaped.
-        if let Some(process) = self.interpreters.remove(index, registry) {
+        if let Some(process) = self.fork_servers.remove(index, registry) {
             self.leftovers.add(process, now);
         }
         for slot_index in again {
@@ -253,10 +260,10 @@ impl Worker {
     /// killed, the worker's own health.
     pub(super) fn tend(&mut self, now: BootTime) {
         self.leftovers.reap(now);
-        let used = self.interpreters_in_use();
-        let silent = self.interpreters.check(&|index| used.contains(&index), now);
+        let used = self.fork_servers_in_use();
+        let silent = self.fork_servers.check(&|index| used.contains(&index), now);
         for index in silent {
-            self.warm_lost(index, "the warm interpreter does not answer", now);
+            self.fork_server_lost(index, "the fork server does not answer", now);
         }
         self.measure(now);
         self.test_health(now);
@@ -280,15 +287,15 @@ impl Worker {
         let assignments = running.chain(&self.backlog);
         let assignments = assignments.map(|assignment| assignment.environment.as_str());
         let in_use = assignments
-            .chain(self.interpreters.environments())
+            .chain(self.fork_servers.environments())
             .collect();
         self.environments.release(&in_use, now);
     }
 
     /// When [`Worker::tend`] is due.
     pub(super) fn tend_timeout(&self) -> Option<BootTime> {
-        let used = self.interpreters_in_use();
-        self.interpreters
+        let used = self.fork_servers_in_use();
+        self.fork_servers
             .poll_timeout(&|index| used.contains(&index))
             .into_iter()
             .chain(self.health.poll_timeout())

@@ -324,13 +324,13 @@ mod tests {
     #[test]
     fn what_no_job_can_run_without_is_trouble_until_a_test_finds_it() {
         let mut health = Health::new();
-        health.handle_trouble("the output folder is gone\nmore", NOW);
-        assert_eq!(health.trouble(), Some("the output folder is gone"));
+        health.handle_trouble("the output folder is missing\nmore", NOW);
+        assert_eq!(health.trouble(), Some("the output folder is missing"));
         let due = health.poll_timeout().unwrap();
         assert!(health.poll_test(due));
         health.handle_end(1, "a", None, due);
         assert!(health.trouble().is_some(), "it may have published before");
-        health.handle_trouble("the output folder is gone", due);
+        health.handle_trouble("the output folder is missing", due);
         assert_eq!(health.poll_timeout(), None, "one test at a time");
         assert!(health.handle_test(Ok(()), 1, due));
         assert_eq!(health.trouble(), None);
@@ -476,11 +476,11 @@ mod tests {
     fn an_environment_that_is_to_be_avoided_has_not_failed() {
         let mut health = Health::new();
         let until = NOW + Duration::from_secs(4);
-        health.avoid("a", "an interpreter died\nmore", until);
+        health.avoid("a", "a fork server died\nmore", until);
         // A shorter pause does not end the longer one.
-        health.avoid("a", "an interpreter died", NOW + Duration::from_secs(1));
+        health.avoid("a", "a fork server died", NOW + Duration::from_secs(1));
         let avoided: Vec<_> = health.avoided(NOW).collect();
-        assert_eq!(avoided, [("a", "an interpreter died")]);
+        assert_eq!(avoided, [("a", "a fork server died")]);
         assert_eq!(health.avoided(until).count(), 0);
         assert_eq!(health.trouble(), None);
         // The first failure has the first pause.
@@ -488,7 +488,7 @@ mod tests {
         let broken = health.environments["a"].until;
         assert_eq!(broken, until + environments::pause_after(0));
         // A job that ends well ends the pause.
-        health.avoid("b", "an interpreter died", until);
+        health.avoid("b", "a fork server died", until);
         health.handle_end(1, "b", None, NOW);
         assert_eq!(health.avoided(NOW).count(), 1);
         for number in 0..3 * limits::WORKER_ENVIRONMENTS_MAX {

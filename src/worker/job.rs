@@ -26,7 +26,7 @@ use crate::reactor::{BootTime, token};
 use crate::sink::{Artifact, Bounds};
 
 /// Token owners of a slot's event sources. The index of a token is that of the slot.
-pub(super) mod owner {
+pub(super) mod slot_event {
     pub(in crate::worker) const LISTENER: u8 = 3;
     pub(in crate::worker) const STREAM: u8 = 4;
     pub(in crate::worker) const STDOUT: u8 = 5;
@@ -82,7 +82,7 @@ pub(super) struct Run {
     pub(super) writer: Option<Writer>,
     pub(super) process: ProcessState,
     /// Index of the fork server whose child the process is.
-    pub(super) interpreter: Option<usize>,
+    pub(super) fork_server: Option<usize>,
     /// True if its process was requested again, because a fork server was lost before the process started.
     pub(super) asked_again: bool,
     pub(super) stdout: LogTail,
@@ -139,7 +139,7 @@ impl Run {
             reader: BridgeReader::new(bounds.frame()),
             writer: None,
             process: ProcessState::None,
-            interpreter: None,
+            fork_server: None,
             asked_again: false,
             stdout: LogTail::new(None),
             stderr: LogTail::new(None),
@@ -171,12 +171,12 @@ impl Run {
         self.stdout = LogTail::new(Some(pipes.stdout));
         self.stderr = LogTail::new(Some(pipes.stderr));
         let logs = [
-            (&mut self.stdout, owner::STDOUT),
-            (&mut self.stderr, owner::STDERR),
+            (&mut self.stdout, slot_event::STDOUT),
+            (&mut self.stderr, slot_event::STDERR),
         ];
-        for (log, owner) in logs {
+        for (log, event) in logs {
             if let Some(pipe) = log.pipe() {
-                registry.register(pipe, token::new(owner, slot_index), Interest::READABLE)?;
+                registry.register(pipe, token::new(event, slot_index), Interest::READABLE)?;
             }
         }
         Ok(())
@@ -191,7 +191,7 @@ impl Run {
     ) -> io::Result<()> {
         let fd = process.pidfd().as_raw_fd();
         self.process = ProcessState::Running(process);
-        let token = token::new(owner::EXIT, slot_index);
+        let token = token::new(slot_event::EXIT, slot_index);
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
     }
 
@@ -257,7 +257,7 @@ impl Run {
                 );
                 continue;
             }
-            let token = token::new(owner::STREAM, slot_index);
+            let token = token::new(slot_event::STREAM, slot_index);
             if let Err(error) = registry.register(&mut stream, token, Interest::READABLE) {
                 self.slot
                     .handle_bridge_broken(worker_failure("cannot watch the bridge", &error));

@@ -12,9 +12,9 @@ use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::event_loop::{PluginStart, Worker};
+use super::fork_servers::{Kind, Start};
 use super::health::{Health, tries};
-use super::interpreters::{Kind, Start};
-use super::job::{Assignment, ProcessState, Run, owner};
+use super::job::{Assignment, ProcessState, Run, slot_event};
 use super::messages::{env_ready, error_payload};
 use super::runtime::{self, JobPaths, Runtime};
 use super::sandbox::{ForkServer, Reachable};
@@ -26,7 +26,7 @@ use crate::keys_in_use;
 use crate::limits;
 use crate::plugin::environment::{self, Environment};
 use crate::plugin::process::Pipes;
-use crate::plugin::{Job, warm};
+use crate::plugin::{Job, fork_server};
 use crate::reactor::{BootTime, bind_private, token};
 use crate::sandbox::Mode;
 use crate::sink::{Bounds, Root};
@@ -162,7 +162,7 @@ impl Worker {
             return Ok(());
         };
         run.paths = own;
-        let token = token::new(owner::LISTENER, slot_index);
+        let token = token::new(slot_event::LISTENER, slot_index);
         let registry = self.reactor.registry();
         registry
             .register(&mut listener, token, Interest::READABLE)
@@ -193,7 +193,7 @@ impl Worker {
         hash: &str,
         serial: u64,
     ) -> Result<(JobPaths, UnixListener), Failure> {
-        let used = self.interpreters.environments();
+        let used = self.fork_servers.environments();
         let runs = self.slots.iter().flatten();
         let used = used.chain(runs.map(|run| run.assignment.environment.as_str()));
         let used: HashSet<&str> = used.collect();
@@ -254,7 +254,7 @@ impl Worker {
             _ => false,
         };
         let kind = match self.options.plugin_start {
-            _ if is_isolated => Kind::Apart,
+            _ if is_isolated => Kind::Isolated,
             PluginStart::Spawn => Kind::Bare,
             PluginStart::Warm => Kind::Warm,
         };
@@ -288,7 +288,7 @@ impl Worker {
         let Some(Some(run)) = self.slots.get_mut(slot_index) else {
             return Ok(());
         };
-        run.interpreter = Some(index);
+        run.fork_server = Some(index);
         run.sandbox = Some(held);
         run.process = ProcessState::Requested { kill: false };
         run.slot.handle_requested();
@@ -316,27 +316,27 @@ impl Worker {
         let wanted = (own_folder, keys);
         loop {
             let registry = self.reactor.registry();
-            let found = self.interpreters.find(job_id, hash, wanted, kind);
+            let found = self.fork_servers.find(job_id, hash, wanted, kind);
             let index = match found {
                 Some(index) => index,
                 None => {
-                    let used = self.interpreters_in_use();
+                    let used = self.fork_servers_in_use();
                     let is_used = |index| used.contains(&index);
-                    let interpreters = &mut self.interpreters;
-                    let stale = interpreters.remove_stale(hash, wanted, &is_used, registry);
-                    let idle = interpreters.make_room(&is_used, registry);
+                    let fork_servers = &mut self.fork_servers;
+                    let stale = fork_servers.remove_stale(hash, wanted, &is_used, registry);
+                    let idle = fork_servers.make_room(&is_used, registry);
                     for process in stale.into_iter().chain(idle) {
                         self.leftovers.add(process, now);
                     }
-                    let interpreters = &mut self.interpreters;
+                    let fork_servers = &mut self.fork_servers;
                     let shim = self.runtime.shim();
                     let base = match kind {
-                        Kind::Apart => Some(kept_interpreter(environment)?),
+                        Kind::Isolated => Some(kept_interpreter(environment)?),
                         Kind::Warm | Kind::Bare => None,
                     };
                     let first = self.sandbox.as_ref().and_then(|sandbox| {
                         sandbox.first_layer(&ForkServer {
-                            is_isolated: kind == Kind::Apart,
+                            is_isolated: kind == Kind::Isolated,
                             output: self.staging.path(),
                             home: &self.options.home,
                             folder: self.runtime.hidden_folder(),
@@ -357,36 +357,36 @@ impl Worker {
                         shim: &shim,
                         launcher,
                     };
-                    let started = interpreters.start(&start, registry, now);
+                    let started = fork_servers.start(&start, registry, now);
                     if let Err(failure) = &started
                         && failure.is_uncounted
-                        && let Some(until) = interpreters.paused_until(hash)
+                        && let Some(until) = fork_servers.paused_until(hash)
                     {
                         self.avoid(hash, &failure.message, until, now);
                     }
                     started?
                 }
             };
-            match self.interpreters.request(index, serial, job, now) {
+            match self.fork_servers.request(index, serial, job, now) {
                 Ok(pipes) => return Ok((index, pipes)),
-                Err(warm::Error::Gone) => {
-                    let failure = self.warm_gone(index, now);
+                Err(fork_server::Error::Ended) => {
+                    let failure = self.fork_server_ended(index, now);
                     if std::mem::replace(&mut replaced, true) {
                         return Err(failure);
                     }
                 }
-                Err(error @ warm::Error::Full) => {
+                Err(error @ fork_server::Error::Full) => {
                     // The cause is not this job, so it is not counted.
                     let failure = Failure {
                         is_uncounted: true,
                         ..Failure::new(Cause::Worker, error.to_string())
                     };
-                    let until = now + limits::WARM_RESTART_PAUSE;
+                    let until = now + limits::FORK_SERVER_RESTART_PAUSE;
                     self.avoid(hash, &failure.message, until, now);
                     return Err(failure);
                 }
-                Err(warm::Error::Io(error)) => {
-                    let what = "the warm interpreter cannot be asked";
+                Err(fork_server::Error::Io(error)) => {
+                    let what = "the fork server cannot be sent a request";
                     return Err(descriptors::start_failure(what, &error));
                 }
                 Err(error) => return Err(Failure::new(Cause::Worker, error.to_string())),
@@ -548,8 +548,8 @@ impl Worker {
         }
         let registry = self.reactor.registry();
         let unused =
-            self.interpreters
-                .handle_job_end(attempt.job_id, run.interpreter, is_good, registry);
+            self.fork_servers
+                .handle_job_end(attempt.job_id, run.fork_server, is_good, registry);
         if let Some(process) = unused {
             self.leftovers.add(process, now);
         }

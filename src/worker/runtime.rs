@@ -292,8 +292,8 @@ fn own_folder(base: &Path) -> io::Result<tempfile::TempDir> {
     for _ in 0..10 {
         made = private_below(&user_folder(base)?, OWN_PREFIX);
         // The last program that used it may have removed it in the meantime.
-        let is_gone = made.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::NotFound);
-        if !is_gone {
+        let is_missing = made.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::NotFound);
+        if !is_missing {
             break;
         }
     }
@@ -438,7 +438,7 @@ mod tests {
     /// A folder that others may enter, a link and a file stand for what other users may create there.
     /// file.
     #[test]
-    fn programs_of_a_user_agree_on_one_folder_whoever_takes_its_names() {
+    fn programs_of_a_user_agree_on_one_folder_whichever_user_takes_its_names() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path();
         let path = |number| base.join(user_folder_name(number));
@@ -504,7 +504,7 @@ mod tests {
         assert_eq!(runtime.environments.len(), 2);
         fs::remove_dir(&first).unwrap();
         let again = runtime.environment_folder("0", &used).unwrap();
-        assert_ne!(again, first, "one that is gone has another name");
+        assert_ne!(again, first, "a new one has another name");
         fs::remove_dir(&again).unwrap();
         fs::write(&again, "").unwrap();
         assert_ne!(runtime.environment_folder("0", &used).unwrap(), again);

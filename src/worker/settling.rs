@@ -13,7 +13,7 @@ use crate::sink::Artifact;
 use crate::thread;
 
 /// A lost attempt whose complete output stays without a receipt, with that output. None if there is none.
-pub(crate) type Standing = Option<(i64, Vec<Artifact>)>;
+pub(crate) type KeptOutput = Option<(i64, Vec<Artifact>)>;
 
 /// Settlements that wait or run.
 #[derive(Debug, Default)]
@@ -67,15 +67,15 @@ impl Worker {
     }
 
     /// A settlement has ended.
-    pub(super) fn handle_settled(&mut self, attempt: Attempt, result: Result<Standing, Failure>) {
+    pub(super) fn handle_settled(&mut self, attempt: Attempt, result: Result<KeptOutput, Failure>) {
         self.settlements.is_running = false;
         self.owe_settlement(attempt, result);
         self.settle_next();
     }
 
-    fn owe_settlement(&mut self, attempt: Attempt, result: Result<Standing, Failure>) {
+    fn owe_settlement(&mut self, attempt: Attempt, result: Result<KeptOutput, Failure>) {
         let receipt = match result {
-            Ok(standing) => settled(attempt, standing),
+            Ok(kept) => settled(attempt, kept),
             Err(failure) => {
                 let Failure { message, .. } = failure;
                 log::warn!(
@@ -92,15 +92,15 @@ impl Worker {
 }
 
 /// The receipt for a settlement.
-pub(crate) fn settled(attempt: Attempt, standing: Standing) -> Receipt {
+pub(crate) fn settled(attempt: Attempt, kept: KeptOutput) -> Receipt {
     let mut receipt = Receipt {
         status: JobStatus::Success,
         attempt: Some(attempt.number),
         ..Receipt::default()
     };
-    if let Some((number, artifacts)) = standing {
+    if let Some((number, artifacts)) = kept {
         log::info!(
-            "job {}: the output of a lost attempt stands",
+            "job {}: the output of a lost attempt is kept",
             attempt.job_id
         );
         receipt.metrics = receipt::totals(&artifacts);

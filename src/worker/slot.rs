@@ -60,7 +60,7 @@ enum Process {
     Killed {
         until: BootTime,
     },
-    Gone,
+    Ended,
 }
 
 /// State of the job's output.
@@ -187,7 +187,7 @@ impl Slot {
 
     /// The process could not be started.
     pub fn handle_start_failed(&mut self, failure: Failure) {
-        self.process = Process::Gone;
+        self.process = Process::Ended;
         self.bridge = Bridge::Closed;
         self.connect_deadline = None;
         self.fail(failure);
@@ -261,8 +261,8 @@ impl Slot {
     /// The process has exited, as its pidfd shows, but the fork server that reaps it has not reported how.
     /// `exit` is read from /proc.
     pub fn handle_exit_seen(&mut self, exit: Exit, now: BootTime) {
-        if self.process != Process::Gone && self.unreaped.is_none() {
-            self.unreaped = Some((now + limits::WARM_REPORT_TIMEOUT, exit));
+        if self.process != Process::Ended && self.unreaped.is_none() {
+            self.unreaped = Some((now + limits::FORK_SERVER_REPORT_TIMEOUT, exit));
             self.connect_deadline = None;
             self.exit_deadline = None;
         }
@@ -275,19 +275,19 @@ impl Slot {
 
     /// The process has exited. Bytes that it sent before may still be unread.
     pub fn handle_exited(&mut self, exit: Exit, now: BootTime) {
-        self.gone(Ok(exit), now);
+        self.end_process(Ok(exit), now);
     }
 
     /// The process has exited, and its exit status is lost.
     pub fn handle_lost(&mut self, failure: Failure, now: BootTime) {
-        self.gone(Err(failure), now);
+        self.end_process(Err(failure), now);
     }
 
-    fn gone(&mut self, end: Result<Exit, Failure>, now: BootTime) {
-        if self.process == Process::Gone {
+    fn end_process(&mut self, end: Result<Exit, Failure>, now: BootTime) {
+        if self.process == Process::Ended {
             return;
         }
-        self.process = Process::Gone;
+        self.process = Process::Ended;
         self.end = Some(end);
         self.connect_deadline = None;
         self.exit_deadline = None;
@@ -422,8 +422,8 @@ impl Slot {
     }
 
     /// True once the process has exited or was given up.
-    pub fn is_gone(&self) -> bool {
-        self.process == Process::Gone
+    pub fn has_process_ended(&self) -> bool {
+        self.process == Process::Ended
     }
 
     /// How the process ended by itself. None if it runs, was killed, or its exit is unknown.
@@ -438,7 +438,7 @@ impl Slot {
             Output::Staged | Output::Publishing | Output::Published
         );
         // An exit that was seen ends the job's time, even if its report is late.
-        let has_exited = self.process == Process::Gone || self.unreaped.is_some();
+        let has_exited = self.process == Process::Ended || self.unreaped.is_some();
         let over = self.failure.is_some() || (complete && has_exited);
         self.job_deadline.filter(|_| !over)
     }
@@ -523,7 +523,7 @@ impl Slot {
         if let Process::Killed { until } = self.process
             && until <= now
         {
-            self.gone(
+            self.end_process(
                 Err(Failure::new(
                     Cause::Worker,
                     "the plugin's process did not end after SIGKILL",
@@ -550,7 +550,7 @@ impl Slot {
                 self.output = Output::Staging;
                 Some(Action::Stage)
             }
-            Output::Staged if self.process == Process::Gone && publish_allowed => {
+            Output::Staged if self.process == Process::Ended && publish_allowed => {
                 self.output = Output::Publishing;
                 self.writer_deadline = Some(now + self.timeouts.publish);
                 Some(Action::Publish)
@@ -578,7 +578,7 @@ impl Slot {
 
     /// True if the plugin process has exited and complete output waits to be published.
     pub fn is_staged(&self) -> bool {
-        self.failure.is_none() && self.output == Output::Staged && self.process == Process::Gone
+        self.failure.is_none() && self.output == Output::Staged && self.process == Process::Ended
     }
 
     fn poll_failed(&mut self, now: BootTime) -> Option<Action> {
@@ -601,7 +601,7 @@ impl Slot {
             Output::Publishing | Output::Discarding | Output::Silent(_) => return None,
             Output::Published | Output::Discarded | Output::GivenUp => {}
         }
-        if matches!(self.process, Process::NotStarted | Process::Gone) {
+        if matches!(self.process, Process::NotStarted | Process::Ended) {
             self.concluded = true;
             return Some(Action::Conclude(self.failure.take()));
         }

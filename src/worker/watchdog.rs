@@ -38,7 +38,7 @@ impl Watchdog {
             unanswered: 0,
             deadline: Some(now + start_timeout),
             reprieved: false,
-            ping_at: now + limits::WARM_PING_INTERVAL,
+            ping_at: now + limits::FORK_SERVER_PING_INTERVAL,
         }
     }
 
@@ -51,7 +51,7 @@ impl Watchdog {
     pub(super) fn handle_sent(&mut self, now: BootTime) {
         self.unanswered = self.unanswered.saturating_add(1);
         if self.deadline.is_none() {
-            self.deadline = Some(now + limits::WARM_ANSWER_TIMEOUT);
+            self.deadline = Some(now + limits::FORK_SERVER_ANSWER_TIMEOUT);
         }
     }
 
@@ -72,13 +72,13 @@ impl Watchdog {
     /// The socket was closed. The process is exiting, which takes a short time.
     pub(super) fn handle_closed(&mut self, now: BootTime) {
         if !std::mem::replace(&mut self.reprieved, true) {
-            self.deadline = Some(now + limits::WARM_REPRIEVE);
+            self.deadline = Some(now + limits::FORK_SERVER_REPRIEVE);
         }
     }
 
     fn note_message(&mut self, now: BootTime) {
         self.reprieved = false;
-        self.deadline = (self.unanswered > 0).then(|| now + limits::WARM_ANSWER_TIMEOUT);
+        self.deadline = (self.unanswered > 0).then(|| now + limits::FORK_SERVER_ANSWER_TIMEOUT);
     }
 
     fn pings(&self, busy: bool) -> bool {
@@ -98,11 +98,11 @@ impl Watchdog {
                 return Some(Action::GiveUp);
             }
             self.reprieved = true;
-            self.deadline = Some(now + limits::WARM_REPRIEVE);
+            self.deadline = Some(now + limits::FORK_SERVER_REPRIEVE);
             return None;
         }
         if self.pings(busy) && self.ping_at <= now {
-            self.ping_at = now + limits::WARM_PING_INTERVAL;
+            self.ping_at = now + limits::FORK_SERVER_PING_INTERVAL;
             return Some(Action::Ping);
         }
         None
@@ -176,7 +176,7 @@ mod tests {
         let mut watchdog = Watchdog::new(START, now);
         watchdog.handle_ready(now);
         for _ in 0..100 {
-            now = now + limits::WARM_PING_INTERVAL;
+            now = now + limits::FORK_SERVER_PING_INTERVAL;
             assert_eq!(watchdog.poll(true, now), Some(Action::Ping));
             watchdog.handle_sent(now);
             // The machine was suspended: the answer is read only after the deadline has passed.

@@ -513,7 +513,7 @@ pub(crate) fn many_sockets(net: &Net) {
         server.send(format!("d-{n}").as_bytes(), &[b"you"]).unwrap();
         until("each is answered", || {
             server.drive();
-            hear(dealer)
+            receive(dealer)
         });
     }
     drop(dealers);

@@ -60,7 +60,7 @@ pub(crate) fn spec_dealer(net: &Net) {
         if heard.is_empty() {
             for_a_while(Duration::from_millis(20), || dealer.drive());
         }
-        heard.extend(hear(&mut dealer).map(|frames| frames[0][0]));
+        heard.extend(receive(&mut dealer).map(|frames| frames[0][0]));
         (heard.len() == 100).then_some(())
     });
     for turn in heard.chunks(5) {
@@ -172,7 +172,7 @@ pub(crate) fn msg_flags(net: &Net) {
         router.send(b"d", message).unwrap();
         until("it comes back", || {
             router.drive();
-            assert_eq!(hear(&mut dealer)?, message);
+            assert_eq!(receive(&mut dealer)?, message);
             Some(())
         });
     }

@@ -50,7 +50,7 @@ behaviours! {
     router::router_mandatory_hwm, "a full peer refuses, others flow";
     router::router_handover, "a newcomer with a living peer's identity takes over, or is refused with ERROR";
     router::handover_of_another_user, "nobody takes the identity of another user; the same user does";
-    router::handover_tells_the_identity, "events of a peer that was taken over name it, and what was queued for it goes to nobody";
+    router::handover_reports_the_identity, "events of a peer that was taken over name it, and what was queued for it goes to nobody";
     router::probe_router, "an empty message announces a newcomer";
     router::connect_rid, "a connected peer is addressed by the id we gave it";
     router::issue_566, "a fresh DEALER is reachable by its id within a second, again and again";
@@ -97,7 +97,7 @@ behaviours! {
     security::security_plain, "PLAIN lets the right user in and nobody else";
     security::security_curve, "CURVE lets listed keys in and nobody else";
     security::security_curve_raw, "HELLO and INITIATE of wrong length, name, version, key, cookie and box are refused";
-    security::duplicates_are_told, "a refused duplicate is told under every mechanism";
+    security::duplicates_are_reported, "a refused duplicate is told under every mechanism";
     security::set_security, "whoever could not come again is closed, others stay";
     security::heartbeats_under_curve, "heartbeats keep a CURVE connection";
 

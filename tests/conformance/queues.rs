@@ -183,7 +183,7 @@ pub(crate) fn backpressure(net: &Net) {
     for received in 1..=taken {
         until("each arrives", || {
             server.drive();
-            assert_eq!(hear(&mut dealer)?, std::slice::from_ref(&body));
+            assert_eq!(receive(&mut dealer)?, std::slice::from_ref(&body));
             Some(())
         });
         if received == taken {

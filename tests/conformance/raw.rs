@@ -78,7 +78,7 @@ pub(crate) fn stream(net: &Net) {
     // A long frame with a short length is legal (RFC 37 §3.3).
     raw.write(&[3, 0, 0, 0, 0, 0, 0, 0, 1, b'a', 0, 1, b'b']);
     until("the answer arrives", || {
-        assert_eq!(hear(&mut dealer)?, [b"a", b"b"]);
+        assert_eq!(receive(&mut dealer)?, [b"a", b"b"]);
         Some(())
     });
 }

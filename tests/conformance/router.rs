@@ -75,7 +75,7 @@ pub(crate) fn spec_router(net: &Net) {
     router.send(&name, &[b"you"]).unwrap();
     until("it is answered", || {
         router.drive();
-        hear(&mut nameless)
+        receive(&mut nameless)
     });
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn router_mandatory(net: &Net) {
     lax.send(b"d", &[b"y"]).unwrap();
     until("a known one is reached", || {
         lax.drive();
-        hear(&mut dealer)
+        receive(&mut dealer)
     });
 }
 
@@ -127,14 +127,14 @@ pub(crate) fn router_mandatory_hwm(net: &Net) {
         });
         until("the good one is served", || {
             router.drive();
-            hear(&mut good)
+            receive(&mut good)
         });
     }
     // The stalled one wakes up and misses nothing.
     let mut got = 0;
     until("it catches up", || {
         router.drive();
-        got += usize::from(hear(&mut stalled).is_some());
+        got += usize::from(receive(&mut stalled).is_some());
         (got == taken).then_some(())
     });
     router.send(b"stalled", &[b"x"]).unwrap();
@@ -184,7 +184,7 @@ pub(crate) fn router_handover(net: &Net) {
         } else {
             until("the first gets it", || {
                 router.drive();
-                hear(&mut first)
+                receive(&mut first)
             });
             until("the newcomer is told", || {
                 router.drive();
@@ -264,12 +264,12 @@ pub(crate) fn handover_of_another_user(net: &Net) {
         let owner = if may { &mut second } else { &mut first };
         until(what, || {
             router.drive();
-            hear(owner)
+            receive(owner)
         });
     }
 }
 
-pub(crate) fn handover_tells_the_identity(net: &Net) {
+pub(crate) fn handover_reports_the_identity(net: &Net) {
     // The old peer is one that we connected to: it comes back, and gets nothing of what was
     // queued for the identity it had.
     let (mut old, there) = router(net, Options::new().routing_id("same"));
@@ -310,7 +310,7 @@ pub(crate) fn probe_router(net: &Net) {
     router.send(b"d", &[b"hello"]).unwrap();
     until("it can be talked to", || {
         router.drive();
-        hear(&mut dealer)
+        receive(&mut dealer)
     });
     // A ROUTER that connects announces itself as well.
     let mut other = Router::new(Options::new().routing_id("r").probe_router(true)).unwrap();
@@ -364,7 +364,7 @@ pub(crate) fn issue_566(net: &Net) {
             if router.send(b"same", &[b"hello"]).is_ok() {
                 router.drive();
             }
-            hear(&mut dealer)
+            receive(&mut dealer)
         });
         // libzmq's test sleeps for so long before it sends.
         late += u32::from(began.elapsed() >= Duration::from_secs(1));

@@ -177,7 +177,7 @@ pub(crate) fn security_curve_raw(net: &Net) {
     });
 }
 
-pub(crate) fn duplicates_are_told(net: &Net) {
+pub(crate) fn duplicates_are_reported(net: &Net) {
     let curve = base().curve_client(key(2), key(1).public());
     for (what, server, client) in [
         ("NULL", base(), base()),
@@ -499,7 +499,7 @@ pub(crate) fn heartbeats_under_curve(net: &Net) {
             count += 1;
         }
         dealer.drive();
-        assert_eq!(hear(&mut dealer), None);
+        assert_eq!(receive(&mut dealer), None);
         while take(&mut server).is_some() {}
         server.drive();
     });

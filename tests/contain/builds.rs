@@ -630,7 +630,7 @@ const REPLACE: &str = r#"
 "#;
 
 #[test]
-fn what_build_code_puts_in_the_place_of_our_files_is_neither_followed_nor_opened() {
+fn what_build_code_puts_at_the_paths_of_our_files_is_neither_followed_nor_opened() {
     for mode in ["off", "on"] {
         for put in ["os.symlink(victim, path)", "os.mkfifo(path)"] {
             let scene = Scene::new();
@@ -728,7 +728,7 @@ const PLANT_NOTES: &str = r#"
 
 /// Sentinels note their key files there, and workers keep plugins from them.
 #[test]
-fn build_code_puts_nothing_in_the_place_of_notes_of_key_files() {
+fn build_code_puts_nothing_at_the_paths_of_notes_of_key_files() {
     use std::os::unix::fs::PermissionsExt;
     let scene = Scene::new();
     add_attack(&scene, PLANT_NOTES);

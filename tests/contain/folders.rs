@@ -203,7 +203,7 @@ fn records_that_name_files_of_others_move_none() {
 
 /// Such a record fails its own job, and says what to do; the others are done.
 #[test]
-fn what_is_no_file_in_the_place_of_a_record_costs_its_own_job_alone() {
+fn what_is_no_file_at_the_path_of_a_record_costs_its_own_job_alone() {
     let scene = Scene::new();
     for name in ["b", "c", "d", "e", "f"] {
         fs::write(scene.path("in").join(name), name).unwrap();
@@ -239,7 +239,8 @@ fn what_is_no_file_in_the_place_of_a_record_costs_its_own_job_alone() {
     for job in 1..=5 {
         let record = format!("{database}/0/{job}: ");
         let mut lines = text.lines().filter(|line| line.contains(&record));
-        let is_told = |line: &str| line.contains("; remove it to give up what it says");
+        let is_told =
+            |line: &str| line.contains("; remove it to discard its data about earlier output");
         assert!(lines.any(is_told), "{job} {text}");
     }
     assert!(text.contains("f: 1 rows"), "{text}");

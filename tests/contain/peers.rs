@@ -325,7 +325,7 @@ peer.close()
 }
 
 #[test]
-fn a_worker_that_only_beats_loses_its_job_and_nobody_else_pays() {
+fn a_worker_that_only_beats_loses_its_job_without_harm_to_others() {
     let dir = tempfile::tempdir().unwrap();
     let (database, ids) = queue(dir.path(), 1);
     let flags = ["--attempt-timeout", "1", "--lease", "1"];

@@ -337,7 +337,7 @@ if "casparian_liar" not in os.environ and any("--warm" in word for word in sys.o
 "#;
 
 #[test]
-fn whatever_a_fork_server_says_the_worker_serves_others() {
+fn whatever_a_fork_server_sends_the_worker_serves_others() {
     let pid = std::process::id();
     let own = format!("b'{{\"started\": 1, \"pid\": {pid}}}'");
     let cases = [

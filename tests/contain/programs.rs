@@ -44,7 +44,7 @@ class Handler:
 "##;
 
 /// What a worker's user has in the home, by what a plugin may change of it.
-const PLACES: &[(&str, bool)] = &[
+const PATHS: &[(&str, bool)] = &[
     // The program of the worker, and of the folder beside it.
     ("home/.cargo/bin/casparian-worker", false),
     ("home/.local/bin/uv", false),
@@ -77,7 +77,7 @@ fn plugins_change_none_of_the_programs_that_builds_run() {
             copy_program(from, path(name));
         };
         let worker = program("casparian-worker");
-        copy(Path::new(worker.get_program()), PLACES[0].0);
+        copy(Path::new(worker.get_program()), PATHS[0].0);
         for name in ["home/.tools/uv", "real"] {
             copy(&uv, name);
         }
@@ -90,7 +90,7 @@ fn plugins_change_none_of_the_programs_that_builds_run() {
         fs::write(path("home/.config/uv/uv.toml"), "").unwrap();
         let source = PLANTER.replace("@SCENE@", dir.path().to_str().unwrap());
         let database = database_with(dir.path(), "a", &source);
-        let lines = PLACES.iter().map(|(name, _)| path(name));
+        let lines = PATHS.iter().map(|(name, _)| path(name));
         let lines: Vec<_> = lines.map(|path| path.display().to_string()).collect();
         fs::write(path("in"), lines.join("\n")).unwrap();
         let (_sentinel, endpoint) = sentinel(&database, &["--allow-uid", &user.to_string()]);
@@ -102,7 +102,7 @@ fn plugins_change_none_of_the_programs_that_builds_run() {
         chown(dir.path(), Some(user), Some(user)).unwrap();
         let folders = ["missing", ".local/bin", ".pyenv/shims"];
         let folders = folders.map(|name| path("home").join(name).display().to_string());
-        let mut command = Command::new(path(PLACES[0].0));
+        let mut command = Command::new(path(PATHS[0].0));
         command
             .uid(user)
             .gid(user)
@@ -114,7 +114,7 @@ fn plugins_change_none_of_the_programs_that_builds_run() {
         let job = ended(&database, submit(&database, "a", &[path("in")])[0]);
         assert_eq!(job["status"], "COMPLETED", "{user}: {job}");
         let done = done_of(&path("out"));
-        for (name, is_allowed) in PLACES {
+        for (name, is_allowed) in PATHS {
             let name_of = path(name).display().to_string();
             let changed = [" ", "\""]
                 .iter()
@@ -122,7 +122,7 @@ fn plugins_change_none_of_the_programs_that_builds_run() {
             assert_eq!(changed, *is_allowed, "{user} {name}: {done}");
         }
         // Another plugin's environment is created with the programs of the start, whatever has their names now.
-        replace(&path(PLACES[0].0), &path("planted"));
+        replace(&path(PATHS[0].0), &path("planted"));
         let other = path("b.py");
         fs::write(&other, OTHER).unwrap();
         let location = database.to_str().unwrap();

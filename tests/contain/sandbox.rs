@@ -493,7 +493,7 @@ fn check(mode: &str, start: &str, by: By) {
 }
 
 #[test]
-fn a_plugin_reaches_what_its_mode_says() {
+fn a_plugin_reaches_what_its_mode_allows() {
     for start in ["warm", "spawn"] {
         for mode in ["off", "on", "strict"] {
             check(mode, start, By::Us);
@@ -514,7 +514,7 @@ fn plugins_of_a_user_who_is_not_root_reach_no_more() {
 }
 
 #[test]
-fn without_namespaces_the_rest_holds_and_is_said() {
+fn without_namespaces_the_rest_applies_and_is_reported() {
     let worker = program("casparian-worker");
     let mut check = unprivileged(worker.get_program().to_str().unwrap());
     let output = output(check.arg("--check-sandbox"));

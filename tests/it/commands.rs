@@ -34,7 +34,7 @@ fn deploy_takes_a_version() {
 }
 
 #[test]
-fn without_a_sentinel_workers_are_offline_and_jobs_say_why_they_wait() {
+fn without_a_sentinel_workers_are_offline_and_jobs_show_why_they_wait() {
     let dir = tempfile::tempdir().unwrap();
     let database = database_with(dir.path(), "one", ONE_ROW);
     let text = database.to_str().unwrap();
@@ -148,7 +148,7 @@ fn no_text_moves_the_cursor_of_a_terminal() {
 }
 
 #[test]
-fn what_was_done_is_said_when_stdout_takes_nothing() {
+fn what_was_done_is_reported_when_stdout_takes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let database = database_with(dir.path(), "one", ONE_ROW);
     let text = database.to_str().unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use casparian::socket::{Dealer, Options};
 
 use crate::common::*;
-use crate::sink_places::Mount;
+use crate::sink_locations::Mount;
 
 /// Writes a batch, waits at the gate, writes another.
 fn gated(gate: &Path) -> String {
@@ -98,7 +98,7 @@ impl Scene {
 }
 
 /// Plugin processes of a killed worker must not live on.
-fn is_gone(process: i32) {
+fn has_ended(process: i32) {
     until("the plugin process dies with its worker", || {
         let status = std::fs::read_to_string(format!("/proc/{process}/stat"));
         // A zombie is dead; nobody has reaped it yet.
@@ -118,7 +118,7 @@ fn a_killed_worker_loses_nothing() {
         let processes = [scene.wait_started(0), scene.wait_started(1)];
         first.kill();
         scene.nothing_visible();
-        processes.into_iter().for_each(is_gone);
+        processes.into_iter().for_each(has_ended);
         scene.open_gate();
         let _second = worker(&endpoint, &scene.out(), &more);
         scene.all_done();
@@ -165,7 +165,7 @@ fn killed_sentinel_and_worker_leave_no_running_row() {
 }
 
 #[test]
-fn a_killed_plugin_process_is_a_failure_that_says_so_and_the_slot_is_free() {
+fn a_killed_plugin_process_is_reported_as_a_failure_and_the_slot_is_free() {
     let scene = Scene::new(2);
     let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
     let _worker = worker(

@@ -152,8 +152,16 @@ fn wrong_command_lines_about_keys_are_refused_with_what_to_do() {
     assert!(!database.exists());
     let out = dir.path().join("out");
     let worker: &[(&[&str], i32, &str)] = &[
-        (&["--connect", "tcp://127.0.0.1:0"], 2, "names no one place"),
-        (&["--connect", "ipc://*"], 2, "names no one place"),
+        (
+            &["--connect", "tcp://127.0.0.1:0"],
+            2,
+            "cannot connect to the wildcard",
+        ),
+        (
+            &["--connect", "ipc://*"],
+            2,
+            "cannot connect to the wildcard",
+        ),
         (
             &["--curve-secret-key", secret],
             2,

@@ -36,7 +36,7 @@ fn read_mark(mark: &str) -> i32 {
     })
 }
 
-fn is_gone(pid: i32) {
+fn has_ended(pid: i32) {
     until("the process is gone", || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
         stat.map_or(true, |stat| stat.contains(") Z "))
@@ -75,7 +75,7 @@ fn a_time_out_holds_wherever_the_process_has_gone() {
             let receipt = rig.run(&marked(&mark, body));
             caused(&receipt, Cause::Plugin, "limit of 2 s");
             assert!(!first_line(&receipt).contains("signal"), "{start} {name}");
-            is_gone(read_mark(&mark));
+            has_ended(read_mark(&mark));
             std::fs::remove_file(&mark).unwrap();
             succeeds(&mut rig);
         }
@@ -121,7 +121,7 @@ fn a_stopped_interpreter_is_replaced_and_its_jobs_are_innocent() {
         }
         let receipt = rig.dispatcher.receipt(innocent);
         given_back(&receipt, words);
-        is_gone(process);
+        has_ended(process);
         succeeds(&mut rig);
     }
 }
@@ -294,7 +294,7 @@ fn imports_that_do_not_end_fail_the_jobs_of_their_environment_only() {
     let mut dispatcher = Dispatcher::new();
     let endpoint = dispatcher.endpoint.parse().unwrap();
     let mut options = Options::new(endpoint, dir.path().join("out"));
-    options.interpreter_start_timeout = Duration::from_secs(2);
+    options.fork_server_start_timeout = Duration::from_secs(2);
     options.home = home;
     options.slots = 2;
     options.signals = false;

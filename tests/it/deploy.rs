@@ -389,7 +389,7 @@ fn a_plugin_is_signed_here_and_deployed_there_over_curve() {
 }
 
 #[test]
-fn wrong_command_lines_about_deployments_say_what_to_do() {
+fn errors_of_command_lines_about_deployments_state_what_to_do() {
     let scene = Scene::new();
     let database = scene.database.to_str().unwrap();
     let (key, list) = (scene.key.to_str().unwrap(), scene.list.to_str().unwrap());

@@ -105,7 +105,7 @@ fn an_environment_that_was_evicted_is_created_again_for_the_next_job() {
 
 /// An environment that goes while nothing uses it, as when another worker of the host evicts it.
 #[test]
-fn an_environment_that_has_gone_does_not_count_as_ready() {
+fn an_environment_that_is_missing_does_not_count_as_ready() {
     let dir = tempfile::tempdir().unwrap();
     let source = "import pyarrow as pa\n\nclass Handler:\n    def execute(self, path):\n        \
          yield pa.table({'x': [1]})\n";

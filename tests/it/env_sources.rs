@@ -130,7 +130,7 @@ impl Host {
 const SIX: &str = "six.__version__";
 
 #[test]
-fn what_a_block_says_of_uv_holds_or_is_refused_by_its_name() {
+fn what_a_block_sets_for_uv_applies_or_is_refused_by_its_name() {
     let host = Host::new();
     host.package("lib", "own");
     let six = "dependencies = [\"six\"]";
@@ -418,7 +418,7 @@ fn a_requirements_file_is_read_as_pip_reads_it_or_refused_by_line() {
 }
 
 #[test]
-fn a_deployed_plugin_has_exact_versions_and_what_its_block_says() {
+fn a_deployed_plugin_has_exact_versions_and_what_its_block_sets() {
     let host = Host::new();
     let block = [
         "requires-python = \">=3.9\"",

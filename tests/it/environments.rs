@@ -103,7 +103,7 @@ fn one_environment_that_many_want_is_made_once() {
 }
 
 #[test]
-fn a_failed_environment_leaves_nothing_and_says_what_uv_said() {
+fn a_failed_environment_leaves_nothing_and_reports_what_uv_printed() {
     let home = fresh_home();
     let lockfile = requirements_lockfile(&["casparian-no-such-package==9".to_owned()], None, &[]);
     let error = make(home.path(), &lockfile).unwrap_err().to_string();

@@ -176,7 +176,7 @@ const EXCEPTIONS: &[(&str, &str, &str, &[&str])] = &[
 ];
 
 #[test]
-fn every_exception_and_exit_is_told_in_the_first_line() {
+fn every_exception_and_exit_is_reported_in_the_first_line() {
     for start in ["warm", "spawn"] {
         let mut rig = Rig::new(&["--slots", "2", "--plugin-start", start]);
         let jobs: Vec<u64> = EXCEPTIONS
@@ -478,7 +478,7 @@ fn an_interpreter_that_is_killed_once_while_it_starts_costs_nothing() {
 
 /// The kernel closes the files of a process before its end can be seen.
 #[test]
-fn an_interpreter_that_ends_while_it_is_asked_says_of_what() {
+fn the_error_of_an_interpreter_that_ends_while_it_is_asked_has_the_signal() {
     let mut rig = Rig::with(&["--slots", "2"], |command, dir| {
         command.env("HOME", dir);
     });
@@ -502,7 +502,7 @@ fn an_interpreter_that_ends_while_it_is_asked_says_of_what() {
         let line = first_line(&receipt);
         assert_eq!(
             line,
-            "the environment's interpreter does not start: the warm interpreter has died: signal 11 (SIGSEGV)"
+            "the environment's interpreter does not start: the fork server has died: signal 11 (SIGSEGV)"
         );
         assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
     }

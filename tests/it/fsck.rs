@@ -449,7 +449,7 @@ fn what_is_in_the_way_of_a_folder_must_be_removed_before_a_repair() {
         }
         let (code, text) = scene.fsck(&["--repair"]);
         assert_eq!(code, Some(1));
-        let wanted = format!("{kind} is in its place, not a folder; remove it");
+        let wanted = format!("{kind} is at its path, not a folder; remove it");
         assert!(text.contains(&wanted), "{text}");
         assert_eq!(scene.status(2), "COMPLETED");
         fs::remove_file(&folder).unwrap();

@@ -15,7 +15,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn say(peer: &mut Background, action: Value) -> Value {
+fn send(peer: &mut Background, action: Value) -> Value {
     peer.write(&action.to_string());
     peer.event(action["do"].as_str().unwrap())
 }
@@ -151,10 +151,10 @@ fn our_router_and_a_libzmq_dealer() {
                     .unwrap()
                     .then_some(())
             });
-            let back = say(&mut dealer, json!({"do": "recv", "count": 1}));
+            let back = send(&mut dealer, json!({"do": "recv", "count": 1}));
             assert_eq!(back["messages"][0], json!([hex(&body), "", hex(b"tail")]));
         }
-        say(&mut dealer, json!({"do": "close"}));
+        send(&mut dealer, json!({"do": "close"}));
     });
 }
 
@@ -179,7 +179,7 @@ fn our_dealer_and_a_libzmq_router() {
             });
         }
         router.event("echo");
-        say(&mut router, json!({"do": "close"}));
+        send(&mut router, json!({"do": "close"}));
     });
 }
 
@@ -240,7 +240,7 @@ fn libzmqs_req_and_rep_are_served() {
         req.event("send");
         router.send(&from, &[b"", b"answer"]).unwrap();
         router.drain(Duration::from_secs(10)).unwrap();
-        let answer = say(&mut req, json!({"do": "recv", "count": 1}));
+        let answer = send(&mut req, json!({"do": "recv", "count": 1}));
         assert_eq!(answer["messages"][0], json!([hex(b"answer")]));
     }
     let dir = tempfile::tempdir().unwrap();

@@ -287,7 +287,7 @@ fn files_of_the_flat_layout_are_moved_on_first_use_and_back() {
 
 /// A move that is killed at any of its calls is done by the next run, in either direction.
 #[test]
-fn a_move_that_is_killed_at_any_point_leaves_each_output_at_one_place() {
+fn a_move_that_is_killed_at_any_point_leaves_each_output_at_one_path() {
     let folder = topics(&[("a.csv", "-\t1\nsales\t2"), ("b.csv", "-\t3")]);
     folder.run(&["--layout", "flat"]);
     let out = folder.path("out");

@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod away;
 mod bad_plugins;
 mod commands;
 mod common;
@@ -30,6 +29,7 @@ mod manifest;
 #[path = "../support/memory.rs"]
 mod memory;
 mod mistakes;
+mod moved_output;
 mod moves;
 mod old_system;
 mod operate;
@@ -43,8 +43,8 @@ mod run;
 mod run_again;
 mod run_drift;
 mod run_ends;
-mod run_gone;
 mod run_jobs;
+mod run_missing;
 mod run_sinks;
 mod run_waits;
 mod scratch;
@@ -52,7 +52,7 @@ mod secrets;
 mod settlement;
 mod signals;
 mod silent_inputs;
-mod sink_places;
+mod sink_locations;
 mod stderr;
 mod strangers;
 mod types;

@@ -51,7 +51,7 @@ fn numbers_that_a_run_cannot_use_are_refused_with_their_range() {
 }
 
 #[test]
-fn a_plugins_file_in_the_place_of_its_name_is_told_apart() {
+fn a_plugins_file_given_for_its_name_is_recognized() {
     let folder = Folder::new(&[("a", "1\n")]);
     let queue = folder.path("q.db");
     casparian_ok(&["init", &queue]);
@@ -99,7 +99,7 @@ fn a_tmpdir_that_cannot_hold_a_socket_costs_no_run() {
 }
 
 #[test]
-fn what_a_database_refuses_is_said_with_its_path() {
+fn what_a_database_refuses_is_reported_with_its_path() {
     let dir = tempfile::tempdir().unwrap();
     let source = "class Handler:\n    def execute(self, path):\n        pass\n";
     let database = database_with(dir.path(), "p", source);

@@ -290,7 +290,10 @@ fn a_file_of_another_hand_is_not_removed_with_output() {
         .unwrap();
     let text = stdout(&run) + &stderr(&run);
     assert_eq!(run.status.code(), Some(0), "{text}");
-    assert!(text.contains("another file in its place stays: "), "{text}");
+    assert!(
+        text.contains("another file at its path is kept: "),
+        "{text}"
+    );
     assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
     assert_eq!(files(&folder), ["count/a_1.parquet", "count/b_2.parquet"]);
     // It is said once.

@@ -486,7 +486,7 @@ fn the_log_names_rows_whose_claims_and_ends_the_database_refuses() {
             .unwrap();
         let (mut sentinel, endpoint) = sentinel(&database, &[]);
         let _worker = worker(&endpoint, &dir.path().join("out"), &["--slots", "1"]);
-        sentinel.line_with(&format!("job {never} is passed over, it cannot be ended"));
+        sentinel.line_with(&format!("job {never} is skipped, it cannot be ended"));
         sentinel.line_with(&format!("job {endless} attempt 1: a constraint or trigger"));
         assert_eq!(ended(&database, ids[2])["status"], "COMPLETED");
         let reason = |id| job(&database, id)["waiting_for"].to_string();

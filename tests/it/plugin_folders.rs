@@ -476,7 +476,7 @@ fn made(files: &[(&str, usize)], contents: &[u8]) -> String {
 }
 
 #[test]
-fn a_source_that_says_of_a_folder_what_it_must_not_fails_its_jobs() {
+fn a_source_that_describes_an_invalid_folder_fails_its_jobs() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &[("in", "")]);
     let many: Vec<(String, usize)> = (0..2001).map(|number| (number.to_string(), 0)).collect();

@@ -138,7 +138,7 @@ lock = __import__('threading').Lock()
 ";
 
 #[test]
-fn a_thread_pool_of_a_preload_does_not_hang_jobs_and_is_told_once() {
+fn a_thread_pool_of_a_preload_does_not_hang_jobs_and_is_reported_once() {
     let pool = with_preload("casparian_pool", POOL);
     let body = "import casparian_pool\nx = casparian_pool.pool.submit(lambda: 7).result()\n\
                 open(path + '.seen', 'w').write(str(x))\nyield pa.table({'x': [x]})";

@@ -627,7 +627,7 @@ fn an_interpreter_that_does_not_work_is_named_and_can_be_interrupted() {
 }
 
 #[test]
-fn fifos_in_the_place_of_files_are_refused_at_once() {
+fn fifos_given_for_files_are_refused_at_once() {
     let folder = Folder::new(&[("a", "1\n")]);
     let fifo = folder.path("fifo.lock");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status();

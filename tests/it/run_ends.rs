@@ -110,8 +110,8 @@ fn a_queue_that_is_removed_or_replaced_ends_the_run() {
 fn an_output_folder_that_goes_ends_the_run() {
     for (why, reason) in [
         ("gone", "it was removed, renamed or unmounted"),
-        ("another", "another folder is in its place"),
-        ("file", "another folder is in its place"),
+        ("another", "another folder is at its path"),
+        ("file", "another folder is at its path"),
     ] {
         let scene = Scene::new();
         let (out, away) = (scene.at("out"), scene.at("away"));

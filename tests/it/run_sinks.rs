@@ -129,7 +129,7 @@ fn lines(folder: &Folder) -> String {
 }
 
 /// Jobs of the files whose output stands in a sink of Parquet files.
-fn standing(folder: &Folder) -> Vec<String> {
+fn present(folder: &Folder) -> Vec<String> {
     let names = names(folder).into_iter();
     names.filter(|name| name.ends_with(".parquet")).collect()
 }
@@ -235,7 +235,7 @@ fn files_that_output_kept_from_a_sink_are_run_when_it_is_removed() {
             assert_eq!(removed.count(), 1, "{why}");
             match sink.starts_with("sqlite") {
                 true => assert_eq!(lines(&folder), "2", "{why}"),
-                false => assert_eq!(standing(&folder), ["all_2.parquet"], "{why}"),
+                false => assert_eq!(present(&folder), ["all_2.parquet"], "{why}"),
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::common::*;
-use crate::sink_places::Mount;
+use crate::sink_locations::Mount;
 
 const MIB: usize = 1 << 20;
 

@@ -152,7 +152,7 @@ fn an_input_that_cannot_be_hashed_fails_alone_and_can_be_interrupted() {
 }
 
 #[test]
-fn a_run_says_that_its_outputs_storage_does_not_respond_and_ends() {
+fn a_run_reports_that_its_outputs_storage_does_not_respond_and_ends() {
     if !rustix::process::getuid().is_root() {
         eprintln!("not run: only root can mount a file system that does not respond");
         return;

@@ -56,7 +56,7 @@ impl Drop for Unread {
 }
 
 #[test]
-fn programs_whose_log_nobody_reads_go_on_and_end() {
+fn programs_whose_log_is_not_read_go_on_and_end() {
     let dir = tempfile::tempdir().unwrap();
     let database = database_with(dir.path(), "fails", FAILS);
     let inputs: Vec<_> = (0..300)
@@ -171,7 +171,7 @@ fn a_limit_of_file_sizes_ends_no_program() {
 }
 
 #[test]
-fn a_sentinel_whose_database_may_not_grow_says_so_and_goes_on_later() {
+fn a_sentinel_whose_database_may_not_grow_reports_it_and_goes_on_later() {
     let dir = tempfile::tempdir().unwrap();
     let database = database_with(dir.path(), "fails", FAILS);
     let inputs: Vec<_> = (0..20)

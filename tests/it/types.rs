@@ -74,11 +74,11 @@ fn what_a_file_cannot_keep_fails_the_job_with_the_column() {
         ),
         (
             "extension",
-            r#"column "v": its metadata says extension type arrow.uuid"#,
+            r#"column "v": its metadata names extension type arrow.uuid"#,
         ),
         (
             "extension_deep",
-            r#"column "v": its metadata says extension type arrow.json"#,
+            r#"column "v": its metadata names extension type arrow.json"#,
         ),
         ("digits", r#"column "v": "#),
         ("far", r#"is out of the range of Timestamp(ns)"#),

@@ -292,11 +292,11 @@ impl Worker {
             receipt.metrics.insert(BARRED_BY.to_owned(), by);
             return self.leases.owe(attempt, receipt);
         }
-        let standing = storage.settle(&settlement);
+        let kept = storage.settle(&settlement);
         let receipt = Receipt {
             status: JobStatus::Success,
             attempt: Some(attempt.number),
-            metrics: standing
+            metrics: kept
                 .map(|number| (SETTLED_ATTEMPT.to_owned(), number))
                 .into_iter()
                 .collect(),
@@ -448,7 +448,7 @@ impl Worker {
 impl Run {
     /// What its plugin process does, and what time does to it.
     fn advance_process(&mut self, now: BootTime) {
-        if self.ends_at <= now && !self.slot.is_gone() {
+        if self.ends_at <= now && !self.slot.has_process_ended() {
             match self.plan {
                 Plan::Succeeds => {
                     self.slot.handle_end(now);

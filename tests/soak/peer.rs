@@ -69,7 +69,7 @@ impl Peer {
     }
 
     fn receive(&mut self, report: &mut Report) {
-        while let Some(frames) = hear(&mut self.dealer) {
+        while let Some(frames) = receive(&mut self.dealer) {
             let number_at =
                 |place: usize| u64::from_be_bytes(frames[0][place * 8..][..8].try_into().unwrap());
             let (connection, answers, epoch, number) =

@@ -347,7 +347,7 @@ pub(crate) fn take(router: &mut Router) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
 }
 
 /// Receives on a DEALER.
-pub(crate) fn hear(dealer: &mut Dealer) -> Option<Vec<Vec<u8>>> {
+pub(crate) fn receive(dealer: &mut Dealer) -> Option<Vec<Vec<u8>>> {
     dealer
         .receive(NOW)
         .unwrap()

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 mod sources;
+mod words;
 
 use sources::{is_test, rust_files, sources};
 
@@ -88,7 +89,7 @@ fn root() -> &'static Path {
 }
 
 #[test]
-fn every_module_says_what_it_is() {
+fn every_module_has_a_description() {
     for path in rust_files(&root().join("src")) {
         if !is_test(&path) {
             let text = fs::read_to_string(&path).unwrap();
@@ -233,7 +234,7 @@ fn the_program_of_plugin_processes_defines_every_name_that_it_uses() {
 }
 
 #[test]
-fn every_fuzz_target_has_seeds_a_dictionary_and_a_place_in_the_list() {
+fn every_fuzz_target_has_seeds_a_dictionary_and_an_entry_in_the_list() {
     let fuzz = root().join("fuzz");
     let list = fs::read_to_string(fuzz.join("src/lib.rs")).unwrap();
     let readme = fs::read_to_string(fuzz.join("README.md")).unwrap();

@@ -9,7 +9,7 @@ use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
 use crate::job::{Attempt, Cause, Mode, Receipt, Settlement, Target};
 use crate::limits::PUBLISHED_SIZE_MAX;
-use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions, Standing};
+use crate::sink::{Check, Error, Kind, Problem, PublishedOutput, Root, RootOptions};
 use crate::store::{self, Audited, Inspector, Lock, Open, Settled, Store, lock_database};
 use crate::worker;
 
@@ -175,43 +175,43 @@ impl Repair {
         let sinks = transaction.sinks_of(row.job_id).map_err(failed)?;
         let mut sinks = sinks.unwrap_or_default();
         sinks.retain(|sink| sink.mode == Mode::Replace);
-        let mut standings: Vec<Standing<'_>> = roots
+        let mut outputs: Vec<PublishedOutput<'_>> = roots
             .iter()
-            .map(|root| Standing::new(root, &id).anywhere())
+            .map(|root| PublishedOutput::new(root, &id).anywhere())
             .collect();
-        let mut places: BTreeSet<PathBuf> = BTreeSet::new();
-        for standing in &mut standings {
-            let published = standing.places(row.publisher);
-            let is_here = !published.is_empty();
-            places.extend(published.into_iter().map(|(place, _)| place));
+        let mut locations: BTreeSet<PathBuf> = BTreeSet::new();
+        for published in &mut outputs {
+            let found = published.locations(row.publisher);
+            let is_in_root = !found.is_empty();
+            locations.extend(found.into_iter().map(|(location, _)| location));
             for sink in &sinks {
                 // A sink with an absolute path is the same one for all roots.
                 let is_one = matches!(&sink.target, Target::Sqlite { database, .. } if database.is_absolute());
-                if !is_here && !is_one {
+                if !is_in_root && !is_one {
                     continue;
                 }
-                if let Some(other) = standing.of_others(sink, row.last).map_err(failed)? {
+                if let Some(other) = published.of_others(sink, row.last).map_err(failed)? {
                     let other = path_text(&other);
                     return Ok(Some(format!("it would replace {other} of another job")));
                 }
-                places.insert(standing.location_of(sink));
+                locations.insert(published.location_of(sink));
             }
         }
-        for place in places {
-            let last = match self.last_publishers.get(&place) {
+        for location in locations {
+            let last = match self.last_publishers.get(&location) {
                 Some(last) => *last,
                 None => {
-                    let mut is_of_place = |attempt| {
-                        let mut standings = standings.iter();
-                        standings.any(|standing| {
-                            let published = standing.places(attempt);
-                            published.contains(&(place.clone(), true))
+                    let mut is_published_there = |attempt| {
+                        let mut outputs = outputs.iter();
+                        outputs.any(|published| {
+                            let found = published.locations(attempt);
+                            found.contains(&(location.clone(), true))
                         })
                     };
                     let last = transaction
-                        .latest_completed(&mut is_of_place)
+                        .latest_completed(&mut is_published_there)
                         .map_err(failed)?;
-                    self.last_publishers.insert(place.clone(), last);
+                    self.last_publishers.insert(location.clone(), last);
                     last
                 }
             };
@@ -222,9 +222,9 @@ impl Repair {
                 .ended_after(row.publisher, last)
                 .map_err(failed)?
             {
-                let place = path_text(&place);
+                let location = path_text(&location);
                 return Ok(Some(format!(
-                    "job {} was the last one to publish into {place}, which replaced others",
+                    "job {} was the last one to publish into {location}, which replaces output of other jobs",
                     last.job_id
                 )));
             }
@@ -245,10 +245,10 @@ impl Repair {
                 return Ok(None);
             };
             let receipt = match settle_in(&settlement, roots, duplicates, forgotten) {
-                Ok((standing, is_removed)) => {
-                    let receipt = worker::settled(settlement.attempt, standing.clone());
+                Ok((kept, is_removed)) => {
+                    let receipt = worker::settled(settlement.attempt, kept.clone());
                     let became = self.note(&settlement, &receipt).map_err(failed)?;
-                    return Ok(Some(Done::Settled(match (standing, became) {
+                    return Ok(Some(Done::Settled(match (kept, became) {
                         (Some(_), Settled::Completed) => {
                             "settled: the job is COMPLETED by this output"
                         }
@@ -309,19 +309,19 @@ fn settle_in(
     duplicates: &[usize],
     forgotten: &[usize],
 ) -> Result<(Settling, bool), Error> {
-    let mut standing = None;
+    let mut kept = None;
     let mut is_removed = false;
     for (index, root) in roots.iter().enumerate() {
         let before = root.has_record(settlement)?;
         let found = root.settle(settlement)?;
         let is_forgotten = found.is_none() && forgotten.contains(&index);
         is_removed |= before && !root.has_record(settlement)?;
-        standing = standing.or(found);
+        kept = kept.or(found);
         if is_forgotten || duplicates.contains(&index) {
             is_removed |= !root.settle_duplicate(settlement)?.is_empty();
         }
     }
-    Ok((standing, is_removed))
+    Ok((kept, is_removed))
 }
 
 fn barred_by(error: &Error) -> Option<i64> {

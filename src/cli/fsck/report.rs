@@ -119,7 +119,7 @@ fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
         Kind::Record => (
             Error,
             "record",
-            "remove it to give up what it says about earlier output",
+            "remove it to discard its data about earlier output",
         ),
         Kind::Foreign => (Error, "foreign", COPIED),
         Kind::Unfinished => (Warning, "unfinished", SETTLE),
@@ -153,7 +153,7 @@ fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
         Kind::Stranger => (
             Note,
             "stranger",
-            "find out who put it there, and remove it; it is passed over",
+            "find out who put it there, and remove it; it is skipped",
         ),
         Kind::Unchecked => (Warning, "unchecked", "check again when it can be read"),
     }

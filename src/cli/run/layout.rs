@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::queue::{End, Queue, Stop};
 use crate::cli::progress::Progress;
 use crate::limits;
-use crate::sink::{self, Placed, Relocation, Root};
+use crate::sink::{self, PublishedJob, Relocation, Root};
 use crate::store::{Code, PublishedInput};
 
 /// Result of moving files.
@@ -48,14 +48,14 @@ pub(super) fn arrange(
         let job_id = job.job_id;
         let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
         let Some(before) = before else { continue };
-        let placed = Placed {
+        let job = PublishedJob {
             attempt: before.attempt,
             key: before.key,
             plugin,
             input: &job.path.to_string_lossy(),
             sinks: &sinks,
         };
-        match waited(queue, progress, || root.misplaced(&id, placed))? {
+        match waited(queue, progress, || root.misplaced(&id, job))? {
             Ok(relocation) => found.extend(relocation),
             Err(error) => note_left(job_id, &error, progress, &mut arranged),
         }

@@ -13,7 +13,7 @@ use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};
 use crate::job::Attempt;
 use crate::lock_file;
-use crate::sink::{self, Root, Standing, create_folder, create_own_folder};
+use crate::sink::{self, PublishedOutput, Root, create_folder, create_own_folder};
 use crate::worker;
 
 /// How long to wait for the lock of an output folder.
@@ -110,15 +110,15 @@ pub(super) fn settle_interrupted(
                 continue;
             };
             let attempt = settlement.attempt;
-            let standing = match root.settle(&settlement) {
-                Ok(standing) => standing,
+            let kept = match root.settle(&settlement) {
+                Ok(kept) => kept,
                 // Its row stays unsettled. The next run tries again.
                 Err(error) => {
                     progress.note(&format!("job {job_id} of an interrupted run: {error}"));
                     continue;
                 }
             };
-            let receipt = worker::settled(attempt, standing);
+            let receipt = worker::settled(attempt, kept);
             queue.step(progress, |store| {
                 let mut transaction = store.begin()?;
                 transaction.settle(attempt, &receipt, &now())?;
@@ -150,14 +150,14 @@ pub(super) fn remove_stale(
             continue;
         }
         item.is_cleared = true;
-        let is_gone = match &item.outcome {
+        let removes_others = match &item.outcome {
             Outcome::Done { .. } | Outcome::Skipped { .. } => true,
             Outcome::Failed { is_final, .. } => removes_failed && *is_final && is_as_it_ran(item),
             Outcome::Waiting => false,
         };
         let hash = item.source.as_ref().map(|source| &source.print.hash);
         for (job_id, of) in &item.others {
-            if !is_gone || hash == Some(of) || is_blocked {
+            if !removes_others || hash == Some(of) || is_blocked {
                 continue;
             }
             let (removed, left) = withdraw(*job_id, queue, progress, root)?;
@@ -187,7 +187,7 @@ pub(super) fn note_kept(
     root: &Root,
 ) -> Result<(), End> {
     let id = queue.step(progress, |store| Ok(store.database_id()))?;
-    let mut standing = Standing::new(root, &id);
+    let mut published = PublishedOutput::new(root, &id);
     for item in items {
         let is_done = matches!(item.outcome, Outcome::Done { .. } | Outcome::Skipped { .. });
         let Some(job_id) = item.job_id.filter(|_| !is_done) else {
@@ -201,7 +201,7 @@ pub(super) fn note_kept(
         }
         let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
         let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
-        item.kept = standing.present(attempt, old).map_err(failed)?;
+        item.kept = published.present(attempt, old).map_err(failed)?;
         let hash = item.source.as_ref().map(|source| &source.print.hash);
         let is_other = |old: &String| hash.is_some_and(|hash| hash != old);
         item.is_stale = !item.kept.is_empty()
@@ -216,8 +216,8 @@ pub(super) fn report_left(left: &[sink::Error], file: &Path, progress: &Progress
         let file = file.display();
         progress.note(&match error {
             sink::Error::NotOurs { path, .. } => format!(
-                "earlier output of {file} is not there any more, and another file in its place \
-                 stays: {} (where the output folder is a copy: `casparian fsck --adopt`)",
+                "earlier output of {file} is not there any more, and another file at its path \
+                 is kept: {} (where the output folder is a copy: `casparian fsck --adopt`)",
                 path.display()
             ),
             error => format!("earlier output of {file} cannot be removed: {error}"),
@@ -260,11 +260,11 @@ pub(super) fn withdraw(
     let Some(before) = before.filter(|before| !before.uris.is_empty()) else {
         return Ok(Default::default());
     };
-    let standing = Standing::new(root, &id);
+    let published = PublishedOutput::new(root, &id);
     let withdrawn = queue.wait_for(progress, |_| {
-        Ok(standing.withdraw(before.attempt, before.key, &before.uris)?)
+        Ok(published.withdraw(before.attempt, before.key, &before.uris)?)
     })?;
-    if withdrawn.is_gone {
+    if withdrawn.is_all_removed {
         forget(job_id, queue, progress)?;
     }
     Ok((withdrawn.removed, withdrawn.left))

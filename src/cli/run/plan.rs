@@ -3,19 +3,19 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::gone::Lost;
 use super::layout::arrange;
+use super::missing::Lost;
 use super::queue::{End, Queue, Stop};
 use super::watch::GO_ON;
 use crate::cli::content::{Fingerprint, Reader};
 use crate::cli::input::{Found, LeftOut};
 use crate::cli::plugin::{now, register, unix_ms};
 use crate::cli::progress::Progress;
-use crate::cli::summary::{Gone, Item, Outcome, Source, counts, receipted, topics};
+use crate::cli::summary::{Item, MissingInput, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
 use crate::job::{Parameters, Sink, mtime_s};
 use crate::limits;
-use crate::sink::{Root, Standing};
+use crate::sink::{PublishedOutput, Root};
 use crate::store::{Code, Deploy, Transaction, artifact_hash};
 
 /// Retries after faults of the worker. Their pauses, 255 s in total, are almost as long as the run waits for
@@ -46,7 +46,7 @@ pub(super) struct Enqueued {
     /// Sinks of the plugin.
     pub(super) sinks: Vec<Sink>,
     /// Jobs with output whose files do not exist any more.
-    pub(super) gone: Vec<Gone>,
+    pub(super) missing: Vec<MissingInput>,
     /// For each input without files that never had a file in an earlier run: the reason.
     pub(super) mistaken: Vec<String>,
     /// Number of files of earlier runs that were moved.
@@ -111,10 +111,10 @@ pub(super) fn enqueue(
         some: arranged.left,
     };
     let database = queue.database();
-    let (sinks, gone, mistaken) = queue.step(progress, |store| {
+    let (sinks, missing, mistaken) = queue.step(progress, |store| {
         let id = store.database_id();
         let mut transaction = store.begin()?;
-        let mut standing = Standing::new(root, &id);
+        let mut published = PublishedOutput::new(root, &id);
         let mut lost = Lost::find(&transaction, own.deploy.plugin_name, found, &mut items)?;
         let all = items.iter_mut();
         let sinks = plan(
@@ -122,18 +122,18 @@ pub(super) fn enqueue(
             database,
             own,
             &force,
-            &mut standing,
+            &mut published,
             &mut lost,
             all,
         )?;
         transaction.commit()?;
         let mistaken = lost.mistaken(found);
-        Ok((sinks, lost.gone(found), mistaken))
+        Ok((sinks, lost.missing(found), mistaken))
     })?;
     Ok(Enqueued {
         items,
         sinks,
-        gone,
+        missing,
         mistaken,
         moved: arranged.moved,
     })
@@ -156,7 +156,7 @@ pub(super) fn enqueue_freed(
     queue.step(progress, |store| {
         let id = store.database_id();
         let mut transaction = store.begin()?;
-        let mut standing = Standing::new(root, &id);
+        let mut published = PublishedOutput::new(root, &id);
         let items = freed.iter_mut().map(|item| &mut **item);
         let lost = &mut Lost::default();
         let force = Force::default();
@@ -165,7 +165,7 @@ pub(super) fn enqueue_freed(
             database,
             own,
             &force,
-            &mut standing,
+            &mut published,
             lost,
             items,
         )?;
@@ -181,7 +181,7 @@ fn plan<'i>(
     database: &Path,
     own: &Own<'_>,
     force: &Force,
-    standing: &mut Standing<'_>,
+    published: &mut PublishedOutput<'_>,
     lost: &mut Lost,
     items: impl Iterator<Item = &'i mut Item>,
 ) -> Result<Vec<Sink>, Stop> {
@@ -194,8 +194,8 @@ fn plan<'i>(
             return Err(failed(format!("database {database}: {reason}")).into());
         }
     };
-    standing.check_owners(&code.sinks).map_err(failed)?;
-    if let Some(error) = standing.locked() {
+    published.check_owners(&code.sinks).map_err(failed)?;
+    if let Some(error) = published.locked() {
         return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
     }
     let artifact = artifact_hash(own.deploy.source_code, own.deploy.lockfile_content);
@@ -260,11 +260,11 @@ fn plan<'i>(
             };
             let stands = is_unchanged
                 && !(force.all || force.some.contains(&last.job_id))
-                && standing.has(before.attempt, before.key, &outputs, &mut others);
+                && published.has(before.attempt, before.key, &outputs, &mut others);
             if let Some(error) = failure {
                 return Err(error.into());
             }
-            if let Some(error) = standing.locked() {
+            if let Some(error) = published.locked() {
                 return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
             }
             if stands {

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silence_is_told_once_and_ends_the_run_by_its_bound_or_an_interruption() {
+    fn a_silence_is_reported_once_and_ends_the_run_by_its_bound_or_an_interruption() {
         let longest = Duration::from_secs(60);
         let waiting = || Step::Report("does not respond; waiting for at most 60 s".to_owned());
         let again = || Step::Report("responds again".to_owned());

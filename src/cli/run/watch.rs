@@ -60,10 +60,10 @@ impl Watch {
     /// Fails if folder or queue are not those of the start, so that waiting is useless. Other failures may be
     /// temporary.
     pub(super) fn check(&self) -> Result<(), String> {
-        if let Err(sink::Error::RootGone { path }) = self.root.check() {
+        if let Err(sink::Error::RootMissing { path }) = self.root.check() {
             return Err(format!(
-                "output {}: it was removed, renamed or unmounted, or another folder is in its \
-                 place; put it back, and {GO_ON}",
+                "output {}: it was removed, renamed or unmounted, or another folder is at its \
+                 path; restore it, and {GO_ON}",
                 path.display()
             ));
         }

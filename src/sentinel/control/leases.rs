@@ -342,14 +342,14 @@ impl Control {
         let losses: Vec<Loss> = losses.collect();
         if expired.len() > limits::ENDS_LOGGED_MAX {
             log::warn!(
-                "{} attempts of {} workers: they were not heard until their leases ran out",
+                "{} attempts of {} workers: their leases were not renewed in time",
                 expired.len(),
                 counts.len()
             );
         } else {
             for (attempt, worker_id, _) in &expired {
                 let worker = shown(worker_id);
-                log::warn!("{attempt}: {worker} was not heard until its lease ran out");
+                log::warn!("{attempt}: {worker} did not renew its lease in time");
             }
         }
         for ((attempt, worker_id, _), loss) in expired.into_iter().zip(losses) {

@@ -577,8 +577,8 @@ fn no_user_speaks_for_the_worker_of_another() {
     control.take_changes();
     // Refused while the worker is connected or disconnected, by its routing ID or its worker ID; also for a
     // worker that has jobs of an earlier sentinel.
-    for away in [false, true] {
-        if away {
+    for is_disconnected in [false, true] {
+        if is_disconnected {
             control.handle_disconnected(peer(1), b"w-1", now);
         }
         for (routing_id, payload) in [
@@ -650,7 +650,7 @@ fn slots_that_are_freed_without_a_change_are_reported() {
 }
 
 #[test]
-fn a_worker_that_asks_for_another_users_id_is_told_and_changes_nothing() {
+fn a_worker_that_asks_for_another_users_id_is_refused_and_changes_nothing() {
     let now = at(0);
     let mut control = control();
     let by = |text: &str, number: u64, routing_id: &'static [u8]| Sender {

@@ -47,9 +47,9 @@ impl Control {
         // Jobs of disconnected workers may still run.
         let orphans = self.orphans.values().map(|orphan| (&orphan.user, 1));
         let workers = self.workers.values();
-        let away = workers.filter(|worker| worker.peer.is_none());
-        let away = away.map(|worker| (&worker.user, worker.occupied()));
-        for (user, jobs) in orphans.chain(away) {
+        let disconnected = workers.filter(|worker| worker.peer.is_none());
+        let disconnected = disconnected.map(|worker| (&worker.user, worker.occupied()));
+        for (user, jobs) in orphans.chain(disconnected) {
             if let Some(user) = user {
                 *used.entry(user.name.clone()).or_default() += jobs;
             }

@@ -104,7 +104,7 @@ fn only_the_named_publishers_signature_over_that_hash_counts() {
         ("missing", "ana", ""),
         ("another's", "ana", of_another.as_str()),
         ("under another's name", "bob", good.as_str()),
-        ("nobody's name", "eve", good.as_str()),
+        ("the name of no publisher", "eve", good.as_str()),
         ("the name in another spelling", "Ana", good.as_str()),
         ("over another hash", "ana", of_another_hash.as_str()),
         ("truncated", "ana", &good[..126]),

@@ -18,8 +18,8 @@
 mod commit;
 mod index;
 mod insert;
+mod row_counts;
 mod rows;
-mod standing;
 mod tables;
 mod triggers;
 mod wait;
@@ -39,8 +39,8 @@ use crate::beside;
 use crate::job::Cause;
 
 pub(super) use commit::Prepared;
+pub(super) use row_counts::{Tables, is_usable};
 pub(super) use rows::{Rows, Stage};
-pub(super) use standing::{Tables, is_usable};
 pub(super) use tables::{Table, Target, check, prepare};
 pub(super) use wait::{Patience, Stuck};
 

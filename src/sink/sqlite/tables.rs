@@ -331,14 +331,14 @@ fn make_room(
         let found = connection.query_row(&existence(rows), own, |row| row.get(0));
         found.map_err(fail)
     };
-    let standing = attempt_in(connection, &first.name, run).map_err(fail)?;
-    if let Some(recorded) = standing.filter(|_| run.is_numbered()) {
+    let recorded_by = attempt_in(connection, &first.name, run).map_err(fail)?;
+    if let Some(recorded) = recorded_by.filter(|_| run.is_numbered()) {
         let key = key_of(connection, &first.name, run, recorded).map_err(fail)?;
         if target.history.is_foreign(recorded, key, attempt) {
             return Err(Error::Copied { attempt, recorded });
         }
     }
-    let is_recorded = standing.is_some();
+    let is_recorded = recorded_by.is_some();
     let uri = names::table_uri(&target.database, &first.name);
     let mut is_ours = is_recorded || !run.is_numbered() || target.previous.contains(&uri);
     let rows = own_rows(&first.name, columns);

@@ -176,7 +176,7 @@ fn a_record_whose_names_contain_a_nul_is_refused_as_corrupt() {
         ("t", "sqlite://x.db/rows", "append"),
         ("f", "parquet://o.parquet", "append"),
     ];
-    for (place, name) in [
+    for (pointer, name) in [
         ("/outputs/files/0/path", "o\0"),
         ("/outputs/files/0/bay", "bay\0"),
         ("/previous/files/0/path", "\0"),
@@ -191,16 +191,16 @@ fn a_record_whose_names_contain_a_nul_is_refused_as_corrupt() {
         let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
         json["previous"] = json["outputs"].clone();
         json["outputs"]["files"][0]["bay"] = "bay".into();
-        *json.pointer_mut(place).unwrap() = name.into();
+        *json.pointer_mut(pointer).unwrap() = name.into();
         fs::write(record(&fixture), json.to_string()).unwrap();
         let error = publish(&fixture.root, &of(2), &[2]).map(drop).unwrap_err();
-        assert_eq!(error.cause(), Cause::Operator, "{place}: {error}");
+        assert_eq!(error.cause(), Cause::Operator, "{pointer}: {error}");
         let text = error.to_string();
         assert!(
             text.contains(record(&fixture).to_str().unwrap()),
-            "{place}: {text}"
+            "{pointer}: {text}"
         );
-        assert!(!text.contains('\0'), "{place}: {text:?}");
+        assert!(!text.contains('\0'), "{pointer}: {text:?}");
     }
 }
 
@@ -425,8 +425,8 @@ fn a_root_whose_own_folders_are_on_another_mount_is_refused() {
     for folder in ["", "/staging", "/outputs", "/barred", "/workers"] {
         for kind in [&["-t", "tmpfs", "tmpfs"][..], &["--bind", &bind]] {
             let fixture = Fixture::new();
-            let place = format!(".casparian{folder}");
-            let Some(mount) = Mount::new(kind, fixture.path(&place)) else {
+            let below = format!(".casparian{folder}");
+            let Some(mount) = Mount::new(kind, fixture.path(&below)) else {
                 eprintln!("skipped: this process may not mount");
                 return;
             };
@@ -436,7 +436,7 @@ fn a_root_whose_own_folders_are_on_another_mount_is_refused() {
             ] {
                 let text = error.unwrap_err().to_string();
                 assert!(
-                    text.contains(&place) && text.contains("file system"),
+                    text.contains(&below) && text.contains("file system"),
                     "{text}"
                 );
             }

@@ -67,7 +67,7 @@ fn what_our_worker_published_for_an_old_sentinel_is_replaced() {
 }
 
 #[test]
-fn a_file_of_an_old_worker_is_replaced_when_time_and_content_say_that_it_is_the_jobs() {
+fn a_file_of_an_old_worker_is_replaced_when_time_and_content_show_that_it_is_the_jobs() {
     let fixture = Fixture::new();
     let path = fixture.path("a_7.parquet");
     let ids = [("_job_id", 7), ("_file_version_id", VERSION)];

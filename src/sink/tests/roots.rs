@@ -147,7 +147,7 @@ fn a_sink_folder_on_another_mount_works_and_is_fenced() {
 }
 
 #[test]
-fn topics_whose_names_look_alike_get_files_of_their_own() {
+fn topics_with_similar_names_get_files_of_their_own() {
     let fixture = Fixture::new();
     let job = Arc::new(job(Some(A), Attempt::new(1, 1), &[]));
     let mut output = JobOutput::new(fixture.root.clone(), job).unwrap();
@@ -268,7 +268,7 @@ fn a_fifo_among_our_files_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_sink_whose_place_cannot_be_used_is_the_operators_fault() {
+fn a_sink_whose_location_cannot_be_used_is_the_operators_fault() {
     use std::os::unix::fs::symlink;
     let fixture = Fixture::new();
     fs::write(fixture.path("file"), "x").unwrap();
@@ -378,7 +378,7 @@ fn a_root_that_is_taken_away_is_the_workers_fault() {
 /// that the URI or existing files cause are the operator's. Outside it, missing permissions are the
 /// operator's, too.
 #[test]
-fn whose_fault_a_sink_is_depends_on_the_place_and_the_error() {
+fn whose_fault_a_sink_is_depends_on_the_location_and_the_error() {
     use crate::job::Cause::{self, Operator, Worker};
     use rustix::io::Errno;
     let fixture = Fixture::new();
@@ -442,7 +442,7 @@ fn an_attempt_that_finds_the_root_full_leaves_nothing_in_staging() {
 
 /// A failure below the output folder is a fault of the sink when the folder itself works.
 #[test]
-fn a_place_of_a_sink_fails_for_its_own_jobs_while_the_root_works() {
+fn a_location_of_a_sink_fails_for_its_own_jobs_while_the_root_works() {
     let fixture = Fixture::new();
     let (small, root) = (["-t", "tmpfs", "-o", "size=1m", "tmpfs"], fixture.path("r"));
     let Some(mount) = Mount::new(&small, root) else {

@@ -40,9 +40,9 @@ fn replaces(scene: &Scene) -> bool {
 /// Settles the job and checks that the visible output is the one that is returned. True when it is
 /// attempt 2's.
 fn settle(scene: &Scene, root: &Root, keep: bool) -> bool {
-    let standing = root.settle(&settlement(scene, keep)).unwrap();
+    let kept = root.settle(&settlement(scene, keep)).unwrap();
     let (shown, case) = (scene.shown(7), scene.case);
-    let Some((attempt, artifacts)) = standing else {
+    let Some((attempt, artifacts)) = kept else {
         assert_eq!(shown, scene.before(), "{keep} {case:?}");
         return false;
     };
@@ -69,13 +69,13 @@ fn what_a_lost_attempt_left_at_any_step_stands_whole_or_goes() {
             let Some(step) = crash(&scene) else {
                 return false;
             };
-            let stands = settle(&scene, &other, keep);
+            let is_kept = settle(&scene, &other, keep);
             if is_committed(step) {
-                assert_eq!(stands, keep || replaces(&scene), "{:?}", scene.case);
+                assert_eq!(is_kept, keep || replaces(&scene), "{:?}", scene.case);
             }
             assert_eq!(scene.fixture.staged(), [""; 0], "{step:?}");
             // A second settlement has the same result. Then the next attempt can publish.
-            assert_eq!(settle(&scene, &other, keep), stands, "{:?}", scene.case);
+            assert_eq!(settle(&scene, &other, keep), is_kept, "{:?}", scene.case);
             publish(&other, &scene.job(7, 4), &[3]).unwrap();
             scene.check_success();
             true
@@ -88,13 +88,13 @@ fn an_attempt_that_was_paused_changes_nothing_after_a_settlement() {
     for keep in [true, false] {
         each_step(&[FILES], |scene| {
             let other = open(scene.fixture.dir.path());
-            let mut stands = false;
-            let paused = pause(&scene, |_| stands = settle(&scene, &other, keep));
+            let mut is_kept = false;
+            let paused = pause(&scene, |_| is_kept = settle(&scene, &other, keep));
             let Some((step, result)) = paused else {
                 return false;
             };
             assert!(result.is_err(), "{step:?} {result:?}");
-            let want = match stands {
+            let want = match is_kept {
                 true => scene.all(Some(2)),
                 false => scene.before(),
             };

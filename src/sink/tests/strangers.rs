@@ -142,7 +142,7 @@ fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
 }
 
 #[test]
-fn what_stands_in_the_place_of_a_table_is_the_operators_fault() {
+fn what_is_no_usable_table_is_the_operators_fault() {
     for (code, want) in [
         (
             "CREATE VIEW t AS SELECT 1 AS x, 2 AS _job_id, 3 AS _file_version_id",
@@ -359,7 +359,7 @@ fn hot_journal(list: &Path) -> Vec<u8> {
 
 /// SQLite reads the file that a journal names as its super-journal, and may remove it.
 #[test]
-fn a_journal_that_somebody_made_removes_nothing_but_a_list_that_names_it() {
+fn a_journal_of_another_user_removes_nothing_but_a_list_that_names_it() {
     const LIST: &str = "other.db-mj0123459AB";
     for (name, names_journal, stays) in [
         ("notes.txt", false, true),

@@ -542,7 +542,7 @@ fn indexes(fixture: &Fixture) -> Vec<String> {
 }
 
 #[test]
-fn a_table_has_an_index_of_its_jobs_whoever_made_it() {
+fn a_table_has_an_index_of_its_jobs_whichever_program_created_it() {
     const COLUMNS: &str = "(x INTEGER, _job_id INTEGER, _file_version_id INTEGER";
     let first = "_casparian_job_rows";
     let cases = [
@@ -597,7 +597,7 @@ fn a_table_has_an_index_of_its_jobs_whoever_made_it() {
 }
 
 #[test]
-fn a_view_in_the_place_of_a_table_is_refused_as_before() {
+fn a_view_with_the_name_of_a_table_is_refused_as_before() {
     let fixture = Fixture::new();
     let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
     let view = "CREATE TABLE u (x INTEGER, _job_id INTEGER, _file_version_id INTEGER);

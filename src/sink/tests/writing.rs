@@ -11,7 +11,7 @@ use super::*;
 use crate::job::{Compression, Target, parse_uri};
 
 #[test]
-fn uris_mean_targets_or_say_what_is_wrong() {
+fn uris_are_targets_or_errors_that_state_the_fault() {
     let parquet = |path: &str, compression| Target::Parquet {
         path: path.into(),
         compression,
@@ -186,7 +186,7 @@ fn topics_find_their_sinks_and_unknown_ones_get_a_file_of_their_own() {
 }
 
 #[test]
-fn compression_is_what_the_uri_says() {
+fn compression_is_what_the_uri_names() {
     let root = Fixture::new();
     for (name, codec) in [
         ("snappy", Codec::SNAPPY),

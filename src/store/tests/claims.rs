@@ -120,7 +120,7 @@ fn a_job_that_lost_workers_with_others_runs_alone() {
     let plugins = ["p".to_owned()];
     let mut transaction = scene.store.begin().unwrap();
     for ((is_idle, limit), want) in cases {
-        let claim = Claim {
+        let claim = ClaimRequest {
             worker_id: "w",
             hostname: "host",
             pid: None,

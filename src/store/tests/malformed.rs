@@ -456,7 +456,7 @@ fn a_protected_row_does_not_keep_others_from_their_retry() {
 
 /// A text in UTF-16 may contain half of a surrogate pair, which UTF-8 cannot represent.
 #[test]
-fn a_name_that_utf_8_cannot_say_does_not_stall_those_behind_it() {
+fn a_name_that_is_not_utf_8_does_not_stall_those_behind_it() {
     for (encoding, halves) in [
         ("UTF-16le", ["00d8", "00d86100", "ffdf", "61"]),
         ("UTF-16be", ["d800", "d8000061", "dfff", "61"]),
@@ -546,7 +546,7 @@ fn code_in_the_schema_that_fails_costs_the_row_that_it_fails_for() {
 const UNDONE: [&str; 6] = [
     "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 1",
     "UPDATE cf_processing_queue SET attempt = attempt + 5 WHERE id = 1",
-    "UPDATE cf_processing_queue SET worker_id = 'nobody' WHERE id = 1",
+    "UPDATE cf_processing_queue SET worker_id = 'none' WHERE id = 1",
     "UPDATE cf_processing_queue SET attempt_key = 1 WHERE id = 1",
     "UPDATE cf_processing_queue SET file_version_id = 77 WHERE id = 1",
     "DELETE FROM cf_processing_queue WHERE id = 1",
@@ -630,7 +630,7 @@ impl Scene {
     fn try_claim(&mut self, plugin: &str) -> Claimed {
         for _ in 0..9 {
             let plugins = [plugin.to_owned()];
-            let claim = Claim {
+            let claim = ClaimRequest {
                 worker_id: "w",
                 hostname: "host",
                 pid: None,
@@ -729,7 +729,7 @@ fn claims_until_a_job(scene: &mut Scene, code: &str, rows: usize) -> (usize, i32
         claims += 1;
         assert!(claims < 2 * rows + 9, "{code}");
         let plugins = ["p".to_owned()];
-        let claim = Claim {
+        let claim = ClaimRequest {
             is_old: false,
             worker_id: "w",
             hostname: "host",
@@ -807,7 +807,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
         let version = 1;
         let job = transaction.enqueue("p", version, 1, DAY_MS).unwrap();
         let plugins = ["p".to_owned()];
-        let claim = Claim {
+        let claim = ClaimRequest {
             is_old: false,
             worker_id: "w",
             hostname: "host",
@@ -830,7 +830,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
     let job = scene.enqueue("p", 1);
     let mut transaction = scene.store.begin().unwrap();
     let plugins = ["p".to_owned()];
-    let claim = Claim {
+    let claim = ClaimRequest {
         is_old: false,
         worker_id: "w",
         hostname: "host",

@@ -10,7 +10,7 @@ fn old_since(scene: &mut Scene) -> Option<i64> {
 }
 
 #[test]
-fn an_attempt_that_an_old_worker_had_is_told_until_one_of_ours_is_completed() {
+fn an_attempt_that_an_old_worker_had_is_reported_until_one_of_ours_is_completed() {
     let mut scene = Scene::new();
     scene.enqueue("p", 0);
     let again = "UPDATE cf_processing_queue SET status = 'QUEUED'";
@@ -36,7 +36,7 @@ fn an_attempt_that_an_old_worker_had_is_told_until_one_of_ours_is_completed() {
 }
 
 #[test]
-fn a_job_that_an_old_sentinel_has_run_is_told() {
+fn a_job_that_an_old_sentinel_has_run_is_reported() {
     // One day before, because the time zone is unknown.
     let since = parse_time("2025-03-03 00:00:00").unwrap();
     let by_old = "UPDATE cf_processing_queue SET claim_time = '2025-03-04 00:00:00', attempt = 0, ";

@@ -172,7 +172,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
     for plugin in &waiting {
         transaction.plugin_code(plugin).unwrap();
     }
-    let claim = Claim {
+    let claim = ClaimRequest {
         worker_id: "w",
         hostname: "h",
         pid: None,

@@ -81,7 +81,7 @@ fn every_table_and_column_of_the_reference_is_in_a_new_database_too() {
 }
 
 #[test]
-fn a_dropped_turn_changes_nothing() {
+fn a_dropped_transaction_changes_nothing() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
     let mut transaction = scene.store.begin().unwrap();
@@ -242,7 +242,7 @@ fn programs_that_migrate_at_once_do_it_once() {
 }
 
 #[test]
-fn a_full_disk_is_named_where_sqlite_says_something_else() {
+fn a_full_disk_is_named_where_sqlite_reports_something_else() {
     let dir = tempfile::tempdir().unwrap();
     let reason = |code: i32, is_full| {
         let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
@@ -265,7 +265,7 @@ fn a_full_disk_is_named_where_sqlite_says_something_else() {
 }
 
 #[test]
-fn what_may_pass_by_itself_is_told_apart() {
+fn errors_that_may_pass_are_distinguished_from_others() {
     use rusqlite::ffi;
     for (code, passes) in [
         (ffi::SQLITE_BUSY, true),

@@ -34,7 +34,7 @@ impl Scene {
     }
 }
 
-fn standing(uris: &[&str], attempt: i64) -> Receipt {
+fn settled_receipt(uris: &[&str], attempt: i64) -> Receipt {
     let mut receipt = success(uris);
     receipt.metrics.insert(SETTLED_ATTEMPT.to_owned(), attempt);
     receipt
@@ -64,7 +64,7 @@ enum End {
 }
 
 #[test]
-fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
+fn a_job_is_settled_unless_its_workers_reported_that_it_has_no_output() {
     use End::*;
     let cases = [
         (Success, false),
@@ -177,12 +177,12 @@ fn a_lost_job_whose_output_stands_is_completed_by_its_settlement() {
     assert!(!scene.settle(settlement.attempt, &failure(Some(Cause::Worker), "disk")));
     let (again, _) = scene.take_settlement(id).unwrap();
     assert_eq!(again.attempt.number, 3);
-    assert!(!scene.settle(settlement.attempt, &standing(&["file:///x"], 1)));
+    assert!(!scene.settle(settlement.attempt, &settled_receipt(&["file:///x"], 1)));
     assert_eq!(
         (scene.status(id).as_str(), scene.unsettled()),
         ("FAILED", vec![id])
     );
-    assert!(scene.settle(again.attempt, &standing(&["file:///o_1.parquet"], 1)));
+    assert!(scene.settle(again.attempt, &settled_receipt(&["file:///o_1.parquet"], 1)));
     let detail = scene.inspect(id);
     assert_eq!(detail.row.status, "COMPLETED");
     assert_eq!((detail.row.error_message, detail.row.cause), (None, None));
@@ -193,7 +193,10 @@ fn a_lost_job_whose_output_stands_is_completed_by_its_settlement() {
         (scene.unsettled(), scene.take_settlement(id)),
         (vec![], None)
     );
-    assert!(!scene.settle(again.attempt, &standing(&[], 1)), "once");
+    assert!(
+        !scene.settle(again.attempt, &settled_receipt(&[], 1)),
+        "once"
+    );
     // Its next attempt has a higher number than the settlements, and replaces what the receipt names.
     scene.set_status(id, "QUEUED");
     let next = &scene.claim(&["p"], 1).jobs[0];
@@ -235,7 +238,7 @@ fn a_job_without_output_stays_as_it_ended() {
 }
 
 #[test]
-fn output_that_took_the_place_of_a_receipts_gets_one() {
+fn output_that_replaced_a_receipts_output_gets_a_receipt() {
     let mut scene = Scene::new();
     scene.no_retries();
     let id = scene.enqueue("p", 0);
@@ -250,7 +253,7 @@ fn output_that_took_the_place_of_a_receipts_gets_one() {
         (1, false)
     );
     assert_eq!(settlement.previous, ["file:///o_1.parquet"]);
-    let mut receipt = standing(&["file:///o_1.parquet"], 2);
+    let mut receipt = settled_receipt(&["file:///o_1.parquet"], 2);
     receipt.metrics.insert("rows".to_owned(), 77);
     assert!(
         !scene.settle(settlement.attempt, &receipt),
@@ -264,7 +267,7 @@ fn output_that_took_the_place_of_a_receipts_gets_one() {
 }
 
 #[test]
-fn attempts_are_told_apart_by_the_sentinel_that_dispatched_them() {
+fn attempts_are_distinguished_by_the_sentinel_that_dispatched_them() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
     let first = scene.claim(&["p"], 1).jobs.remove(0);
@@ -431,18 +434,18 @@ impl Scene {
         id
     }
 
-    /// The last claimed attempt of the only job is lost, and attempt `standing_attempt` has left output.
-    fn lost_and_settled(&mut self, attempt: Attempt, standing_attempt: i64) -> bool {
+    /// The last claimed attempt of the only job is lost, and attempt `kept_attempt` has left output.
+    fn lost_and_settled(&mut self, attempt: Attempt, kept_attempt: i64) -> bool {
         assert_eq!(self.release(attempt, 0), Ended::Failed);
         let (settlement, _) = self.take_settlement(attempt.job_id).unwrap();
         self.settle(
             settlement.attempt,
-            &standing(&["file:///o"], standing_attempt),
+            &settled_receipt(&["file:///o"], kept_attempt),
         )
     }
 
     /// Status, file version and the version of the output of the only job.
-    fn stands(&self) -> String {
+    fn outcome(&self) -> String {
         self.text(
             "SELECT status || ' ' || file_version_id || ' ' || coalesce(published_version_id, '-') \
              FROM cf_processing_queue",
@@ -517,13 +520,13 @@ fn output_of_another_version_completes_no_job() {
             assert_eq!(scene.release(last, 0), Ended::Failed);
             scene.sql(&repoint);
             let (settlement, _) = scene.take_settlement(id).unwrap();
-            assert!(!scene.settle(settlement.attempt, &standing(&["file:///o"], 1)));
+            assert!(!scene.settle(settlement.attempt, &settled_receipt(&["file:///o"], 1)));
         } else {
             assert!(!scene.lost_and_settled(last, 1), "{moves:?}");
         }
         let row = if plugin == "z" { own } else { version };
         let want = format!("QUEUED {row} {own}");
-        assert_eq!(scene.stands(), want, "{moves:?}");
+        assert_eq!(scene.outcome(), want, "{moves:?}");
         let detail = scene.inspect(id);
         let ends = (detail.row.error_message, detail.row.cause);
         assert_eq!(ends, (None, None), "{moves:?}");
@@ -537,12 +540,12 @@ fn output_of_another_version_completes_no_job() {
         assert_eq!(scene.release(next.attempt, 0), Ended::Failed, "{moves:?}");
         let (settlement, _) = scene.take_settlement(id).unwrap();
         assert!(!scene.settle(settlement.attempt, &success(&[])));
-        assert_eq!(scene.stands(), format!("FAILED {row} {own}"), "{moves:?}");
+        assert_eq!(scene.outcome(), format!("FAILED {row} {own}"), "{moves:?}");
     }
 }
 
 #[test]
-fn a_job_that_stays_as_it_ended_says_which_version_its_output_is_of() {
+fn a_job_that_stays_as_it_ended_shows_which_version_its_output_is_of() {
     for status in ["FAILED", "SKIPPED"] {
         let mut scene = Scene::new();
         let id = scene.silent();
@@ -555,8 +558,8 @@ fn a_job_that_stays_as_it_ended_says_which_version_its_output_is_of() {
             _ => scene.set_status(id, status),
         }
         let (settlement, _) = scene.take_settlement(id).unwrap();
-        assert!(!scene.settle(settlement.attempt, &standing(&["file:///o"], 1)));
-        assert_eq!(scene.stands(), format!("{status} {version} 1"));
+        assert!(!scene.settle(settlement.attempt, &settled_receipt(&["file:///o"], 1)));
+        assert_eq!(scene.outcome(), format!("{status} {version} 1"));
         // It does not count as done for the row's version, although another program sets COMPLETED.
         scene.set_status(id, "COMPLETED");
         let mut transaction = scene.store.begin().unwrap();
@@ -589,7 +592,7 @@ fn a_settled_job_has_the_code_and_the_sinks_of_its_output() {
     let second = scene.claim(&["p"], 1).jobs[0].attempt;
     assert_ne!(scene.text(ran), first);
     assert!(scene.lost_and_settled(second, 1));
-    assert_eq!(scene.stands(), "COMPLETED 1 1");
+    assert_eq!(scene.outcome(), "COMPLETED 1 1");
     assert_eq!(scene.text(ran), first);
 }
 
@@ -622,7 +625,7 @@ fn output_of_an_attempt_of_an_earlier_release_counts_while_nothing_shows_that_th
         assert_eq!(scene.release(second, 0), Ended::Failed);
         scene.sql(&format!("{forget}{shown}"));
         let (settlement, _) = scene.take_settlement(id).unwrap();
-        let receipt = standing(&["file:///o"], 1);
+        let receipt = settled_receipt(&["file:///o"], 1);
         assert_eq!(
             scene.settle(settlement.attempt, &receipt),
             completes,
@@ -632,7 +635,7 @@ fn output_of_an_attempt_of_an_earlier_release_counts_while_nothing_shows_that_th
             true => "COMPLETED 1 1",
             false => "QUEUED 1 0",
         };
-        assert_eq!(scene.stands(), want, "{shown}");
+        assert_eq!(scene.outcome(), want, "{shown}");
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn the_reason_of_waiting_is_told() {
+fn the_reason_of_waiting_is_reported() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
     let other = scene.enqueue("nope", 0);
@@ -167,7 +167,7 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
 }
 
 #[test]
-fn where_the_lock_cannot_be_looked_at_the_age_of_the_last_sign_decides() {
+fn where_the_lock_cannot_be_checked_the_age_of_the_last_sign_decides() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
     let age_max = i64::try_from(limits::SEEN_AGE_MAX.as_millis()).unwrap();

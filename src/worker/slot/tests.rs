@@ -75,7 +75,7 @@ fn a_good_job_is_staged_then_published_then_concluded() {
         "the exit code is not known yet"
     );
     slot.handle_exited(code(0), NOW);
-    assert_eq!(slot.poll(false, NOW), None, "the sentinel was not heard");
+    assert_eq!(slot.poll(false, NOW), None, "the sentinel has not answered");
     assert!(slot.is_staged());
     assert_eq!(drain(&mut slot), [Action::Publish]);
     slot.handle_published();
@@ -390,7 +390,7 @@ fn a_process_that_does_not_die_is_given_up() {
 }
 
 #[test]
-fn an_exit_that_nobody_reports_counts_as_the_kernel_shows_it() {
+fn an_exit_that_is_not_reported_counts_as_the_kernel_shows_it() {
     for (exit, want) in [
         (code(0), None),
         (code(3), Some(Cause::Plugin)),
@@ -401,7 +401,7 @@ fn an_exit_that_nobody_reports_counts_as_the_kernel_shows_it() {
         slot.handle_exit_seen(exit, NOW);
         assert_eq!(
             slot.poll_timeout(),
-            Some(NOW + limits::WARM_REPORT_TIMEOUT),
+            Some(NOW + limits::FORK_SERVER_REPORT_TIMEOUT),
             "{exit}"
         );
         let (failure, killed) = concluded(&mut slot);
@@ -439,8 +439,8 @@ fn an_exit_that_is_seen_counts_whenever_the_bridge_is_seen_to_close() {
 }
 
 #[test]
-fn a_lost_process_is_innocent_unless_it_has_said_otherwise() {
-    let lost = || Failure::new(Cause::Worker, "the warm interpreter has died");
+fn a_lost_process_is_innocent_unless_it_has_reported_otherwise() {
+    let lost = || Failure::new(Cause::Worker, "the fork server has died");
     type Step = fn(&mut Slot);
     let cases: [(&str, Step, Cause); 3] = [
         (
@@ -599,7 +599,7 @@ fn a_publish_that_does_not_end_counts_as_the_loss_of_its_holder() {
 }
 
 #[test]
-fn a_sink_that_others_lock_is_told_from_other_faults_of_the_worker() {
+fn a_sink_that_others_lock_is_distinguished_from_other_faults_of_the_worker() {
     let path = std::path::PathBuf::from("/x.db");
     for (error, expected) in [
         (sink::Error::Locked { path: path.clone() }, true),

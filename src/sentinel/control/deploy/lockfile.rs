@@ -83,7 +83,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lockfiles_begin_where_their_definition_says(
+        fn lockfiles_begin_where_their_definition_requires(
             parts in prop::collection::vec(
                 prop::sample::select(vec![
                     "version", " ", "=", "+", "1", "0", "99999999999", "\n", "\r", "\u{85}", "\t", "#", "x",

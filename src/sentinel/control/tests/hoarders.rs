@@ -61,7 +61,7 @@ fn a_worker_that_only_asks_for_leases_loses_what_it_does_not_end() {
 }
 
 #[test]
-fn a_worker_that_stops_an_overdue_attempt_when_told_has_lost_it_at_once() {
+fn a_worker_that_stops_an_overdue_attempt_when_asked_has_lost_it_at_once() {
     let mut control = with_process(at(0));
     control.settings.attempt_timeout = TIMEOUT;
     let attempt = Attempt::new(5, 1);

@@ -200,7 +200,7 @@ fn a_receipt_is_acknowledged_after_its_commit_and_once() {
 }
 
 #[test]
-fn a_worker_that_lists_what_is_not_its_own_is_told_to_stop_it() {
+fn a_worker_that_lists_what_is_not_its_own_is_asked_to_stop_it() {
     let (mine, other) = (Attempt::new(5, 1), Attempt::new(9, 4));
     let mut control = with_process(at(0));
     control.inherit(mine, "w", None, at(0));
@@ -591,7 +591,7 @@ fn environments_that_are_created_and_jobs_that_run_alone_do_not_wait_for_each_ot
 }
 
 #[test]
-fn the_loss_of_a_row_without_a_worker_says_so() {
+fn the_loss_of_a_row_without_a_worker_has_a_reason_of_its_own() {
     let mut control = control();
     control.inherit(Attempt::new(3, 0), "", None, at(0));
     control.inherit(Attempt::new(4, 1), "w", None, at(0));

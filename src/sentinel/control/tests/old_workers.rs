@@ -222,7 +222,7 @@ fn the_last_of_two_old_connections_with_one_id_keeps_it() {
 
 /// A network switch that restarts cuts all connections for longer than a lease.
 #[test]
-fn an_old_worker_that_was_away_is_known_when_it_is_heard_again() {
+fn an_old_worker_that_was_disconnected_is_known_when_it_sends_again() {
     let mut control = control();
     let identify = Identify {
         worker_id: Some("w-1".into()),

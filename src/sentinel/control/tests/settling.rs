@@ -102,7 +102,7 @@ fn a_settlement_is_reported_acknowledged_and_asked_for_once() {
 }
 
 #[test]
-fn jobs_are_looked_for_in_turn_and_only_while_a_worker_can_settle_them() {
+fn jobs_are_searched_in_turn_and_only_while_a_worker_can_settle_them() {
     let mut control = with_process(at(0));
     let full: Vec<i64> = (1..=limits::SETTLED_PER_ITERATION as i64).collect();
     assert_eq!(control.to_settle(full.clone()), full);

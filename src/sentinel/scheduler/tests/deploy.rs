@@ -112,7 +112,7 @@ fn a_deployment_is_answered_after_its_commit_and_its_jobs_run() {
 }
 
 #[test]
-fn workers_are_told_of_a_deployment_in_the_iteration_that_commits_it() {
+fn workers_are_notified_of_a_deployment_in_the_iteration_that_commits_it() {
     let mut scene = Scene::new();
     scene.deploy("p");
     scene.introduce_as("x", &["*"], &[]);

@@ -236,7 +236,7 @@ fn what_is_known_of_a_worker_stays_when_it_answers_reload() {
 }
 
 #[test]
-fn workers_that_are_gone_for_long_are_forgotten_with_their_environments() {
+fn workers_that_are_disconnected_for_long_are_forgotten_with_their_environments() {
     let mut scene = Scene::new();
     let hash = scene.deploys("p", "lock");
     scene.introduce_as("x", &["*"], &[]);
@@ -328,7 +328,7 @@ fn environments_that_a_worker_makes_up_are_not_recorded() {
 
 /// Otherwise each change would be written.
 #[test]
-fn an_environment_that_is_reported_as_failed_and_as_ready_in_turns_is_recorded_a_few_times() {
+fn an_environment_that_is_reported_as_failed_and_as_ready_alternately_is_recorded_a_few_times() {
     let mut scene = Scene::new();
     let hash = scene.deploys("p", "lock");
     scene.introduce_as("x", &["p"], &[]);

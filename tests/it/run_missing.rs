@@ -135,7 +135,7 @@ fn a_file_that_fails_keeps_its_output_until_it_succeeds_and_counts_as_stale() {
 }
 
 #[test]
-fn output_of_files_that_are_gone_is_listed_and_removed_by_prune() {
+fn output_of_missing_files_is_listed_and_removed_by_prune() {
     for input in ["in", "in/*.csv", "in/**"] {
         let names = ["a", "b", "c"].map(|name| format!("{name}.csv"));
         let files = names.each_ref().map(|name| (name.as_str(), name.as_str()));
@@ -156,7 +156,7 @@ fn output_of_files_that_are_gone_is_listed_and_removed_by_prune() {
         let output = casparian(&[&words[..], &[&folder.path("out"), "--prune"]].concat());
         let text = stdout(&output);
         assert!(
-            text.contains("Gone: the output of 1 file was removed"),
+            text.contains("Missing: the output of 1 file was removed"),
             "{text}"
         );
         assert_eq!(folder.lines(), texts(&[("in/c.csv", "c.csv")]), "{input}");
@@ -175,7 +175,7 @@ fn output_of_files_that_are_gone_is_listed_and_removed_by_prune() {
 /// Rows of tables go as files do, and a sink of mode `error` is free for the others.
 /// As where a program writes parts into a folder that has the name of its earlier file.
 #[test]
-fn a_file_whose_name_a_folder_has_now_is_gone() {
+fn a_file_whose_name_a_folder_has_now_is_missing() {
     for input in ["in", "in/*", "in/**"] {
         let folder = Folder::with_paths(&[("a.csv", "1"), ("b.csv", "2"), ("c", "3")]);
         folder.run_over(&["in"], &[]);
@@ -201,7 +201,7 @@ fn a_file_whose_name_a_folder_has_now_is_gone() {
 }
 
 #[test]
-fn rows_of_files_that_are_gone_are_removed_by_prune() {
+fn rows_of_missing_files_are_removed_by_prune() {
     let folder = Folder::new(&[("a.csv", "1"), ("b.csv", "2")]);
     let manifest = |mode: &str| {
         let sink = format!("{{'uri': 'sqlite://x.db/rows', 'mode': '{mode}'}}");
@@ -405,7 +405,7 @@ fn a_renamed_file_replaces_the_output_of_its_earlier_name() {
 }
 
 #[test]
-fn the_output_of_an_input_that_cannot_be_opened_any_more_is_said_to_be_kept() {
+fn the_output_of_an_input_that_cannot_be_opened_any_more_is_reported_as_kept() {
     let folder = Folder::with_paths(&[("a.csv", "1")]);
     folder.write("target", "2");
     symlink("../target", folder.path("in/b.csv")).unwrap();

@@ -12,12 +12,12 @@ use crate::job::Attempt;
 use crate::limits;
 
 #[derive(Debug, Default)]
-pub(super) struct Strays {
-    jobs: HashMap<i64, Stray>,
+pub(super) struct ChangedRows {
+    jobs: HashMap<i64, ChangedRow>,
 }
 
 #[derive(Debug)]
-struct Stray {
+struct ChangedRow {
     /// The last attempt whose row was changed.
     number: i64,
     /// How many such attempts there were in a row.
@@ -26,56 +26,58 @@ struct Stray {
     until_boot_ms: Option<u64>,
 }
 
-impl Strays {
+impl ChangedRows {
     /// True while the job is not claimed.
     pub(super) fn is_paused(&self, job_id: i64) -> bool {
-        let stray = self.jobs.get(&job_id);
-        stray.is_some_and(|stray| stray.until_boot_ms.is_some())
+        let row = self.jobs.get(&job_id);
+        row.is_some_and(|row| row.until_boot_ms.is_some())
     }
 }
 
 impl Store {
     /// Notes that an attempt has ended after another program had changed its row. When the job is paused,
     /// returns the number of such attempts in a row and the pause in milliseconds.
-    pub fn note_stray(&mut self, attempt: Attempt, boot_ms: u64) -> Option<(u32, u64)> {
-        let jobs = &mut self.refused.strays.jobs;
+    pub fn note_row_changed(&mut self, attempt: Attempt, boot_ms: u64) -> Option<(u32, u64)> {
+        let jobs = &mut self.refused.changed_rows.jobs;
         if !jobs.contains_key(&attempt.job_id) && jobs.len() >= limits::REFUSED_ROWS_MAX {
             jobs.clear();
             self.refused.passed.clear();
         }
-        let jobs = &mut self.refused.strays.jobs;
-        let stray = jobs.entry(attempt.job_id).or_insert(Stray {
+        let jobs = &mut self.refused.changed_rows.jobs;
+        let row = jobs.entry(attempt.job_id).or_insert(ChangedRow {
             number: 0,
             times: 0,
             until_boot_ms: None,
         });
         // A receipt may arrive twice.
-        if attempt.number <= stray.number {
+        if attempt.number <= row.number {
             return None;
         }
-        stray.number = attempt.number;
-        stray.times = stray.times.saturating_add(1);
-        let paused = stray.times.checked_sub(limits::STRAY_ATTEMPTS_MAX + 1)?;
+        row.number = attempt.number;
+        row.times = row.times.saturating_add(1);
+        let paused = row
+            .times
+            .checked_sub(limits::ROW_CHANGED_ATTEMPTS_MAX + 1)?;
         let pause_ms = pause_ms(paused.into(), attempt);
-        stray.until_boot_ms = Some(boot_ms.saturating_add(pause_ms));
-        Some((stray.times, pause_ms))
+        row.until_boot_ms = Some(boot_ms.saturating_add(pause_ms));
+        Some((row.times, pause_ms))
     }
 
     /// Notes that an attempt of the job has ended without such a change.
-    pub fn note_no_stray(&mut self, job_id: i64) {
-        let stray = self.refused.strays.jobs.remove(&job_id);
-        if stray.is_some_and(|stray| stray.until_boot_ms.is_some()) {
+    pub fn note_row_unchanged(&mut self, job_id: i64) {
+        let row = self.refused.changed_rows.jobs.remove(&job_id);
+        if row.is_some_and(|row| row.until_boot_ms.is_some()) {
             self.refused.passed.clear();
         }
     }
 
     /// Ends pauses that are over, so that these jobs are claimed again. True when there are any.
-    pub fn resume_strays(&mut self, boot_ms: u64) -> bool {
+    pub fn resume_changed_rows(&mut self, boot_ms: u64) -> bool {
         let mut any = false;
-        for stray in self.refused.strays.jobs.values_mut() {
-            let is_over = stray.until_boot_ms.is_some_and(|until| until <= boot_ms);
+        for row in self.refused.changed_rows.jobs.values_mut() {
+            let is_over = row.until_boot_ms.is_some_and(|until| until <= boot_ms);
             if is_over {
-                stray.until_boot_ms = None;
+                row.until_boot_ms = None;
                 any = true;
             }
         }

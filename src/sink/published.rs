@@ -34,7 +34,7 @@ type Jobs = Rc<[(i64, i64)]>;
 type FileJobs = Rc<[((i64, i64), (i64, i64))]>;
 
 /// Checks the output of many jobs. Tables are read once, so later changes are not found.
-pub struct Standing<'a> {
+pub struct PublishedOutput<'a> {
     pub(super) root: &'a Root,
     pub(super) database: &'a str,
     /// Opened databases by path. `None` for a file that is no database of a sink, or that cannot be read.
@@ -48,10 +48,10 @@ pub struct Standing<'a> {
     anywhere: bool,
 }
 
-impl<'a> Standing<'a> {
+impl<'a> PublishedOutput<'a> {
     /// A check of the jobs of a database (UUID).
     pub fn new(root: &'a Root, database: &'a str) -> Self {
-        Standing {
+        PublishedOutput {
             root,
             database,
             tables: HashMap::new(),
@@ -129,7 +129,7 @@ impl<'a> Standing<'a> {
         }
         // The size of a receipt is bounded, so it may not list all files.
         for file in record.iter().flat_map(|record| &record.outputs.files) {
-            if !self.stands(file) && !self.is_file_replaced(&name, file, Some(others)) {
+            if !self.is_unchanged(file) && !self.is_file_replaced(&name, file, Some(others)) {
                 return false;
             }
         }
@@ -149,8 +149,8 @@ impl<'a> Standing<'a> {
             match (names::file_of(&output.uri), at) {
                 (Some(path), _) => self.has_file(path, output, record.as_ref(), &name, others),
                 (None, Some((database, table))) => {
-                    let stands = |tables: &mut Tables| tables.has(table, &name, key, rows);
-                    self.tables_of(database).is_some_and(stands) || {
+                    let is_unchanged = |tables: &mut Tables| tables.has(table, &name, key, rows);
+                    self.tables_of(database).is_some_and(is_unchanged) || {
                         let record = record.as_ref();
                         self.is_table_replaced(&name, record, database, table, others)
                     }
@@ -161,7 +161,7 @@ impl<'a> Standing<'a> {
     }
 
     /// True when a file exists with the recorded size and modification time.
-    fn stands(&self, file: &FileOutput) -> bool {
+    fn is_unchanged(&self, file: &FileOutput) -> bool {
         let found = files::identity(&self.root.path().join(&file.path));
         let known = file.identity;
         matches!(found, Ok(Some(found)) if (known.size, known.modified_s, known.modified_ns)
@@ -201,7 +201,7 @@ impl<'a> Standing<'a> {
                     && let Some(other) = record.outputs.files.iter().find(|other| {
                         Path::new(&other.path) == below
                             && other.mode == Mode::Replace.as_str()
-                            && self.stands(other)
+                            && self.is_unchanged(other)
                     })
                 {
                     found.push(((holder.job_id, holder.incarnation), time_of(other)));
@@ -241,10 +241,10 @@ impl<'a> Standing<'a> {
         if !self.tables_of(database).is_some_and(is_removed) {
             return false;
         }
-        let place = Path::new(database).join(table.to_ascii_lowercase());
-        let found = self.holders.get(&place).cloned();
+        let key = Path::new(database).join(table.to_ascii_lowercase());
+        let found = self.holders.get(&key).cloned();
         let found = found.unwrap_or_else(|| self.holders_of(output, Some(others)));
-        self.holders.insert(place, found.clone());
+        self.holders.insert(key, found.clone());
         is_by_other(&found, name)
     }
 
@@ -255,7 +255,7 @@ impl<'a> Standing<'a> {
         let tables = self.tables_of(database);
         let jobs = tables.map(|tables| tables.jobs(table, id));
         let jobs = jobs.unwrap_or_default().into_iter();
-        let stands = |(job_id, incarnation): &(i64, i64)| {
+        let is_unchanged = |(job_id, incarnation): &(i64, i64)| {
             let Some(record) = self.record_of(*job_id, *incarnation, others.as_deref_mut()) else {
                 return false;
             };
@@ -273,7 +273,7 @@ impl<'a> Standing<'a> {
                     .tables_of(database)
                     .is_some_and(|tables| tables.has(table, &other, record.key, rows))
         };
-        jobs.filter(stands).collect()
+        jobs.filter(is_unchanged).collect()
     }
 
     /// Output of another job in a sink, which output of this attempt's job would replace: the path of a
@@ -314,7 +314,7 @@ impl<'a> Standing<'a> {
 
     /// The sinks and tables in which a job's record names output, as paths, each with whether it was
     /// published with mode `replace`. The output need not exist.
-    pub fn places(&self, job: Attempt) -> Vec<(PathBuf, bool)> {
+    pub fn locations(&self, job: Attempt) -> Vec<(PathBuf, bool)> {
         let Some(record) = self.record_of(job.job_id, job.incarnation(), None) else {
             return Vec::new();
         };
@@ -334,7 +334,7 @@ impl<'a> Standing<'a> {
         files.chain(tables).collect()
     }
 
-    /// The path of a sink or table, in the form of [`Standing::places`].
+    /// The path of a sink or table, in the form of [`PublishedOutput::locations`].
     pub fn location_of(&self, sink: &Sink) -> PathBuf {
         let root = self.root.path();
         match &sink.target {

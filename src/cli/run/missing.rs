@@ -11,9 +11,9 @@ use crate::cli::content::Fingerprint;
 use crate::cli::failed;
 use crate::cli::input::{Found, is_absent};
 use crate::cli::progress::Progress;
-use crate::cli::summary::{Gone, Item};
+use crate::cli::summary::{Item, MissingInput};
 use crate::job::Attempt;
-use crate::sink::{Root, Standing};
+use crate::sink::{PublishedOutput, Root};
 use crate::store::{Error, FileJob, PublishedInput, Transaction};
 
 /// Jobs with output whose files this run did not find, and the paths that it found.
@@ -159,11 +159,11 @@ impl Lost {
     }
 
     /// The jobs whose files do not exist any more and were not renamed.
-    pub(super) fn gone(self, found: &Found) -> Vec<Gone> {
+    pub(super) fn missing(self, found: &Found) -> Vec<MissingInput> {
         let taken = self.taken;
         let jobs = self.jobs.into_iter();
         jobs.filter(|job| job.is_listed && !taken.contains(&job.input.job_id))
-            .map(|job| Gone {
+            .map(|job| MissingInput {
                 may_be_unmounted: found.may_be_unmounted(&job.input.path),
                 path: job.input.path,
                 job_id: job.input.job_id,
@@ -178,41 +178,41 @@ impl Lost {
 /// Returns true if output was removed, because it may have prevented other jobs from publishing into its
 /// sink.
 pub(super) fn settle(
-    gone: &mut Vec<Gone>,
+    missing: &mut Vec<MissingInput>,
     prune: bool,
     queue: &mut Queue<'_>,
     progress: &Progress,
     root: &Root,
 ) -> Result<bool, End> {
     let id = queue.step(progress, |store| Ok(store.database_id()))?;
-    let mut standing = Standing::new(root, &id);
-    for gone in gone.iter_mut() {
-        let job_id = gone.job_id;
+    let mut published = PublishedOutput::new(root, &id);
+    for missing in missing.iter_mut() {
+        let job_id = missing.job_id;
         let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
         let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
-        let there = standing.present(attempt, gone.outputs.iter());
-        gone.outputs = there.map_err(failed)?;
+        let there = published.present(attempt, missing.outputs.iter());
+        missing.outputs = there.map_err(failed)?;
         // A run was interrupted between the removal of output and the change of its row.
-        let is_left = gone.outputs.is_empty();
-        if is_left && standing.is_withdrawn(attempt).map_err(failed)? {
+        let is_left = missing.outputs.is_empty();
+        if is_left && published.is_withdrawn(attempt).map_err(failed)? {
             forget(job_id, queue, progress)?;
         }
     }
-    drop(standing);
-    gone.retain(|gone| !gone.outputs.is_empty());
+    drop(published);
+    missing.retain(|missing| !missing.outputs.is_empty());
     let mut frees = false;
     let mut is_blocked = false;
-    let is_pruned = |gone: &&mut Gone| prune && !gone.may_be_unmounted;
-    for gone in gone.iter_mut().filter(is_pruned) {
+    let is_pruned = |missing: &&mut MissingInput| prune && !missing.may_be_unmounted;
+    for missing in missing.iter_mut().filter(is_pruned) {
         // The file may exist again.
-        if is_blocked || !is_absent(&gone.path) {
+        if is_blocked || !is_absent(&missing.path) {
             continue;
         }
-        let (removed, left) = withdraw(gone.job_id, queue, progress, root)?;
-        is_blocked = report_left(&left, &gone.path, progress);
+        let (removed, left) = withdraw(missing.job_id, queue, progress, root)?;
+        is_blocked = report_left(&left, &missing.path, progress);
         frees |= !removed.is_empty();
-        gone.outputs.retain(|uri| !removed.contains(uri));
-        gone.removed = removed;
+        missing.outputs.retain(|uri| !removed.contains(uri));
+        missing.removed = removed;
     }
     Ok(frees)
 }

@@ -138,7 +138,7 @@ fn settlement() -> Settlement {
 }
 
 #[test]
-fn nothing_is_created_in_the_place_of_a_root_that_is_away() {
+fn nothing_is_created_at_the_path_of_a_root_that_was_moved() {
     each_way(|mut folder| {
         let root = open(&folder.path);
         publish(&root, &of(1, 1), &[1]).unwrap();
@@ -257,7 +257,7 @@ fn a_root_that_was_removed_is_another_one_when_it_is_created_again() {
 /// A file system that is mounted again may have another device number. But these are not the root:
 /// another folder with a file of the worker's name, a copy by hard links, a link to the root's new path.
 #[test]
-fn what_looks_like_the_root_is_not_it() {
+fn what_resembles_the_root_is_not_the_root() {
     let mut folder = Moved::new(Way::Renamed).unwrap();
     let root = open(&folder.path);
     let own = format!(".casparian/workers/{}", root.worker());

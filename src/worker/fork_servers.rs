@@ -3,7 +3,7 @@
 //! When a fork server dies, its children die with it. Which of them caused that, if any, cannot be observed:
 //! it may have ended before the loss is detected. So all their jobs are given back, uncounted. But each of
 //! these jobs is recorded as a suspect, and its next attempt on this worker gets a fork server of its own.
-//! The loss of that one counts ([`Cause::Worker`]). At [`limits::WARM_DEATHS_MAX`] such losses the job fails
+//! The loss of that one counts ([`Cause::Worker`]). At [`limits::FORK_SERVER_DEATHS_MAX`] such losses the job fails
 //! with [`Cause::Plugin`]. In the meantime it cannot harm other jobs.
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,19 +15,19 @@ use mio::Interest;
 use mio::unix::SourceFd;
 
 use super::descriptors;
-use super::event_loop::WARM;
+use super::event_loop::FORK_SERVER;
 use super::slot::Failure;
 use super::watchdog::{Action, Watchdog};
 use crate::job::Cause;
 use crate::limits;
 use crate::plugin::environment::Environment;
+use crate::plugin::fork_server::{self, ForkServer, Imports};
 use crate::plugin::process::{Pipes, Process};
-use crate::plugin::warm::{self, Imports, Warm, WarmEvent};
 use crate::plugin::{Exit, Job};
 use crate::reactor::{BootTime, token};
 use crate::sandbox::Mounts;
 
-struct Interpreter {
+struct Entry {
     hash: String,
     /// Folder with the sockets and working directories of its jobs.
     folder: PathBuf,
@@ -36,7 +36,7 @@ struct Interpreter {
     /// The only job that may use it.
     only: Option<i64>,
     kind: Kind,
-    warm: Warm,
+    server: ForkServer,
     watchdog: Watchdog,
 }
 
@@ -48,7 +48,7 @@ pub(super) enum Kind {
     /// It imports nothing, for a single attempt.
     Bare,
     /// It runs no code of its environment. Its children execute the environment's interpreter.
-    Apart,
+    Isolated,
 }
 
 /// The fork server that a job needs.
@@ -59,7 +59,7 @@ pub(super) struct Start<'a> {
     pub(super) folder: &'a Path,
     pub(super) keys: u64,
     pub(super) environment: &'a Environment,
-    /// The program. For [`Kind::Apart`] it is not the environment's own.
+    /// The program. For [`Kind::Isolated`] it is not the environment's own.
     pub(super) interpreter: &'a Path,
     pub(super) shim: &'a Path,
     /// The program that runs it with the given mounts.
@@ -74,17 +74,17 @@ struct Losses {
 }
 
 /// The fork servers, see the module's documentation. A fork server's index is that of its token.
-pub(super) struct Interpreters {
-    table: Vec<Option<Interpreter>>,
+pub(super) struct ForkServers {
+    table: Vec<Option<Entry>>,
     losses: HashMap<String, Losses>,
     /// Jobs that ran while a fork server died, with the number of deaths of fork servers of their own.
     suspects: BTreeMap<i64, u32>,
     start_timeout: Duration,
 }
 
-impl Interpreters {
+impl ForkServers {
     pub(super) fn new(start_timeout: Duration) -> Self {
-        Interpreters {
+        ForkServers {
             table: Vec::new(),
             losses: HashMap::new(),
             suspects: BTreeMap::new(),
@@ -101,12 +101,12 @@ impl Interpreters {
         kind: Kind,
     ) -> Option<usize> {
         let only = self.only(job_id);
-        let is_it = |found: &Interpreter| {
+        let is_it = |found: &Entry| {
             let has_these = found.folder == folder && found.keys == keys;
             let is_of = found.hash == hash && has_these && found.only == only;
             is_of && found.kind == kind && kind != Kind::Bare
         };
-        let is_it = |entry: &Option<Interpreter>| entry.as_ref().is_some_and(is_it);
+        let is_it = |entry: &Option<Entry>| entry.as_ref().is_some_and(is_it);
         self.table.iter().position(is_it)
     }
 
@@ -130,7 +130,7 @@ impl Interpreters {
             .iter()
             .flatten()
             .filter(|found| found.kind != Kind::Bare);
-        if shared.count() < limits::WARM_INTERPRETERS_MAX {
+        if shared.count() < limits::FORK_SERVERS_MAX {
             return None;
         }
         let has = |index: usize| self.table.get(index).is_some_and(Option::is_some);
@@ -147,9 +147,9 @@ impl Interpreters {
         in_use: &dyn Fn(usize) -> bool,
         registry: &mio::Registry,
     ) -> Option<Process> {
-        let is_stale = |entry: &Option<Interpreter>| {
+        let is_stale = |entry: &Option<Entry>| {
             let found = entry.as_ref();
-            let differs = |found: &Interpreter| found.folder != folder || found.keys != keys;
+            let differs = |found: &Entry| found.folder != folder || found.keys != keys;
             found.is_some_and(|found| found.hash == hash && differs(found))
         };
         let mut entries = self.table.iter().enumerate();
@@ -180,13 +180,13 @@ impl Interpreters {
         let imports = match kind {
             Kind::Warm => Imports::These(&environment.preload),
             Kind::Bare => Imports::None,
-            Kind::Apart => Imports::NoPackages,
+            Kind::Isolated => Imports::NoPackages,
         };
-        let started = Warm::start(interpreter, start.shim, imports, start.launcher);
-        let warm = started.map_err(|error| {
+        let started = ForkServer::start(interpreter, start.shim, imports, start.launcher);
+        let server = started.map_err(|error| {
             let what = format!("cannot start {}", interpreter.display());
             let failure = match &error {
-                warm::Error::Io(error) => descriptors::start_failure(&what, error),
+                fork_server::Error::Io(error) => descriptors::start_failure(&what, error),
                 error => Failure::new(Cause::Worker, format!("{what}: {error}")),
             };
             let cause = start_cause(environment, &error);
@@ -194,7 +194,7 @@ impl Interpreters {
             self.count_loss(hash, failure.clone(), now);
             failure
         })?;
-        descriptors::restore_limit(warm.process());
+        descriptors::restore_limit(server.process());
         let index = match self.table.iter().position(Option::is_none) {
             Some(index) => index,
             None => {
@@ -202,20 +202,20 @@ impl Interpreters {
                 self.table.len() - 1
             }
         };
-        let token = token::new(WARM, index);
-        for fd in watched(&warm) {
+        let token = token::new(FORK_SERVER, index);
+        for fd in watched(&server) {
             registry
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
                 .map_err(|error| descriptors::start_failure("event loop", &error))?;
         }
         if let Some(entry) = self.table.get_mut(index) {
-            *entry = Some(Interpreter {
+            *entry = Some(Entry {
                 hash: hash.to_owned(),
                 folder: start.folder.to_owned(),
                 keys: start.keys,
                 only: (kind == Kind::Bare || self.suspects.contains_key(&job_id)).then_some(job_id),
                 kind,
-                warm,
+                server,
                 watchdog: Watchdog::new(self.start_timeout, now),
             });
         }
@@ -227,7 +227,7 @@ impl Interpreters {
         self.losses.get(hash).map(|losses| losses.start_at)
     }
 
-    fn at(&mut self, index: usize) -> Option<&mut Interpreter> {
+    fn at(&mut self, index: usize) -> Option<&mut Entry> {
         self.table.get_mut(index)?.as_mut()
     }
 
@@ -238,31 +238,31 @@ impl Interpreters {
         key: u64,
         job: &Job<'_>,
         now: BootTime,
-    ) -> Result<Pipes, warm::Error> {
-        let interpreter = self.at(index).ok_or(warm::Error::Gone)?;
-        let pipes = interpreter.warm.request(key, job);
+    ) -> Result<Pipes, fork_server::Error> {
+        let entry = self.at(index).ok_or(fork_server::Error::Ended)?;
+        let pipes = entry.server.request(key, job);
         // One that does not read messages has the same deadline.
-        interpreter.watchdog.handle_sent(now);
+        entry.watchdog.handle_sent(now);
         pipes
     }
 
     /// True if a fork server's process has exited. Messages of it may still be unread.
     pub(super) fn has_exited(&self, index: usize) -> bool {
-        let interpreter = self.table.get(index).and_then(Option::as_ref);
-        interpreter.is_some_and(|found| found.warm.process().has_exited())
+        let entry = self.table.get(index).and_then(Option::as_ref);
+        entry.is_some_and(|found| found.server.process().has_exited())
     }
 
     /// How a fork server ended that has not been reaped. None if that is unknown.
     pub(super) fn exit(&self, index: usize) -> Option<Exit> {
-        let interpreter = self.table.get(index).and_then(Option::as_ref)?;
-        let process = interpreter.warm.process();
+        let entry = self.table.get(index).and_then(Option::as_ref)?;
+        let process = entry.server.process();
         process.has_exited().then(|| process.unreaped_exit())?
     }
 
     /// A fork server has closed its socket. It must exit, or is given up.
     pub(super) fn handle_closed(&mut self, index: usize, now: BootTime) {
-        if let Some(interpreter) = self.at(index) {
-            interpreter.watchdog.handle_closed(now);
+        if let Some(entry) = self.at(index) {
+            entry.watchdog.handle_closed(now);
         }
     }
 
@@ -271,22 +271,22 @@ impl Interpreters {
         &mut self,
         index: usize,
         now: BootTime,
-    ) -> Result<Option<WarmEvent>, warm::Error> {
-        let Some(interpreter) = self.at(index) else {
+    ) -> Result<Option<fork_server::Event>, fork_server::Error> {
+        let Some(entry) = self.at(index) else {
             return Ok(None);
         };
-        let event = interpreter.warm.next_event()?;
+        let event = entry.server.next_event()?;
         let hash = match &event {
-            Some(WarmEvent::Ready) => {
-                interpreter.watchdog.handle_ready(now);
+            Some(fork_server::Event::Ready) => {
+                entry.watchdog.handle_ready(now);
                 None
             }
-            Some(WarmEvent::Exited { .. }) => {
-                interpreter.watchdog.handle_message(false, now);
-                Some(interpreter.hash.clone())
+            Some(fork_server::Event::Exited { .. }) => {
+                entry.watchdog.handle_message(false, now);
+                Some(entry.hash.clone())
             }
             Some(_) => {
-                interpreter.watchdog.handle_message(true, now);
+                entry.watchdog.handle_message(true, now);
                 None
             }
             None => None,
@@ -298,9 +298,9 @@ impl Interpreters {
         Ok(event)
     }
 
-    /// When [`Interpreters::check`] is due. `in_use` = jobs need the fork server.
+    /// When [`ForkServers::check`] is due. `in_use` = jobs need the fork server.
     pub(super) fn poll_timeout(&self, in_use: &dyn Fn(usize) -> bool) -> Option<BootTime> {
-        let due = |(index, entry): (usize, &Option<Interpreter>)| {
+        let due = |(index, entry): (usize, &Option<Entry>)| {
             entry.as_ref()?.watchdog.poll_timeout(in_use(index))
         };
         self.table.iter().enumerate().filter_map(due).min()
@@ -310,13 +310,13 @@ impl Interpreters {
     pub(super) fn check(&mut self, in_use: &dyn Fn(usize) -> bool, now: BootTime) -> Vec<usize> {
         let mut silent = Vec::new();
         for (index, entry) in self.table.iter_mut().enumerate() {
-            let Some(interpreter) = entry else {
+            let Some(entry) = entry else {
                 continue;
             };
-            match interpreter.watchdog.poll(in_use(index), now) {
+            match entry.watchdog.poll(in_use(index), now) {
                 Some(Action::Ping) => {
-                    interpreter.warm.ping();
-                    interpreter.watchdog.handle_sent(now);
+                    entry.server.ping();
+                    entry.watchdog.handle_sent(now);
                 }
                 Some(Action::GiveUp) => silent.push(index),
                 None => {}
@@ -327,13 +327,13 @@ impl Interpreters {
 
     /// Removes a fork server from the table. The caller kills and reaps it.
     pub(super) fn remove(&mut self, index: usize, registry: &mio::Registry) -> Option<Process> {
-        let interpreter = self.table.get_mut(index)?.take()?;
-        for fd in watched(&interpreter.warm) {
+        let entry = self.table.get_mut(index)?.take()?;
+        for fd in watched(&entry.server) {
             if let Err(error) = registry.deregister(&mut SourceFd(&fd)) {
-                log::debug!("warm interpreter: {error}");
+                log::debug!("fork server: {error}");
             }
         }
-        Some(interpreter.warm.into_process())
+        Some(entry.server.into_process())
     }
 
     /// A fork server is lost, with the children that ran these jobs. Returns the failure of each of these
@@ -345,11 +345,11 @@ impl Interpreters {
         reason: &str,
         now: BootTime,
     ) -> Failure {
-        let Some(interpreter) = self.at(index) else {
+        let Some(entry) = self.at(index) else {
             return Failure::new(Cause::Worker, reason);
         };
-        let hash = interpreter.hash.clone();
-        let (only, ready) = (interpreter.only, interpreter.watchdog.is_ready());
+        let hash = entry.hash.clone();
+        let (only, ready) = (entry.only, entry.watchdog.is_ready());
         let killed = self.exit(index).is_some_and(|exit| exit.signal == Some(9));
         let is_first = !self.losses.contains_key(&hash);
         let failure = if ready {
@@ -391,7 +391,7 @@ impl Interpreters {
         match self.suspects.get_mut(&job) {
             Some(deaths) if jobs.contains(&job) => {
                 *deaths = deaths.saturating_add(1);
-                match *deaths >= limits::WARM_DEATHS_MAX {
+                match *deaths >= limits::FORK_SERVER_DEATHS_MAX {
                     true => Failure::new(
                         Cause::Plugin,
                         format!("{reason}; {deaths} times while only this job ran in it"),
@@ -415,9 +415,9 @@ impl Interpreters {
         });
         let pause = match losses.count {
             0 => Duration::ZERO,
-            count => limits::WARM_RESTART_PAUSE
+            count => limits::FORK_SERVER_RESTART_PAUSE
                 .saturating_mul(1 << (count - 1).min(16))
-                .min(limits::WARM_RESTART_PAUSE_MAX),
+                .min(limits::FORK_SERVER_RESTART_PAUSE_MAX),
         };
         losses.count = losses.count.saturating_add(1);
         losses.start_at = now + pause;
@@ -458,15 +458,15 @@ impl Interpreters {
 }
 
 /// Descriptors that are readable when a fork server has sent something or has exited.
-fn watched(warm: &Warm) -> [RawFd; 2] {
-    [warm.raw_fd(), warm.process().pidfd().as_raw_fd()]
+fn watched(server: &ForkServer) -> [RawFd; 2] {
+    [server.raw_fd(), server.process().pidfd().as_raw_fd()]
 }
 
 /// A missing or broken interpreter is the environment's fault. A lack of processes, memory or descriptors is
 /// the worker's.
-fn start_cause(environment: &Environment, error: &warm::Error) -> Cause {
+fn start_cause(environment: &Environment, error: &fork_server::Error) -> Cause {
     match error {
-        warm::Error::Io(error) => spawn_cause(environment, error),
+        fork_server::Error::Io(error) => spawn_cause(environment, error),
         _ => Cause::Environment,
     }
 }
@@ -490,10 +490,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_death_of_a_jobs_own_interpreter_is_counted() {
-        let mut interpreters = Interpreters::new(Duration::from_secs(1));
+    fn only_the_death_of_a_jobs_own_fork_server_is_counted() {
+        let mut servers = ForkServers::new(Duration::from_secs(1));
         let mut blame = |only, jobs: &[i64]| {
-            let failure = interpreters.blame(only, jobs, "died");
+            let failure = servers.blame(only, jobs, "died");
             (failure.cause, failure.is_uncounted)
         };
         for jobs in [[1, 2, 3].as_slice(), &[1, 2], &[2], &[2], &[]] {
@@ -508,11 +508,11 @@ mod tests {
         for job in 0..2 * limits::SUSPECTS_MAX {
             blame(None, &[i64::try_from(job).unwrap()]);
         }
-        assert_eq!(interpreters.suspects.len(), limits::SUSPECTS_MAX);
+        assert_eq!(servers.suspects.len(), limits::SUSPECTS_MAX);
     }
 
     #[test]
-    fn a_job_that_comes_while_no_interpreter_is_started_is_innocent() {
+    fn a_job_that_comes_while_no_fork_server_is_started_is_innocent() {
         let environment = Environment {
             interpreter: "/nonexistent".into(),
             cached: true,
@@ -521,8 +521,8 @@ mod tests {
         let poll = mio::Poll::new().unwrap();
         let now = BootTime::default();
         for cause in [Cause::Worker, Cause::Plugin, Cause::Environment] {
-            let mut interpreters = Interpreters::new(Duration::from_secs(1));
-            let start = |interpreters: &mut Interpreters, now| {
+            let mut servers = ForkServers::new(Duration::from_secs(1));
+            let start = |servers: &mut ForkServers, now| {
                 let start = Start {
                     job_id: 1,
                     kind: Kind::Warm,
@@ -534,19 +534,19 @@ mod tests {
                     shim: Path::new("/nonexistent"),
                     launcher: None,
                 };
-                let started = interpreters.start(&start, poll.registry(), now);
+                let started = servers.start(&start, poll.registry(), now);
                 started.unwrap_err()
             };
             for _ in 0..2 {
-                interpreters.count_loss("hash", Failure::new(cause, "died"), now);
+                servers.count_loss("hash", Failure::new(cause, "died"), now);
             }
-            let failure = start(&mut interpreters, now);
+            let failure = start(&mut servers, now);
             assert_eq!(failure.message, "died");
             assert!(failure.is_uncounted, "{cause:?}");
-            let until = interpreters.paused_until("hash").unwrap();
-            assert_eq!(until, now + limits::WARM_RESTART_PAUSE);
+            let until = servers.paused_until("hash").unwrap();
+            assert_eq!(until, now + limits::FORK_SERVER_RESTART_PAUSE);
             // After the pause the start is tried again.
-            let failure = start(&mut interpreters, until);
+            let failure = start(&mut servers, until);
             assert!(failure.message.contains("cannot start"), "{failure:?}");
             assert!(!failure.is_uncounted);
         }
@@ -554,12 +554,12 @@ mod tests {
 
     #[test]
     fn restarts_pause_longer_and_longer() {
-        let mut interpreters = Interpreters::new(Duration::from_secs(1));
+        let mut servers = ForkServers::new(Duration::from_secs(1));
         let now = BootTime::default();
         let pauses: Vec<u64> = (0..9)
             .map(|_| {
-                interpreters.count_loss("hash", Failure::new(Cause::Plugin, "died"), now);
-                let losses = &interpreters.losses["hash"];
+                servers.count_loss("hash", Failure::new(Cause::Plugin, "died"), now);
+                let losses = &servers.losses["hash"];
                 assert_eq!(losses.reason.cause, Cause::Worker, "others are innocent");
                 losses.start_at.saturating_duration_since(now).as_secs()
             })

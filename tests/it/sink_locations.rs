@@ -71,7 +71,7 @@ fn assert_first(done: &serde_json::Value, case: &str) {
 }
 
 #[test]
-fn a_sink_whose_own_place_fails_costs_its_own_jobs_alone() {
+fn a_sink_whose_own_location_fails_costs_its_own_jobs_alone() {
     if !rustix::process::getuid().is_root() {
         eprintln!("not run: only root can mount a file system in the output folder");
         return;

@@ -1,7 +1,7 @@
 //! Checks whether output is still as a receipt describes it, and removal of such output.
 
 use super::*;
-use crate::sink::{Receipted, Standing};
+use crate::sink::{PublishedOutput, Receipted};
 
 const SINKS: &[(&str, &str, &str)] = &[
     ("a", "parquet://a.parquet", "append"),
@@ -20,7 +20,7 @@ fn what_a_receipt_has_no_room_for_is_compared_and_removed_too() {
         rows: first.rows,
         size_bytes: Some(first.size_bytes),
     }];
-    let stands = || Standing::new(&fixture.root, A).has(attempt, 0, &listed, &mut |_| None);
+    let stands = || PublishedOutput::new(&fixture.root, A).has(attempt, 0, &listed, &mut |_| None);
     assert_eq!(fixture.files(), ["a_1.parquet", "b_1.parquet"]);
     assert!(stands());
     let other = fixture.path("b_1.parquet");
@@ -29,11 +29,11 @@ fn what_a_receipt_has_no_room_for_is_compared_and_removed_too() {
     fs::rename(fixture.path("c"), &other).unwrap();
     assert!(stands());
     let uris = [first.uri.clone()];
-    let standing = Standing::new(&fixture.root, A);
-    let withdrawn = standing.withdraw(attempt, 0, &uris).unwrap();
+    let published = PublishedOutput::new(&fixture.root, A);
+    let withdrawn = published.withdraw(attempt, 0, &uris).unwrap();
     assert_eq!(withdrawn.removed.len(), 2, "{withdrawn:?}");
     assert!(
-        withdrawn.left.is_empty() && withdrawn.is_gone,
+        withdrawn.left.is_empty() && withdrawn.is_all_removed,
         "{withdrawn:?}"
     );
     assert_eq!(fixture.files(), [""; 0]);

@@ -2,7 +2,7 @@
 //! modules that the plugin preloads.
 //!
 //! Nothing here blocks, except where noted. A request to a fork server that does not read its requests is an
-//! error. Dropping a [`Warm`] kills the fork server without waiting for its end. Its children have set a
+//! error. Dropping a [`ForkServer`] kills the fork server without waiting for its end. Its children have set a
 //! parent-death signal, so the kernel kills them too.
 
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ pub enum Started {
 
 /// A report of a fork server.
 #[derive(Debug)]
-pub enum WarmEvent {
+pub enum Event {
     /// Its imports are done.
     Ready,
     /// The answer to a ping.
@@ -136,7 +136,7 @@ pub enum Error {
     /// An I/O error, when starting it or on its socket.
     Io(io::Error),
     /// It has ended.
-    Gone,
+    Ended,
     /// It has not read earlier requests, and the socket's buffer is full.
     Full,
     /// Its launcher could not start it.
@@ -148,11 +148,11 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Io(error) => write!(f, "the warm interpreter cannot be used: {error}"),
-            Error::Gone => f.write_str("the warm interpreter has died"),
-            Error::Full => f.write_str("the warm interpreter takes no more requests now"),
+            Error::Io(error) => write!(f, "the fork server cannot be used: {error}"),
+            Error::Ended => f.write_str("the fork server has died"),
+            Error::Full => f.write_str("the fork server takes no more requests now"),
             Error::Unstarted(reason) => f.write_str(reason),
-            Error::Answer(text) => write!(f, "the warm interpreter gave an odd answer: {text}"),
+            Error::Answer(text) => write!(f, "the fork server sent an invalid answer: {text}"),
         }
     }
 }
@@ -173,7 +173,7 @@ impl From<rustix::io::Errno> for Error {
 
 /// One fork server. Dropping it kills it and its children.
 #[derive(Debug)]
-pub struct Warm {
+pub struct ForkServer {
     process: Process,
     control: OwnedFd,
     pings: u64,
@@ -193,7 +193,7 @@ pub enum Imports<'a> {
 /// Bytes of a request or an answer. Requests do not contain the source, which is passed as a descriptor.
 const MESSAGE_SIZE_MAX: usize = 1 << 20;
 
-impl Warm {
+impl ForkServer {
     /// Starts a fork server. Its imports run in the background. `launcher` is the program that runs it with
     /// the given mounts.
     pub fn start(
@@ -244,7 +244,7 @@ impl Warm {
         if let Some(errors) = errors {
             thread::start("interpreter", move || log_lines(errors))?;
         }
-        Ok(Warm {
+        Ok(ForkServer {
             process,
             control: ours,
             pings: 0,
@@ -334,7 +334,7 @@ impl Warm {
         match sent {
             Ok(_) => {}
             Err(Errno::PIPE | Errno::CONNRESET) if self.process.has_exited() => {
-                return Err(Error::Gone);
+                return Err(Error::Ended);
             }
             Err(Errno::PIPE | Errno::CONNRESET) => {}
             // TOOMANYREFS: too many descriptors are in flight.
@@ -367,12 +367,12 @@ impl Warm {
     /// Which parent the process has that had this ID when the pidfd was opened.
     fn has_child(&self, number: i32, pidfd: &OwnedFd) -> io::Result<Parent> {
         let stat = proc_file::read(format!("/proc/{number}/stat"));
-        let is_gone = |error: &io::Error| {
+        let has_ended = |error: &io::Error| {
             let gone = Some(Errno::SRCH.raw_os_error());
             error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == gone
         };
         let stat = match stat {
-            Err(error) if is_gone(&error) => return Ok(Parent::None),
+            Err(error) if has_ended(&error) => return Ok(Parent::None),
             stat => stat?,
         };
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
@@ -387,7 +387,7 @@ impl Warm {
     }
 
     /// Reads one answer; none if there is none now.
-    pub fn next_event(&mut self) -> Result<Option<WarmEvent>, Error> {
+    pub fn next_event(&mut self) -> Result<Option<Event>, Error> {
         let mut bytes = vec![0u8; MESSAGE_SIZE_MAX.min(64 << 10)];
         let mut receive =
             || rustix::net::recv(&self.control, bytes.as_mut_slice(), RecvFlags::DONTWAIT);
@@ -400,25 +400,25 @@ impl Warm {
         let size = match received {
             Ok((size, _)) => size,
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
-            Err(rustix::io::Errno::CONNRESET) => return Err(Error::Gone),
+            Err(rustix::io::Errno::CONNRESET) => return Err(Error::Ended),
             Err(error) => return Err(error.into()),
         };
         if size == 0 {
-            return Err(Error::Gone);
+            return Err(Error::Ended);
         }
         let bytes = bytes.get(..size).unwrap_or(&[]);
         let answer: Answer = serde_json::from_slice(bytes).map_err(|_| {
             Error::Answer(String::from_utf8_lossy(bytes).chars().take(200).collect())
         })?;
         Ok(Some(match answer {
-            Answer::Ready { .. } => WarmEvent::Ready,
-            Answer::Pong { .. } => WarmEvent::Pong,
+            Answer::Ready { .. } => Event::Ready,
+            Answer::Pong { .. } => Event::Pong,
             Answer::Unstarted { unstarted } => return Err(Error::Unstarted(unstarted)),
-            Answer::Started { started, pid } => WarmEvent::Started {
+            Answer::Started { started, pid } => Event::Started {
                 key: started,
                 process: self.child_process(pid),
             },
-            Answer::Failed { failed, message } => WarmEvent::Failed {
+            Answer::Failed { failed, message } => Event::Failed {
                 key: failed,
                 message,
             },
@@ -427,7 +427,7 @@ impl Warm {
                 code,
                 signal,
                 rss_max_kib,
-            } => WarmEvent::Exited {
+            } => Event::Exited {
                 key: exited,
                 exit: Exit {
                     code,
@@ -488,7 +488,7 @@ mod tests {
     use crate::plugin::source::Source;
 
     #[test]
-    fn only_children_of_an_interpreter_are_taken_for_such() {
+    fn only_children_of_a_fork_server_are_accepted_as_such() {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");
         let text = format!(
@@ -496,7 +496,7 @@ mod tests {
             dir.path().display()
         );
         std::fs::write(&shim, text).unwrap();
-        let warm = Warm::start(Path::new("/bin/sh"), &shim, Imports::None, None).unwrap();
+        let server = ForkServer::start(Path::new("/bin/sh"), &shim, Imports::None, None).unwrap();
         let child = loop {
             if let Ok(text) = std::fs::read_to_string(dir.path().join("child")) {
                 break text.trim().parse().unwrap();
@@ -507,7 +507,7 @@ mod tests {
         let mut reaped = std::process::Command::new("true").spawn().unwrap();
         let ended = i32::try_from(reaped.id()).unwrap();
         reaped.wait().unwrap();
-        let taken = |number| warm.child_process(number);
+        let taken = |number| server.child_process(number);
         let Started::Running(process) = taken(child).unwrap() else {
             panic!("it runs");
         };
@@ -525,15 +525,16 @@ mod tests {
             let error = taken(number).unwrap_err().to_string();
             assert!(error.contains(words), "{number}: {error}");
         }
-        warm.process.kill();
+        server.process.kill();
     }
 
     #[test]
-    fn an_interpreter_that_reads_no_requests_is_full() {
+    fn a_fork_server_that_reads_no_requests_is_full() {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");
         std::fs::write(&shim, "exec sleep 1000").unwrap();
-        let mut warm = Warm::start(Path::new("/bin/sh"), &shim, Imports::None, None).unwrap();
+        let mut server =
+            ForkServer::start(Path::new("/bin/sh"), &shim, Imports::None, None).unwrap();
         let source = Source::new(Plugin::default().into()).unwrap();
         let job = Job {
             job_id: 1,
@@ -549,8 +550,8 @@ mod tests {
             socket_path: &shim,
             work_dir: dir.path(),
         };
-        let refused = (0..100_000).find_map(|key| warm.request(key, &job).err());
+        let refused = (0..100_000).find_map(|key| server.request(key, &job).err());
         assert!(matches!(refused, Some(Error::Full)), "{refused:?}");
-        assert!(!warm.process().has_exited());
+        assert!(!server.process().has_exited());
     }
 }
