@@ -8,6 +8,7 @@ use crate::common::*;
 use crate::run::Folder;
 
 const CASES: &str = include_str!("../peers/arrow_types.py");
+const PANDAS_CASES: &str = include_str!("../peers/pandas_types.py");
 
 /// Types, nested and encoded in each way, in Parquet files and in a table of a database: pyarrow,
 /// DuckDB, Polars and SQLite give back the values that the plugin published.
@@ -115,6 +116,24 @@ fn what_a_file_cannot_keep_fails_the_job_with_the_column() {
         let text = item["error"].as_str().unwrap_or_default();
         assert!(text.contains(words), "{name}: {item}");
     }
+}
+
+/// Periods and intervals, as columns, as levels of an index and as categories: pandas reads them as such.
+#[test]
+fn types_of_pandas_are_read_back_by_pandas() {
+    let folder = Folder::new(&[("a", "x")]);
+    folder.write("pandas_types.py", PANDAS_CASES);
+    let (plugin, out) = (folder.path("pandas_types.py"), folder.path("out"));
+    let (summary, code) =
+        crate::run::run_json(&plugin, &[&folder.path("in")], Path::new(&out), &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    let check = output(peer("pandas_types.py").arg(&out));
+    assert!(
+        check.status.success(),
+        "{}{}",
+        stdout(&check),
+        stderr(&check)
+    );
 }
 
 /// Rows that take few bytes are cut by their number.
