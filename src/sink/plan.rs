@@ -45,6 +45,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         job,
         folder,
         sinks,
+        ..
     } = staged;
     let name = folder.name.clone();
     let is_file = |sink: &StagedSink| matches!(sink.target, Target::Parquet { .. });
