@@ -92,6 +92,7 @@ pub use fault::Fault;
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
+pub use record::MadeWith;
 pub use relocate::{Placed, Relocation};
 pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
 pub use schema::{columns_of_file, columns_of_receipt};
