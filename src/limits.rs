@@ -480,6 +480,12 @@ pub const NAME_SIZE_MAX: usize = 255;
 pub const ERROR_TEXT_SIZE_MAX: usize = 16 << 10;
 /// Bytes of a plugin's last printed lines in a receipt.
 pub const LOG_TAIL_SIZE_MAX: usize = 16 << 10;
+/// Notes on a job's output at the beginning of its log, and bytes of each. Together they take at most half of
+/// the log's space.
+pub const OUTPUT_NOTES_MAX: usize = 16;
+/// See [`OUTPUT_NOTES_MAX`].
+pub const OUTPUT_NOTE_SIZE_MAX: usize = 480;
+const _: () = assert!(OUTPUT_NOTES_MAX * OUTPUT_NOTE_SIZE_MAX <= LOG_TAIL_SIZE_MAX / 2);
 
 /// Time in which a plugin process must connect.
 pub const PLUGIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);

@@ -23,17 +23,20 @@ pub(super) struct Item {
     pub(super) old_hash: Option<String>,
     /// They were published when the file had another name.
     pub(super) old_is_renamed: bool,
+    /// They were made with other code or parameters than those of the run.
+    pub(super) old_is_made_otherwise: bool,
     /// Other jobs of the plugin for the file that have output, each with the hash of the file's content.
     pub(super) others: Vec<(i64, String)>,
     /// URIs of its output, by topic.
     pub(super) topics: BTreeMap<String, Vec<String>>,
     /// The job whose receipt names this output.
     pub(super) output_of: Option<i64>,
-    /// Earlier outputs that were removed, because the file's content has changed and the file fails.
+    /// Earlier outputs that were removed, because they were stale and the file fails.
     pub(super) removed: Vec<String>,
     /// Earlier outputs that are kept although the file fails or has not been run yet.
     pub(super) kept: Vec<String>,
-    /// The kept outputs are of other content than the file has now, or of the file's earlier name.
+    /// The kept outputs are of other content than the file has now, of other code or parameters than those
+    /// of the run, or of the file's earlier name.
     pub(super) is_stale: bool,
     /// The file's path when its job ran before.
     pub(super) renamed_from: Option<PathBuf>,
@@ -52,6 +55,7 @@ impl Item {
             old_outputs: BTreeSet::new(),
             old_hash: None,
             old_is_renamed: false,
+            old_is_made_otherwise: false,
             others: Vec::new(),
             topics: BTreeMap::new(),
             output_of: None,
@@ -405,7 +409,8 @@ impl Summary {
         if !stale.is_empty() {
             let (count, names) = (files(stale.len()), names(&stale));
             out.push_str(&format!(
-                "Stale: the output of {count} is of earlier content, until the file succeeds: {names}\n"
+                "Stale: the output of {count} is of other content, code or parameters, or of an \
+                 earlier name, until the file succeeds: {names}\n"
             ));
         }
         let renamed = items.iter().filter_map(|item| {

@@ -340,58 +340,89 @@ def of_pandas(frame, pa):
         frame = without_copies(frame)
         keeps = any(name is not None for name in frame.index.names)
     try:
-        # geopandas has its own conversion, which keeps the coordinate system.
+        frame = dense(frame)
         exact = exact_columns(frame, pa)
         frame = without_values(frame, exact)
+        # geopandas has its own conversion, which keeps the coordinate system.
         if is_of(frame, "geopandas", "GeoDataFrame") and hasattr(frame, "to_arrow"):
             table = pa.table(frame.to_arrow(index=keeps))
         else:
-            table = pa.Table.from_pandas(dense(frame), preserve_index=keeps)
+            table = pa.Table.from_pandas(frame, preserve_index=keeps)
         for index, array in exact.items():
             table = table.set_column(index, table.schema.field(index).with_type(array.type), array)
+        for index, field in enumerate(table.schema):
+            if is_grouped(field.type, pa):
+                array = plain_groups(table.column(index), pa)
+                table = table.set_column(index, field.with_type(array.type), array)
         return table
     except Exception as error:
         for index, name in enumerate(frame.columns):
             check_text(name)
             array_of(name, frame.iloc[:, index], pa)
+        for name in frame.index.names if keeps else ():
+            array_of(name, frame.index.get_level_values(name), pa)
         raise error
 
 
 def exact_columns(frame, pa):
-    """The columns of Python objects that pandas would convert with loss, as arrays by their positions."""
+    """The columns that pandas would convert with loss, or not at all, as arrays by their positions."""
     exact = {}
-    for index in range(frame.shape[1]):
-        column = frame.iloc[:, index]
-        try:
-            check_categories(column)
-        except Exception as error:
-            raise column_error(frame.columns[index], error) from error
-        if is_object(column):
-            array = array_of_objects(frame.columns[index], column, pa)
-            if array is not None:
-                exact[index] = array
+    for index, name in enumerate(frame.columns):
+        array = named(name, exact_array, frame.iloc[:, index], pa)
+        if array is not None:
+            exact[index] = array
     for name in frame.index.names:
         level = None if name is None else frame.index.get_level_values(name)
-        if level is not None and is_object(level) and array_of_objects(name, level, pa) is not None:
-            raise ValueError(
-                f"level {name!r} of the index has nanoseconds, masked values, or NaN that is no `float`:"
-                " make it a column (`reset_index`)")
+        if level is not None and named(name, exact_array, level, pa) is not None:
+            what = (f"the pandas type {level.dtype}, which has no conversion to Arrow (`__arrow_array__`)"
+                    if is_unconverted(level.dtype) else "nanoseconds, masked values, or NaN that is no `float`")
+            raise ValueError(f"level {name!r} of the index has {what}: make it a column (`reset_index`)")
     return exact
 
 
-def check_categories(values):
-    """Checks categories that are Python objects as values are checked."""
+def exact_array(values, pa):
+    """The array of a series or an index whose values pandas would convert with loss, or not at all."""
+    if is_unconverted(values.dtype):
+        return array_of_values(list(values), pa, True)
+    # Categories are checked as values are.
     categories = getattr(values.dtype, "categories", None)
-    if is_object(categories):
-        Exact(categories, True)
+    checked = values if categories is None else categories
+    if not is_object(checked):
+        check_dtype(checked.dtype)
+        return None
+    exact = Exact(checked, True)
+    return array_of_values(values.astype(object), pa, True) if exact.paths or exact.rewrites else None
 
 
-def array_of_objects(name, values, pa):
-    try:
-        exact = Exact(values, True)
-        return array_of_values(values, pa, True) if exact.paths or exact.rewrites else None
-    except Exception as error:
-        raise column_error(name, error) from error
+def is_grouped(kind, pa):
+    """True for categories that are intervals of integers."""
+    values = kind.value_type if pa.types.is_dictionary(kind) else None
+    return (getattr(values, "extension_name", None) == "pandas.interval"
+            and pa.types.is_integer(values.storage_type.field(0).type))
+
+
+def plain_groups(array, pa):
+    """Categories that are intervals of integers, as structs if values are missing. pandas would read missing
+    intervals of integers as other intervals."""
+    if array.null_count == 0:
+        return array
+    plain = [pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.storage, ordered=chunk.type.ordered)
+             for chunk in (array.chunks if isinstance(array, pa.ChunkedArray) else [array])]
+    return pa.chunked_array(plain)
+
+
+def is_unconverted(dtype):
+    """True for a type of pandas that neither pyarrow nor its own arrays convert to Arrow."""
+    if (not is_of(dtype, "pandas.api.extensions", "ExtensionDtype")
+            or is_of(dtype, "pandas", "CategoricalDtype", "DatetimeTZDtype", "SparseDtype")):
+        return False
+    return not hasattr(dtype.construct_array_type(), "__arrow_array__")
+
+
+def check_dtype(dtype):
+    """Refuses types of numpy that Arrow does not have."""
+    if is_of(dtype, "numpy", "dtype") and dtype.kind == "c":
+        Exact([sample_of(dtype)])
 
 
 def is_sparse(dtype):
@@ -399,26 +430,44 @@ def is_sparse(dtype):
 
 
 def dense(frame):
-    """A frame without what pyarrow does not accept: sparse columns, and values in the other byte order."""
-    indexes = [index for index, dtype in enumerate(frame.dtypes) if is_sparse(dtype) or is_swapped(dtype)]
-    if not indexes and not is_swapped(frame.index.dtype):
-        return frame
-    frame = frame.copy(deep=False)
-    for index in indexes:
-        column = frame.iloc[:, index]
-        column = column.sparse.to_dense() if is_sparse(column.dtype) else column
-        frame.isetitem(index, native(column))
-    frame.index = native(frame.index)
+    """A frame without what pyarrow does not accept: sparse values, and values in the other byte order."""
+    index = frame.index
+    if index.nlevels == 1:
+        index = plain_values(index)
+    elif any(map(is_foreign, index.dtypes)):
+        index = index.set_levels(list(map(plain_values, index.levels)))
+    positions = [position for position, dtype in enumerate(frame.dtypes) if is_foreign(dtype)]
+    if positions or index is not frame.index:
+        frame = frame.copy(deep=False)
+        for position in positions:
+            frame.isetitem(position, plain_values(frame.iloc[:, position]))
+        frame.index = index
     return frame
+
+
+def is_foreign(dtype):
+    return is_sparse(dtype) or is_swapped(dtype)
+
+
+def plain_values(values):
+    """A series or an index that is neither sparse nor in the other byte order."""
+    if is_sparse(values.dtype):
+        pandas = sys.modules["pandas"]
+        plain = values.array.to_dense()
+        if is_of(values, "pandas", "Index"):
+            values = pandas.Index(plain, dtype=plain.dtype, name=values.name)
+        else:
+            values = pandas.Series(plain, values.index, plain.dtype, values.name)
+    return native(values)
+
+
+def native(values):
+    return values.astype(values.dtype.newbyteorder("=")) if is_swapped(values.dtype) else values
 
 
 def is_swapped(dtype):
     """True for a numpy type whose byte order is not that of this machine."""
     return type(dtype).__module__.split(".")[0] == "numpy" and not dtype.isnative
-
-
-def native(values):
-    return values.astype(values.dtype.newbyteorder("=")) if is_swapped(values.dtype) else values
 
 
 def without_values(frame, indexes):
@@ -510,13 +559,34 @@ def array_of(name, values, pa):
             return values
         if is_of(values, "numpy", "ndarray"):
             return of_ndarray(values, pa)
+        if is_of(values, "pandas.api.extensions", "ExtensionArray"):
+            values = sys.modules["pandas"].Series(values)
         if is_of(values, "pandas", "Series", "Index"):
-            values = values.sparse.to_dense() if is_sparse(values.dtype) else values
-            check_categories(values)
-            return array_of_values(values, pa, True) if is_object(values) else pa.array(native(values), from_pandas=True)
+            values = plain_values(values)
+            array = exact_array(values, pa)
+            return of_series(values, pa) if array is None else array
         if hasattr(values, "__arrow_array__"):
             return pa.array(values, from_pandas=True)
         return array_of_values(values if isinstance(values, (list, tuple)) else list(values), pa)
+    except Exception as error:
+        raise column_error(name, error) from error
+
+
+def of_series(values, pa):
+    try:
+        array = pa.array(values, from_pandas=True)
+        return plain_groups(array, pa) if is_grouped(array.type, pa) else array
+    except Exception as error:
+        if isinstance(error, UnicodeError) or not is_of(values.dtype, "pandas.api.extensions", "ExtensionDtype"):
+            raise
+        raise TypeError(
+            f"pandas does not convert its type {values.dtype} to Arrow ({error}): give it as another type") from error
+
+
+def named(name, function, *arguments):
+    """Returns the result of a function for a column. An error is raised with the column's name."""
+    try:
+        return function(*arguments)
     except Exception as error:
         raise column_error(name, error) from error
 

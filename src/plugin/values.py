@@ -65,6 +65,8 @@ ADVICE_OF_CLASSES = (
     ("pandas", "Index", "give `value.to_list()`"),
     ("pandas.api.extensions", "ExtensionArray", "give `list(value)`"),
     ("pyarrow", "Array", "give `value.to_pylist()`"),
+    ("pandas", "Period", "give them as a pandas Series of periods of one frequency (`pd.Series(values)`), or text (`str(value)`)"),
+    ("pandas", "Interval", "give them as a pandas Series of intervals of one type (`pd.Series(values)`), or text (`str(value)`)"),
     ("collections.abc", "Mapping", "give `dict(value)`"),
     ("collections.abc", "Sequence", "give `list(value)`"),
     ("builtins", "object", "give values of Python or numpy that Arrow has, such as text (`str(value)`)"),
@@ -96,11 +98,10 @@ def array_of_values(values, pa, from_pandas=None):
 
 
 def is_object(values):
-    """True for arrays and series whose values are Python objects."""
+    """True for arrays and series whose values are Python objects. Types of pandas are none of numpy's, whatever
+    their kind."""
     dtype = getattr(values, "dtype", None)
-    # The values of pandas.ArrowDtype are Arrow's, whatever its kind.
-    has_objects = getattr(dtype, "kind", None) == "O" and hasattr(dtype, "itemsize")
-    return has_objects and type(dtype).__name__ != "ArrowDtype"
+    return getattr(dtype, "kind", None) == "O" and is_kind(type(dtype), "numpy", "dtype")
 
 
 def with_none(value, gaps=frozenset(), path=()):

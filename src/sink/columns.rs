@@ -121,8 +121,9 @@ impl Columns {
         &self.schema
     }
 
-    /// The metadata of the schemas of all batches so far, for a file with these columns.
-    pub(super) fn metadata(&self) -> Metadata {
+    /// The metadata of the schemas of all batches so far, for a file with these columns, and notes on what
+    /// was left out of it.
+    pub(super) fn metadata(&self) -> (Metadata, Vec<String>) {
         let own = [JOB_ID, FILE_VERSION_ID];
         self.metadata.of_file(self.schema.fields(), &own)
     }

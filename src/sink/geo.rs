@@ -1,16 +1,29 @@
 //! The metadata of GeoParquet: <https://geoparquet.org/releases/v1.1.0/>.
 
-use arrow::datatypes::{DataType, FieldRef};
+use arrow::datatypes::{DataType, Field, FieldRef};
 use serde_json::{Map, Value, json};
 
 use super::Error;
-use super::types::{EXTENSION, EXTENSION_METADATA};
+use super::types::{EXTENSION, EXTENSION_METADATA, shown};
 use crate::job::text::prefix;
 
 type Object = Map<String, Value>;
 
+const VERSION: &str = "version";
+const COLUMNS: &str = "columns";
+const PRIMARY: &str = "primary_column";
 const BOUNDS: &str = "bbox";
 const TYPES: &str = "geometry_types";
+const COVERING: &str = "covering";
+/// Encodings of version 1.1 besides well-known binary, and the number of lists around their coordinates.
+const NATIVE: [(&str, usize); 6] = [
+    ("point", 0),
+    ("linestring", 1),
+    ("multipoint", 1),
+    ("polygon", 2),
+    ("multilinestring", 2),
+    ("multipolygon", 3),
+];
 /// Keys that determine the meaning of a column's values. Columns with different values for one of them
 /// cannot be merged.
 const MEANING: [&str; 5] = ["crs", "encoding", "edges", "orientation", "epoch"];
@@ -23,14 +36,14 @@ fn parse(text: &str) -> Option<Object> {
 }
 
 fn columns(geo: &Object) -> impl Iterator<Item = (&String, &Value)> {
-    geo.get("columns")
+    geo.get(COLUMNS)
         .and_then(Value::as_object)
         .into_iter()
         .flatten()
 }
 
 fn columns_mut(geo: &mut Object) -> Option<&mut Object> {
-    geo.get_mut("columns").and_then(Value::as_object_mut)
+    geo.get_mut(COLUMNS).and_then(Value::as_object_mut)
 }
 
 /// Merges the metadata of two batches. `None` when one of them does not have the expected form. An error
@@ -130,6 +143,179 @@ pub(super) fn of_fields(fields: &[FieldRef]) -> Option<String> {
     Some(geo.to_string())
 }
 
+/// Metadata for a file with these columns. What contradicts them or the specification is left out, because
+/// readers do not open such a file: DuckDB fails at a column of text whose entry has an encoding of bytes.
+/// `None` when nothing is left. `notes` gets a line for each change.
+pub(super) fn of_file(text: &str, fields: &[FieldRef], notes: &mut Vec<String>) -> Option<String> {
+    let reason = match parse(text) {
+        None => "it is no JSON object",
+        Some(geo) if !geo.get(VERSION).is_some_and(Value::is_string) => "it has no version",
+        Some(geo) if geo.get(COLUMNS).is_some_and(|columns| !columns.is_object()) => {
+            "its columns are no JSON object"
+        }
+        Some(geo) => return adapted(text, geo, fields, notes),
+    };
+    notes.push(format!(
+        "the metadata of GeoParquet (\"geo\") was left out: {reason}"
+    ));
+    None
+}
+
+fn adapted(
+    text: &str,
+    mut geo: Object,
+    fields: &[FieldRef],
+    notes: &mut Vec<String>,
+) -> Option<String> {
+    let before = notes.len();
+    let primary = geo.get(PRIMARY).cloned();
+    let Some(columns) = columns_mut(&mut geo) else {
+        notes.push("the metadata of GeoParquet has no columns; none were added".to_owned());
+        geo.insert(COLUMNS.to_owned(), json!({}));
+        return Some(Value::Object(geo).to_string());
+    };
+    let had_columns = !columns.is_empty();
+    columns.retain(|name, column| {
+        let fault = match column.as_object_mut() {
+            None => Err("it is no JSON object".to_owned()),
+            Some(column) => {
+                let field = fields.iter().find(|field| field.name() == name);
+                check_column(field, column).map(|()| complete(name, column, fields, notes))
+            }
+        };
+        if let Err(reason) = &fault {
+            let name = prefix(name, 200);
+            notes.push(format!(
+                "column {name:?}: its entry in the metadata of GeoParquet was left out: {reason}"
+            ));
+        }
+        fault.is_ok()
+    });
+    if had_columns && columns.is_empty() {
+        return None;
+    }
+    let mut names = fields.iter().map(|field| field.name());
+    let first = names.find(|name| columns.contains_key(*name));
+    let has_primary = matches!(&primary, Some(Value::String(name)) if columns.contains_key(name));
+    if let Some(first) = first.filter(|_| !has_primary) {
+        let name = prefix(first, 200);
+        notes.push(format!(
+            "column {name:?}: it is the primary column in the metadata of GeoParquet, which named \
+             none of its columns"
+        ));
+        geo.insert(PRIMARY.to_owned(), json!(first));
+    }
+    Some(match notes.len() == before {
+        true => text.to_owned(),
+        false => Value::Object(geo).to_string(),
+    })
+}
+
+/// Checks what readers need of a column's entry. The error is the reason why it cannot be used.
+fn check_column(field: Option<&FieldRef>, column: &Object) -> Result<(), String> {
+    let Some(field) = field else {
+        return Err("the file has no such column".to_owned());
+    };
+    let Some(encoding) = column.get("encoding").and_then(Value::as_str) else {
+        return Err("it has no encoding".to_owned());
+    };
+    let native = NATIVE.iter().find(|(name, _)| *name == encoding);
+    let (is_right, wanted) = match (encoding, native) {
+        ("WKB", _) => {
+            let is_bytes = matches!(field.data_type(), DataType::Binary | DataType::LargeBinary);
+            (is_bytes, "bytes")
+        }
+        (_, Some((_, lists))) => {
+            let is_right = has_coordinates(field.data_type(), *lists);
+            (is_right, "structs of doubles x and y, or lists of these")
+        }
+        _ => {
+            let shown = prefix(encoding, 80);
+            return Err(format!("GeoParquet has no encoding {shown:?}"));
+        }
+    };
+    if !is_right {
+        let shown = shown(field.data_type());
+        return Err(format!(
+            "the encoding {encoding} needs {wanted}, and the column has the type {shown}"
+        ));
+    }
+    match column.get("crs") {
+        None | Some(Value::Null | Value::Object(_)) => Ok(()),
+        Some(_) => Err("its crs is neither a PROJJSON object nor null".to_owned()),
+    }
+}
+
+/// True for structs of coordinates within this number of lists.
+fn has_coordinates(data_type: &DataType, lists: usize) -> bool {
+    match (data_type, lists.checked_sub(1)) {
+        (
+            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _),
+            Some(lists),
+        ) => has_coordinates(item.data_type(), lists),
+        (DataType::Struct(fields), None) => {
+            let has = |name: &str| fields.iter().any(|field| field.name() == name);
+            let is_coordinate = |field: &FieldRef| {
+                let name = field.name().as_str();
+                ["x", "y", "z", "m"].contains(&name) && *field.data_type() == DataType::Float64
+            };
+            has("x") && has("y") && fields.iter().all(is_coordinate)
+        }
+        _ => false,
+    }
+}
+
+/// Replaces what is missing or wrong in a valid column's entry and is not needed to read its values.
+fn complete(name: &str, column: &mut Object, fields: &[FieldRef], notes: &mut Vec<String>) {
+    let mut note = |what: &str| {
+        let name = prefix(name, 200);
+        notes.push(format!(
+            "column {name:?}: in the metadata of GeoParquet, {what}"
+        ));
+    };
+    let are = |value: Option<&Value>, is: fn(&Value) -> bool| {
+        value
+            .and_then(Value::as_array)
+            .is_some_and(|all| all.iter().all(is))
+    };
+    if !are(column.get(TYPES), Value::is_string) {
+        note("its geometry_types are no list of names; they are stored as unknown");
+        column.insert(TYPES.to_owned(), json!([]));
+    }
+    let numbers = column.get(BOUNDS).and_then(Value::as_array).map(Vec::len);
+    let is_bounds = are(column.get(BOUNDS), Value::is_number) && matches!(numbers, Some(4 | 6 | 8));
+    if column.contains_key(BOUNDS) && !is_bounds {
+        note("its bbox has no 4, 6 or 8 numbers and was left out");
+        column.remove(BOUNDS);
+    }
+    if let Some(covering) = column.get(COVERING)
+        && !is_covering(covering, fields)
+    {
+        note("its covering names columns that the file does not have and was left out");
+        column.remove(COVERING);
+    }
+}
+
+/// True for a covering of which each path leads to a field of a struct of the file.
+fn is_covering(covering: &Value, fields: &[FieldRef]) -> bool {
+    let bounds = covering.get(BOUNDS);
+    let leads = |side: &str| {
+        let path = bounds.and_then(|bounds| bounds.get(side)?.as_array());
+        let [column, inner] = path?.as_slice() else {
+            return None;
+        };
+        let (column, inner) = (column.as_str()?, inner.as_str()?);
+        let field = fields.iter().find(|field| field.name() == column)?;
+        let DataType::Struct(fields) = field.data_type() else {
+            return None;
+        };
+        let inner: &Field = fields.iter().find(|field| field.name() == inner)?;
+        Some(inner.data_type().is_floating())
+    };
+    let sides = ["xmin", "ymin", "xmax", "ymax"];
+    sides.into_iter().all(|side| leads(side) == Some(true))
+}
+
 /// Removes bounds and geometry types, which may be valid for a part of the rows only.
 pub(super) fn without_bounds(text: &str) -> String {
     let Some(mut geo) = parse(text) else {
@@ -168,4 +354,155 @@ pub(super) fn crs_of(text: &str, column: &str) -> Option<String> {
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(columns: &[(&str, DataType)]) -> Vec<FieldRef> {
+        let field = |(name, data_type): &(&str, DataType)| {
+            FieldRef::new(Field::new(*name, data_type.clone(), true))
+        };
+        columns.iter().map(field).collect()
+    }
+
+    fn point() -> DataType {
+        let number = |name: &str| Field::new(name, DataType::Float64, true);
+        DataType::Struct(vec![number("x"), number("y")].into())
+    }
+
+    fn list(item: DataType) -> DataType {
+        DataType::new_list(item, true)
+    }
+
+    /// Metadata with one column `g`.
+    fn geo(column: Value) -> Value {
+        json!({"version": "1.1.0", "primary_column": "g", "columns": {"g": column}})
+    }
+
+    fn wkb() -> Value {
+        json!({"encoding": "WKB", "geometry_types": ["Point"]})
+    }
+
+    fn with(mut object: Value, more: Value) -> Value {
+        let object = object.as_object_mut().unwrap();
+        for (key, value) in more.as_object().unwrap() {
+            match value {
+                Value::String(text) if text == "absent" => object.remove(key),
+                value => object.insert(key.clone(), value.clone()),
+            };
+        }
+        Value::Object(object.clone())
+    }
+
+    #[test]
+    fn valid_metadata_stays_as_it_is() {
+        use DataType as T;
+        let covering = json!({"bbox": {
+            "xmin": ["b", "xmin"], "ymin": ["b", "ymin"], "xmax": ["b", "xmax"], "ymax": ["b", "ymax"],
+        }});
+        let sides = ["xmin", "ymin", "xmax", "ymax"].map(|name| Field::new(name, T::Float32, true));
+        let bounds = T::Struct(sides.to_vec().into());
+        for (data_type, more) in [
+            (T::Binary, json!({})),
+            (
+                T::LargeBinary,
+                json!({"geometry_types": [], "edges": "spherical"}),
+            ),
+            (T::Binary, json!({"crs": null, "bbox": [0, 0, 1.25, 1]})),
+            (
+                T::Binary,
+                json!({"crs": {"name": "x"}, "bbox": [0, 0, 0, 1, 1, 1]}),
+            ),
+            (T::Binary, json!({"covering": covering})),
+            (point(), json!({"encoding": "point"})),
+            (list(point()), json!({"encoding": "linestring"})),
+            (list(point()), json!({"encoding": "multipoint"})),
+            (list(list(point())), json!({"encoding": "polygon"})),
+            (
+                list(list(list(point()))),
+                json!({"encoding": "multipolygon"}),
+            ),
+        ] {
+            let mut notes = Vec::new();
+            let fields = fields(&[("a", T::Int64), ("g", data_type), ("b", bounds.clone())]);
+            let text = format!(" {} ", geo(with(wkb(), more)));
+            assert_eq!(of_file(&text, &fields, &mut notes), Some(text));
+            assert_eq!(notes, [""; 0]);
+        }
+    }
+
+    #[test]
+    fn what_contradicts_the_file_or_the_specification_is_left_out_and_noted() {
+        use DataType as T;
+        let left_out = r#"column "g": its entry in the metadata of GeoParquet was left out: "#;
+        let entry = |reason: &str| format!("{left_out}{reason}");
+        let whole =
+            |reason: &str| format!(r#"the metadata of GeoParquet ("geo") was left out: {reason}"#);
+        let of = |data_type: &T| format!("and the column has the type {data_type}");
+        let half = Field::new("x", T::Float64, true);
+        let half = T::Struct(vec![half].into());
+        let second = json!({"g": wkb(), "h": wkb()});
+        let unknown = with(wkb(), json!({"geometry_types": []}));
+        let plain = || geo(wkb());
+        let cases: Vec<(T, Value, Option<Value>, String)> = vec![
+            (T::Utf8, plain(), None, entry("the encoding WKB needs bytes, ") + &of(&T::Utf8)),
+            (T::LargeUtf8, plain(), None, of(&T::LargeUtf8)),
+            (T::Int64, plain(), None, of(&T::Int64)),
+            (T::Null, plain(), None, of(&T::Null)),
+            (T::FixedSizeBinary(21), plain(), None, of(&T::FixedSizeBinary(21))),
+            (list(T::Binary), plain(), None, of(&list(T::Binary))),
+            (T::Binary, geo(with(wkb(), json!({"encoding": "WKT"}))), None,
+                entry(r#"GeoParquet has no encoding "WKT""#)),
+            (T::Binary, geo(with(wkb(), json!({"encoding": "wkb"}))), None,
+                entry(r#"GeoParquet has no encoding "wkb""#)),
+            (T::Binary, geo(with(wkb(), json!({"encoding": "absent"}))), None, entry("it has no encoding")),
+            (T::Binary, geo(with(wkb(), json!({"encoding": 1}))), None, entry("it has no encoding")),
+            (T::Binary, geo(with(wkb(), json!({"encoding": "point"}))), None,
+                entry("the encoding point needs structs of doubles x and y, or lists of these, ")
+                    + &of(&T::Binary)),
+            (list(point()), geo(with(wkb(), json!({"encoding": "point"}))), None, entry("the encoding point")),
+            (point(), geo(with(wkb(), json!({"encoding": "polygon"}))), None, entry("the encoding polygon")),
+            (half.clone(), geo(with(wkb(), json!({"encoding": "point"}))), None, entry("the encoding point")),
+            (T::Binary, geo(with(wkb(), json!({"crs": "EPSG:4326"}))), None,
+                entry("its crs is neither a PROJJSON object nor null")),
+            (T::Binary, geo(json!([])), None, entry("it is no JSON object")),
+            (T::Binary, json!([]), None, whole("it is no JSON object")),
+            (T::Binary, json!({}), None, whole("it has no version")),
+            (T::Binary, with(plain(), json!({"version": 1})), None, whole("it has no version")),
+            (T::Binary, with(plain(), json!({"columns": []})), None, whole("its columns are no JSON object")),
+            (T::Binary, json!({"version": "1.0.0"}), Some(json!({"version": "1.0.0", "columns": {}})),
+                "the metadata of GeoParquet has no columns".to_owned()),
+            (T::Binary, with(plain(), json!({"columns": second})), Some(plain()),
+                r#"column "h": its entry in the metadata of GeoParquet was left out: the file has no such column"#
+                    .to_owned()),
+            (T::Binary, with(plain(), json!({"columns": second, "primary_column": "h"})), Some(plain()),
+                r#"column "g": it is the primary column"#.to_owned()),
+            (T::Binary, with(plain(), json!({"primary_column": "absent"})), Some(plain()),
+                r#"column "g": it is the primary column"#.to_owned()),
+            (T::Binary, geo(with(wkb(), json!({"geometry_types": "Point"}))), Some(geo(unknown.clone())),
+                r#"column "g": in the metadata of GeoParquet, its geometry_types are no list"#.to_owned()),
+            (T::Binary, geo(with(wkb(), json!({"geometry_types": "absent"}))), Some(geo(unknown)),
+                "its geometry_types are no list".to_owned()),
+            (T::Binary, geo(with(wkb(), json!({"bbox": [1, 2, 3]}))), Some(plain()), "its bbox".to_owned()),
+            (T::Binary, geo(with(wkb(), json!({"bbox": ["1", 2, 3, 4]}))), Some(plain()), "its bbox".to_owned()),
+            (T::Binary, geo(with(wkb(), json!({"covering": {"bbox": {"xmin": ["b", "xmin"]}}}))), Some(plain()),
+                "its covering".to_owned()),
+        ];
+        for (data_type, given, want, note) in cases {
+            let mut notes = Vec::new();
+            let fields = fields(&[("g", data_type.clone())]);
+            let found = of_file(&given.to_string(), &fields, &mut notes);
+            let found = found.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+            assert_eq!(found, want, "{data_type} {given}");
+            assert!(
+                notes.iter().any(|it| it.contains(&note)),
+                "{given}: {notes:?}"
+            );
+        }
+        let mut notes = Vec::new();
+        assert_eq!(of_file("{", &fields(&[]), &mut notes), None);
+        assert_eq!(notes, [whole("it is no JSON object")]);
+    }
 }

@@ -82,27 +82,34 @@ impl FileMetadata {
         self.changed.insert(column.to_owned());
     }
 
-    /// The metadata of a file with these columns. `own` are the names of the ID columns among them.
-    pub(super) fn of_file(&self, fields: &[FieldRef], own: &[&str]) -> Metadata {
+    /// The metadata of a file with these columns, and notes on what was left out of it. `own` are the names
+    /// of the ID columns among them.
+    pub(super) fn of_file(&self, fields: &[FieldRef], own: &[&str]) -> (Metadata, Vec<String>) {
         let mut metadata = self.kept.clone();
+        let mut notes = Vec::new();
         if let Some(text) = metadata.remove(PANDAS) {
             let names: BTreeSet<&str> = fields.iter().map(|field| field.name().as_str()).collect();
             let adapted = pandas::adapt(&text, &names, &self.changed, own);
             metadata.extend(adapted.map(|text| (PANDAS.to_owned(), text)));
         }
-        if self.lacks_geo
-            && let Some(text) = metadata.get(GEO)
-        {
-            let text = geo::without_bounds(text);
-            metadata.insert(GEO, text);
-        }
-        if !self.kept.contains_key(GEO)
-            && !self.left_out.contains(GEO)
-            && let Some(text) = geo::of_fields(fields)
-        {
-            metadata.insert(GEO, text);
-        }
-        metadata
+        let given = metadata.remove(GEO).and_then(|text| {
+            let text = match self.lacks_geo {
+                true => geo::without_bounds(&text),
+                false => text,
+            };
+            geo::of_file(&text, fields, &mut notes)
+        });
+        let geo = match self.left_out.contains(GEO) {
+            true => {
+                notes.push(format!(
+                    "metadata {GEO:?} of the schema cannot be merged over all batches and was left out"
+                ));
+                None
+            }
+            false => given.or_else(|| geo::of_fields(fields)),
+        };
+        metadata.extend(geo.map(|text| (GEO.to_owned(), text)));
+        (metadata, notes)
     }
 }
 

@@ -93,6 +93,7 @@ pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
 pub use published::{PublishedOutput, Publisher, Receipted};
+pub use record::MadeWith;
 pub use relocate::{PublishedJob, Relocation};
 pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
 pub use schema::{columns_of_file, columns_of_receipt};

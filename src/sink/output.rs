@@ -19,6 +19,7 @@ use super::segments::Segments;
 use super::sqlite::{self, Rows, Stage};
 use super::types::{check_complete, check_parquet};
 use super::{Error, Root, Staged, datasets, files, plan, schema, siblings};
+use crate::job::text::prefix;
 use crate::job::{self, Job, Mode, Target};
 use crate::limits;
 
@@ -628,6 +629,7 @@ impl JobOutput {
             self.check_size()?;
         }
         let mut staged = Vec::new();
+        let mut notes = Vec::new();
         let mut columns_room = limits::TABLES_COLUMNS_SIZE_MAX;
         for (index, sink) in self.sinks.into_iter().enumerate() {
             let Some(Open {
@@ -638,7 +640,14 @@ impl JobOutput {
             };
             let (sha256, columns) = match writer {
                 Writer::Parquet(mut file) => {
-                    file.set_metadata(columns.metadata());
+                    let (metadata, left_out) = columns.metadata();
+                    let topic = prefix(&sink.topic, 80);
+                    notes.extend(
+                        left_out
+                            .iter()
+                            .map(|note| format!("topic {topic:?}: {note}")),
+                    );
+                    file.set_metadata(metadata);
                     let finished = file.finish();
                     (
                         Some(finished.map_err(|error| self.folder.refusal(error))?),
@@ -672,6 +681,7 @@ impl JobOutput {
             job: self.job,
             folder: self.folder,
             sinks: staged,
+            notes,
         })
     }
 }

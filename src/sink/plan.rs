@@ -9,7 +9,7 @@ use super::folder::Folder;
 use super::location::{self, FileId};
 use super::names::{self, Holder};
 use super::publish::{Staged, StagedSink};
-use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
+use super::record::{self, FileOutput, MadeWith, Outputs, Record, State, TableOutput};
 use super::sqlite::{self, Table, Target as Database};
 use super::{Error, Root, moving, old_peers, siblings};
 use crate::job::{Job, Mode, PastEnd, Target};
@@ -45,6 +45,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         job,
         folder,
         sinks,
+        ..
     } = staged;
     let name = folder.name.clone();
     let is_file = |sink: &StagedSink| matches!(sink.target, Target::Parquet { .. });
@@ -122,7 +123,10 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     add_named(root, &job.previous, &holder, &mut earlier)?;
 
     let known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs {
+        made_with: MadeWith::new(&job.plugin.artifact_hash, &job.parameters),
+        ..Outputs::default()
+    };
     for sink in sinks.iter() {
         if let Target::Parquet { path, .. } = &sink.target {
             let file = plan_file(root, folder, sink, path, &holder)?;

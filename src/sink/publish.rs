@@ -93,9 +93,15 @@ pub struct Staged {
     pub(super) job: Arc<Job>,
     pub(super) folder: Folder,
     pub(super) sinks: Vec<StagedSink>,
+    pub(super) notes: Vec<String>,
 }
 
 impl Staged {
+    /// What was left out of the files, for the job's log: one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// Number of rows of all sinks.
     pub fn rows(&self) -> u64 {
         self.sinks.iter().map(|sink| sink.rows).sum()

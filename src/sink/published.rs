@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::folder::Name;
 use super::names::Holder;
-use super::record::{self, FileOutput, Record, TableOutput};
+use super::record::{self, FileOutput, MadeWith, Record, TableOutput};
 use super::sqlite::Tables;
 use super::{Error, Root, files, location, names};
 use crate::job::{Attempt, Mode, Sink, Target};
@@ -158,6 +158,18 @@ impl<'a> PublishedOutput<'a> {
                 (None, None) => false,
             }
         })
+    }
+
+    /// The code and parameters with which the attempt with this key made a job's output. `None` where that
+    /// is unknown.
+    pub fn made_with(&self, publisher: Attempt, key: i64) -> Option<MadeWith> {
+        let name = Name::numbered(self.database, publisher).ok()?;
+        let record = record::read(self.root, &name).ok()??;
+        if is_by(&record, publisher, key) {
+            return record.outputs.made_with;
+        }
+        let is_previous = (record.previous_attempt, record.previous_key) == (publisher.number, key);
+        record.previous.made_with.filter(|_| is_previous)
     }
 
     /// True when a file exists with the recorded size and modification time.

@@ -11,13 +11,15 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::files::{self, Identity};
 use super::folder::{Folder, Name};
 use super::location::{self, FileId};
 use super::names::Holder;
 use super::{Artifact, Error, Root, names, sqlite};
-use crate::job::Attempt;
+use crate::job::text::hex;
+use crate::job::{Attempt, Parameters};
 use crate::limits;
 
 const VERSION: u32 = 1;
@@ -101,11 +103,34 @@ impl TableOutput {
     }
 }
 
+/// The code and parameters that made an output, as hashes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeWith {
+    /// SHA-256 of the plugin's source and lockfile.
+    artifact: String,
+    /// SHA-256 of the parameters.
+    parameters: String,
+}
+
+impl MadeWith {
+    /// `artifact_hash` is that of [`Plugin`](crate::job::Plugin). `None` where it is empty, which means
+    /// that it is unknown.
+    pub fn new(artifact_hash: &str, parameters: &Parameters) -> Option<Self> {
+        (!artifact_hash.is_empty()).then(|| MadeWith {
+            artifact: artifact_hash.to_owned(),
+            parameters: hex(&Sha256::digest(parameters.to_json())),
+        })
+    }
+}
+
 /// What an attempt published.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outputs {
     pub(super) files: Vec<FileOutput>,
     pub(super) tables: Vec<TableOutput>,
+    /// `None` where it is unknown, as in records of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) made_with: Option<MadeWith>,
 }
 
 impl Outputs {

@@ -160,6 +160,7 @@ impl Root {
         let is_named = |uri: String| named.contains(&uri);
         let (mut stays, mut goes) = (Outputs::default(), Outputs::default());
         let possible = record.possible_outputs();
+        stays.made_with = possible.made_with;
         for file in possible.files {
             let list = match is_named(names::file_uri(&self.path().join(&file.path))) {
                 true => &mut stays.files,

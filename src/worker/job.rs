@@ -87,6 +87,8 @@ pub(super) struct Run {
     pub(super) asked_again: bool,
     pub(super) stdout: LogTail,
     pub(super) stderr: LogTail,
+    /// What its writer has noted for its log.
+    pub(super) notes: Vec<String>,
     /// One call has not read all printed bytes. No further readiness event follows for them.
     logs_pending: bool,
     /// More connections are waiting than one call accepts.
@@ -143,6 +145,7 @@ impl Run {
             asked_again: false,
             stdout: LogTail::new(None),
             stderr: LogTail::new(None),
+            notes: Vec::new(),
             logs_pending: false,
             accepts_pending: false,
             dispatched_at: now,

@@ -413,7 +413,10 @@ impl Worker {
                         }
                     }
                     Report::Failed(failure) => run.slot.handle_output_failed(failure),
-                    Report::Staged => run.slot.handle_staged(),
+                    Report::Staged { notes } => {
+                        run.notes = notes;
+                        run.slot.handle_staged();
+                    }
                     Report::NotGranted => run.slot.handle_not_granted(),
                     Report::Published(artifacts) => {
                         run.artifacts = artifacts;

@@ -42,7 +42,8 @@ pub(super) fn totals(artifacts: &[Artifact]) -> BTreeMap<String, i64> {
 impl Run {
     /// The receipt of the attempt.
     pub(super) fn conclude(&self, failure: Option<&Failure>, now: BootTime) -> Receipt {
-        let (log, summary) = self.log();
+        let (printed, summary) = self.log();
+        let log = with_notes(&self.notes, printed);
         let mut receipt = Receipt {
             status: if failure.is_some() {
                 JobStatus::Failed
@@ -164,6 +165,24 @@ impl Run {
     }
 }
 
+/// A log that begins with the notes of the job's writer. A long log is cut at its end.
+fn with_notes(notes: &[String], printed: String) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for note in notes.iter().take(limits::OUTPUT_NOTES_MAX) {
+        let mut line = format!("casparian: {note}");
+        text::cut(&mut line, limits::OUTPUT_NOTE_SIZE_MAX);
+        lines.push(line);
+    }
+    match notes.len().saturating_sub(limits::OUTPUT_NOTES_MAX) {
+        0 => {}
+        more => lines.push(format!("casparian: {more} more notes of this kind")),
+    }
+    if !printed.is_empty() {
+        lines.push(printed);
+    }
+    lines.join("\n")
+}
+
 /// The last line that a shim prints to stdout. It comes from the plugin process, so it is used only where a
 /// wrong value does no harm.
 #[derive(Debug, Default)]
@@ -185,6 +204,22 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn notes_are_before_the_log_and_bounded() {
+        let log = |notes: &[String], printed: &str| with_notes(notes, printed.to_owned());
+        assert_eq!(log(&[], ""), "");
+        assert_eq!(log(&[], "printed"), "printed");
+        assert_eq!(log(&["note".to_owned()], ""), "casparian: note");
+        assert_eq!(
+            log(&["note".to_owned()], "printed"),
+            "casparian: note\nprinted"
+        );
+        let notes = vec!["n".repeat(1 << 20); limits::OUTPUT_NOTES_MAX + 2];
+        let many = log(&notes, "printed");
+        assert!(many.ends_with("casparian: 2 more notes of this kind\nprinted"));
+        assert!(many.len() < limits::LOG_TAIL_SIZE_MAX, "{}", many.len());
+    }
 
     #[test]
     fn only_a_shims_line_is_a_summary() {

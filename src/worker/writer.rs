@@ -34,8 +34,8 @@ pub(super) enum Report {
     Room,
     /// The thread ends: the output could not be written and was removed.
     Failed(Failure),
-    /// All output is complete on disk.
-    Staged,
+    /// All output is complete on disk. The notes are for the job's log.
+    Staged { notes: Vec<String> },
     /// Nothing was published, because the lease had ended. The output is staged as before.
     NotGranted,
     /// The thread ends: the output is visible.
@@ -48,7 +48,7 @@ impl Report {
     /// True if the thread ends after this report.
     pub(super) fn is_last(&self) -> bool {
         match self {
-            Report::Room | Report::Staged | Report::NotGranted => false,
+            Report::Room | Report::Staged { .. } | Report::NotGranted => false,
             Report::Failed(_) | Report::Published(_) | Report::Discarded => true,
         }
     }
@@ -363,7 +363,8 @@ impl Task {
             Err(sink::Error::Stopped) => return Ok(Report::Discarded),
             staged => staged?,
         };
-        self.address.report(Report::Staged);
+        let notes = staged.notes().to_vec();
+        self.address.report(Report::Staged { notes });
         self.publish(staged)
     }
 

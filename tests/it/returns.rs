@@ -432,6 +432,168 @@ fn an_index_of_pandas_is_written_where_it_is_named() {
     check_values(PANDAS);
 }
 
+/// A type of pandas whose arrays have no `__arrow_array__`.
+const OWN_TYPE: &str = "
+def own_array(values):
+    import numpy as np
+    import pandas as pd
+    from pandas.api.extensions import ExtensionArray, ExtensionDtype, take
+
+    class OwnType(ExtensionDtype):
+        name, type, na_value = 'own', object, None
+        construct_array_type = classmethod(lambda cls: OwnArray)
+
+    class OwnArray(ExtensionArray):
+        dtype = OwnType()
+        nbytes = 0
+        _from_sequence = classmethod(lambda cls, values, *, dtype=None, copy=False: cls(values))
+        __len__ = lambda self: len(self.values)
+        isna = lambda self: np.array([value is None for value in self.values], bool)
+        copy = lambda self: OwnArray(self.values)
+
+        def __init__(self, values):
+            self.values = np.empty(len(values), object)
+            self.values[:] = list(values)
+
+        def __getitem__(self, index):
+            value = self.values[index]
+            return value if isinstance(index, (int, np.integer)) else OwnArray(value)
+
+        def take(self, indices, allow_fill=False, fill_value=None):
+            return OwnArray(take(self.values, indices, allow_fill=allow_fill, fill_value=fill_value))
+
+        def factorize(self, use_na_sentinel=True):
+            return np.arange(len(self)), self
+
+        def _values_for_factorize(self):
+            return self.values, None
+
+    return OwnArray(values)
+";
+
+/// Columns, levels and arrays of types of pandas.
+const PANDAS_TYPES: &[Case] = &[
+    (
+        "periods",
+        "p = pd.period_range('2024-01', periods=2, freq='M')\nself.ctx.publish('t', pd.DataFrame({'p': p}, index=p.rename('i')))\nself.ctx.publish('t', {'p': pd.Series(p), 'i': p.array})",
+        Rows(
+            r#"[{"p": 648, "i": 648}, {"p": 649, "i": 649}, {"p": 648, "i": 648}, {"p": 649, "i": 649}]"#,
+        ),
+    ),
+    (
+        "periods_that_are_missing",
+        "return pd.DataFrame({'p': pd.PeriodIndex(['2024-01-02', None], freq='D')})",
+        Rows(r#"[{"p": 19724}, {"p": null}]"#),
+    ),
+    (
+        "intervals",
+        "return pd.DataFrame({'i': pd.IntervalIndex.from_tuples([(0, 1.5), None]), 'u': pd.interval_range(0, 2)}, index=pd.MultiIndex.from_arrays([pd.interval_range(5, 7), [1, 2]], names=['k', None]))",
+        Rows(
+            r#"[{"i": {"left": 0.0, "right": 1.5}, "u": {"left": 0, "right": 1}, "k": {"left": 5, "right": 6}}, {"i": null, "u": {"left": 1, "right": 2}, "k": {"left": 6, "right": 7}}]"#,
+        ),
+    ),
+    (
+        "intervals_of_times",
+        "t = pd.Timestamp('2020-01-01 00:00:00.000000001')\nreturn pd.DataFrame({'i': pd.IntervalIndex.from_tuples([(t, t + pd.Timedelta(1, 'ns'))])})",
+        Rows(
+            r#"[{"i": {"left": "2020-01-01 00:00:00.000000001", "right": "2020-01-01 00:00:00.000000002"}}]"#,
+        ),
+    ),
+    (
+        "intervals_of_types_that_pandas_does_not_convert",
+        "return pd.DataFrame({'a': [1], 'i': pd.IntervalIndex.from_breaks(pd.array([1, 2], dtype='Int64'))})",
+        Fails("column 'i': pandas does not convert its type interval[Int64, right]"),
+    ),
+    (
+        "level_of_a_type_that_pandas_does_not_convert",
+        "return pd.DataFrame({'a': [1]}, index=pd.IntervalIndex.from_breaks(pd.array([1, 2], dtype='Int64'), name='i'))",
+        Fails("column 'i': pandas does not convert its type interval[Int64, right]"),
+    ),
+    (
+        "groups_of_intervals",
+        "df = pd.DataFrame({'v': [1, 2, 4, 99]})\ndf['g'] = pd.cut(df.v, [0, 2, 4])\nself.ctx.publish('t', df[['v', 'g']])\nself.ctx.publish('t', df.groupby('g', observed=True).sum())\nself.ctx.publish('t', {'v': df.v, 'g': df.g.array})",
+        Rows(
+            r#"[{"v": 1, "g": {"left": 0, "right": 2}}, {"v": 2, "g": {"left": 0, "right": 2}}, {"v": 4, "g": {"left": 2, "right": 4}}, {"v": 99, "g": null}, {"v": 3, "g": {"left": 0, "right": 2}}, {"v": 4, "g": {"left": 2, "right": 4}}, {"v": 1, "g": {"left": 0, "right": 2}}, {"v": 2, "g": {"left": 0, "right": 2}}, {"v": 4, "g": {"left": 2, "right": 4}}, {"v": 99, "g": null}]"#,
+        ),
+    ),
+    (
+        "categories_of_every_type",
+        "return pd.DataFrame({'p': pd.Categorical(pd.period_range('2024-01', periods=1, freq='M')), 't': pd.Categorical(pd.Index([pd.Timestamp('2020-01-01 00:00:00.000000001')], dtype=object)), 'n': pd.Categorical(pd.array([2 ** 53 + 1], dtype='Int64')), 's': pd.Categorical(['x'])})",
+        Rows(
+            r#"[{"p": 648, "t": "2020-01-01 00:00:00.000000001", "n": 9007199254740993, "s": "x"}]"#,
+        ),
+    ),
+    (
+        "arrays_of_every_type",
+        "return {'n': pd.Categorical(pd.array([2 ** 53 + 1, None], dtype='Int64')), 'i': pd.array([2 ** 53 + 1, None], dtype='Int64'), 's': pd.array(['x', None], dtype=pd.StringDtype('python')), 'a': pd.array([[1], None], dtype=pd.ArrowDtype(pa.list_(pa.int64()))), 'o': pd.arrays.NumpyExtensionArray(np.array(['x', float('nan')], object)), 'z': pd.date_range('2020-01-01', periods=2, tz='UTC').array}",
+        Rows(
+            r#"[{"n": 9007199254740993, "i": 9007199254740993, "s": "x", "a": [1], "o": "x", "z": "2020-01-01 00:00:00+00:00"}, {"n": null, "i": null, "s": null, "a": null, "o": null, "z": "2020-01-02 00:00:00+00:00"}]"#,
+        ),
+    ),
+    (
+        "periods_in_rows",
+        "return [{'p': pd.Period('2024-01')}]",
+        Fails("column 'p': it has values of the class pandas.Period: give them as a pandas Series"),
+    ),
+    (
+        "intervals_in_lists",
+        "return pd.DataFrame({'i': [[pd.Interval(0, 1)]]})",
+        Fails(
+            "column 'i': it has values of the class pandas.Interval: give them as a pandas Series",
+        ),
+    ),
+    (
+        "complex_categories",
+        "return pd.DataFrame({'c': pd.Categorical([1j])})",
+        Fails("column 'c': it has values of the class numpy.complex128: give `value.real`"),
+    ),
+    (
+        "sparse_objects",
+        "return pd.DataFrame({'a': [1], 'd': pd.arrays.SparseArray(np.array([datetime.date(2020, 1, 1)], object))}, index=pd.MultiIndex.from_arrays([pd.arrays.SparseArray([5]), ['x']], names=['i', 'j']))",
+        Rows(r#"[{"a": 1, "d": "2020-01-01", "i": 5, "j": "x"}]"#),
+    ),
+    (
+        "sparse_dates_and_times",
+        "return pd.DataFrame({'d': pd.arrays.SparseArray(np.array([datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1, 5)], object))})",
+        Fails("column 'd': it has dates and date-times"),
+    ),
+    (
+        "sparse_index",
+        "return pd.DataFrame({'a': [1, 2]}, index=pd.Index(pd.arrays.SparseArray([0, 1]), name='i'))",
+        Rows(r#"[{"a": 1, "i": 0}, {"a": 2, "i": 1}]"#),
+    ),
+    (
+        "own_type",
+        "a = own_array(['x', None])\nself.ctx.publish('t', pd.DataFrame({'o': a}))\nself.ctx.publish('t', {'o': a})\nself.ctx.publish('t', {'o': pd.Series(a)})",
+        Rows(r#"[{"o": "x"}, {"o": null}, {"o": "x"}, {"o": null}, {"o": "x"}, {"o": null}]"#),
+    ),
+    (
+        "own_type_of_mixed_values",
+        "return pd.DataFrame({'o': own_array([datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1, 5)])})",
+        Fails("column 'o': it has dates and date-times"),
+    ),
+    (
+        "own_type_of_own_values",
+        "return {'o': own_array([object()])}",
+        Fails("column 'o': it has values of the class object"),
+    ),
+    (
+        "own_type_in_an_index",
+        "return pd.DataFrame({'a': [1]}, index=pd.Index(own_array(['x']), name='i'))",
+        Fails("level 'i' of the index"),
+    ),
+    (
+        "own_categories",
+        "return pd.DataFrame({'a': [1], 'c': pd.Categorical(own_array(['x']))})",
+        Fails("column 'c': "),
+    ),
+];
+
+#[test]
+fn columns_of_every_type_of_pandas_are_exact_or_refused_with_their_name() {
+    check_both(OWN_TYPE, PANDAS_TYPES);
+}
+
 const EXACT: &[Case] = &[
     (
         "fields_of_bytes",

@@ -134,6 +134,82 @@ fn a_file_that_fails_keeps_its_output_until_it_succeeds_and_counts_as_stale() {
     folder.check();
 }
 
+/// Fails over the line "odd" by a parameter, or while there is a file.
+const FAILS: &str = r#"
+import os
+import pyarrow as pa
+class Handler:
+    def configure(self, ctx, config):
+        self.fails = config.get("fails", False)
+    def execute(self, path):
+        lines = open(path).read().splitlines()
+        fails = self.fails or os.path.exists(os.path.dirname(path) + "/../broken")
+        if fails and "odd" in lines or "fail" in lines:
+            raise ValueError("told to fail")
+        yield pa.table({"line": lines, "path": [path] * len(lines)})
+"#;
+
+/// A file that fails after a change of its content, its plugin or its parameters: its output of before is
+/// stale, and goes when that is wanted, however often it has failed meanwhile.
+#[test]
+fn output_of_other_content_code_or_parameters_is_stale() {
+    let code = FAILS.replace("= self.fails", "= True");
+    let cases: [(&str, &str, &str, &[&str], bool); 5] = [
+        ("content", "in/b.csv", "fail", &[], true),
+        ("code", "count.py", &code, &[], true),
+        ("parameters", "x", "", &["--param", "fails=true"], true),
+        ("nothing", "broken", "", &["--force"], false),
+        (
+            "parameters, back",
+            "broken",
+            "",
+            &["--force", "--param", "year=1"],
+            false,
+        ),
+    ];
+    for (name, file, text, more, is_stale) in cases {
+        let folder = Folder::with_paths(&[("a.csv", "1"), ("b.csv", "odd")]);
+        folder.write("count.py", FAILS);
+        let all = texts(&[("in/a.csv", "1"), ("in/b.csv", "odd")]);
+        let first = match name {
+            "parameters, back" => &["--param", "year=1"][..],
+            _ => &[],
+        };
+        folder.run_over(&["in"], first);
+        if name == "parameters, back" {
+            folder.write("broken", "");
+            let (summary, _) = folder.run_over(&["in"], &["--param", "year=2"]);
+            assert_eq!(summary["totals"]["stale"], 1, "{name}: {summary}");
+        }
+        folder.write(file, text);
+        for _ in 0..2 {
+            let (summary, code) = folder.run_over(&["in"], more);
+            assert_eq!(
+                (totals(&summary).2, code),
+                (1, Some(1)),
+                "{name}: {summary}"
+            );
+            let found = of_file(&summary, "b.csv");
+            assert_eq!(found["stale"], is_stale, "{name}: {found}");
+            assert_eq!(found["kept"].as_array().unwrap().len(), 1, "{name}");
+            let count = u32::from(is_stale);
+            assert_eq!(summary["totals"]["stale"], count, "{name}: {summary}");
+            assert_eq!(folder.lines(), all, "{name}");
+            folder.check();
+        }
+        let text = stdout(&folder.run_over_text(&["in"], more));
+        let line = "Stale: the output of 1 file is of other content, code or parameters";
+        assert_eq!(text.contains(line), is_stale, "{name}: {text}");
+        let remove = [more, &["--failed-output", "remove"]].concat();
+        let (summary, _) = folder.run_over(&["in"], &remove);
+        let removed = of_file(&summary, "b.csv")["removed"].as_array();
+        assert_eq!(removed.is_some(), is_stale, "{name}: {summary}");
+        assert_eq!(folder.lines().len(), 2 - usize::from(is_stale), "{name}");
+        assert_eq!(summary["totals"]["stale"], 0, "{name}: {summary}");
+        folder.check();
+    }
+}
+
 #[test]
 fn output_of_missing_files_is_listed_and_removed_by_prune() {
     for input in ["in", "in/*.csv", "in/**"] {
@@ -402,6 +478,10 @@ fn a_renamed_file_replaces_the_output_of_its_earlier_name() {
         assert_eq!(of_file(&summary, "b.csv")["stale"], true, "{summary}");
         assert_eq!(folder.lines(), texts(&[("in/a.csv", "1")]));
     }
+    let (summary, _) = folder.run_over(&["in"], &["--failed-output", "remove"]);
+    let removed = of_file(&summary, "b.csv")["removed"].as_array();
+    assert_eq!(removed.map(Vec::len), Some(1), "{summary}");
+    assert_eq!(folder.lines(), texts(&[]));
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::*;
 use crate::run::Folder;
 
 const CASES: &str = include_str!("../peers/arrow_types.py");
+const PANDAS_CASES: &str = include_str!("../peers/pandas_types.py");
 
 /// Types, nested and encoded in each way, in Parquet files and in a table of a database: pyarrow,
 /// DuckDB, Polars and SQLite give back the values that the plugin published.
@@ -19,6 +20,7 @@ fn every_type_is_read_back_as_it_was_published() {
         ("readers", "readers"),
         ("table", "table"),
         ("metadata", "metadata"),
+        ("geo", "geo"),
     ]);
     let sinks = "from casparian_flow.sdk import PluginMetadata\nMANIFEST = PluginMetadata(pattern='*', topic='table', sinks={'table': {'uri': 'sqlite://edges.db/rows'}})\n";
     let (doc, code) = CASES.split_at(CASES.find("\nimport ").unwrap());
@@ -28,6 +30,15 @@ fn every_type_is_read_back_as_it_was_published() {
     let (summary, code) =
         crate::run::run_json(&plugin, &[&folder.path("in")], Path::new(&out), &[]);
     assert_eq!(code, Some(0), "{summary}");
+    let file = of_file(&summary, "/geo");
+    let log = log_of(&out, file["job"].as_i64().unwrap());
+    for line in [
+        "casparian: topic \"geo_text\": column \"v\": its entry in the metadata of GeoParquet was left out: \
+         the encoding WKB needs bytes, and the column has the type Utf8",
+        "casparian: topic \"geo_another_column\": column \"w\": its entry",
+    ] {
+        assert!(log.contains(line), "{log}");
+    }
     let database = Path::new(&out).join("edges.db");
     let check = output(peer("arrow_types.py").arg(&out).arg(&database));
     assert!(
@@ -36,6 +47,21 @@ fn every_type_is_read_back_as_it_was_published() {
         stdout(&check),
         stderr(&check)
     );
+}
+
+fn of_file<'a>(summary: &'a Value, end: &str) -> &'a Value {
+    let mut files = summary["files"].as_array().unwrap().iter();
+    files
+        .find(|file| file["file"].as_str().unwrap().ends_with(end))
+        .unwrap()
+}
+
+/// The log of a job of an output folder.
+fn log_of(out: &str, job: i64) -> String {
+    let queue = format!("{out}/.casparian/queue.sqlite");
+    let found = casparian(&["job", &job.to_string(), "--database", &queue, "--json"]);
+    let job: Value = serde_json::from_str(&stdout(&found)).unwrap();
+    job["log"].as_str().unwrap().to_owned()
 }
 
 /// Values and metadata that a file cannot have: the job fails and names the column.
@@ -115,6 +141,24 @@ fn what_a_file_cannot_keep_fails_the_job_with_the_column() {
         let text = item["error"].as_str().unwrap_or_default();
         assert!(text.contains(words), "{name}: {item}");
     }
+}
+
+/// Periods and intervals, as columns, as levels of an index and as categories: pandas reads them as such.
+#[test]
+fn types_of_pandas_are_read_back_by_pandas() {
+    let folder = Folder::new(&[("a", "x")]);
+    folder.write("pandas_types.py", PANDAS_CASES);
+    let (plugin, out) = (folder.path("pandas_types.py"), folder.path("out"));
+    let (summary, code) =
+        crate::run::run_json(&plugin, &[&folder.path("in")], Path::new(&out), &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    let check = output(peer("pandas_types.py").arg(&out));
+    assert!(
+        check.status.success(),
+        "{}{}",
+        stdout(&check),
+        stderr(&check)
+    );
 }
 
 /// Rows that take few bytes are cut by their number.

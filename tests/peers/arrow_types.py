@@ -326,6 +326,37 @@ def kept():
     yield "tensor", [pa.table({"v": tensor}), pa.table({"v": array(pa.list_(INT), [1, 2, 3])})]
 
 
+POINT = b"\x01\x01\0\0\0" + b"\0" * 6 + b"\xf0\x3f" + b"\0" * 7 + b"\x40"
+WKB = {"encoding": "WKB", "geometry_types": ["Point"]}
+GEO = {"version": "1.1.0", "primary_column": "v", "columns": {"v": WKB}}
+POINTS = pa.array([{"x": 1.0, "y": 2.0}])
+
+# name: (column, metadata, DuckDB's type, whether the file has metadata of GeoParquet)
+GEOS = {
+    "valid": (array(pa.binary(), POINT), GEO, "GEOMETRY", True),
+    "large": (array(pa.large_binary(), POINT), GEO, "GEOMETRY", True),
+    "view": (array(pa.binary_view(), POINT), GEO, "GEOMETRY", True),
+    "categories": (categories([0, 0], array(pa.binary(), POINT)), GEO, "GEOMETRY", True),
+    "coordinates": (POINTS, {**GEO, "columns": {"v": {**WKB, "encoding": "point"}}}, "STRUCT", True),
+    "no_geometry_types": (array(pa.binary(), POINT), {**GEO, "columns": {"v": {"encoding": "WKB"}}}, "GEOMETRY", True),
+    "no_columns": (array(INT, 1), {"version": "1.0.0"}, "BIGINT", True),
+    "text": (array(TEXT, "POINT (1 2)"), GEO, "VARCHAR", False),
+    "text_view": (array(pa.string_view(), "POINT (1 2)"), GEO, "VARCHAR", False),
+    "number": (array(INT, 1), GEO, "BIGINT", False),
+    "fixed": (array(pa.binary(21), POINT), GEO, "BLOB", False),
+    "struct": (POINTS, GEO, "STRUCT", False),
+    "another_column": (
+        array(pa.binary(), POINT), {**GEO, "primary_column": "w", "columns": {"w": WKB}}, "BLOB", False),
+    "another_encoding": (array(TEXT, "POINT (1 2)"), {**GEO, "columns": {"v": {**WKB, "encoding": "WKT"}}}, "VARCHAR", False),
+    "point_of_text": (array(TEXT, "POINT (1 2)"), {**GEO, "columns": {"v": {**WKB, "encoding": "point"}}}, "VARCHAR", False),
+    "no_encoding": (array(pa.binary(), POINT), {**GEO, "columns": {"v": {"geometry_types": []}}}, "BLOB", False),
+    "crs_of_text": (array(pa.binary(), POINT), {**GEO, "columns": {"v": {**WKB, "crs": "EPSG:4326"}}}, "BLOB", False),
+    "null_entry": (array(pa.binary(), POINT), {**GEO, "columns": {"v": None}}, "BLOB", False),
+    "no_version": (array(pa.binary(), POINT), {"columns": {"v": WKB}}, "BLOB", False),
+    "list": (array(pa.binary(), POINT), [], "BLOB", False),
+}
+
+
 def refused(name):
     """Tables that fail the job, which names the column."""
     times = pa.array([86_400], pa.int32())
@@ -404,6 +435,9 @@ class Handler:
         elif group.startswith("refused "):
             for table in refused(group.removeprefix("refused ")):
                 self.ctx.publish("refused", table)
+        elif group == "geo":
+            for name, (column, metadata, *_) in GEOS.items():
+                self.ctx.publish(f"geo_{name}", pa.table({"v": column}, metadata={"geo": json.dumps(metadata)}))
         elif group == "table":
             self.ctx.publish("table", edges())
         else:
@@ -558,6 +592,18 @@ def check_kept(report, file):
     report.same("a tensor and a list", read("pyarrow", file("tensor"))[1], [[1, 2], [1, 2, 3]])
 
 
+def check_geo(report, file):
+    import pyarrow.parquet as pq
+    for name, (column, _, kind, has_geo) in GEOS.items():
+        path = file(f"geo_{name}")
+        report.same(f"geo of {name}", b"geo" in pq.read_metadata(path).metadata, has_geo)
+        found, values = read("duckdb", path)
+        report.same(f"{name}, duckdb", found.split("(")[0], kind)
+        report.same(f"{name}, rows", len(values), len(column))
+        for reader in ("pyarrow", "polars"):
+            report.same(f"{name}, {reader}", normal(read(reader, path)[1]), normal(column.to_pylist()))
+
+
 def check_metadata(report, file):
     import duckdb
     import pyarrow.parquet as pq
@@ -610,6 +656,7 @@ def main(folder, database):
     check_merged(report, files.__getitem__)
     check_readers(report, files.__getitem__)
     check_kept(report, files.__getitem__)
+    check_geo(report, files.__getitem__)
     check_metadata(report, files.__getitem__)
     check_table(report, database)
     return report.faults

@@ -131,9 +131,8 @@ pub(super) fn settle_interrupted(
 }
 
 /// Removes outdated outputs of earlier runs: those of other jobs for a file that has output now, and, with
-/// `removes_failed`, the output of a file whose content has changed since and whose failure is final. Other
-/// failures remove no output. Returns true if output of a job was removed, because it may have prevented
-/// other jobs from publishing into its sink.
+/// `removes_failed`, the stale output of a file whose failure is final. Other failures remove no output. Returns
+/// true if output of a job was removed, because it may have prevented other jobs from publishing into its sink.
 pub(super) fn remove_stale(
     items: &mut [Item],
     removes_failed: bool,
@@ -166,7 +165,7 @@ pub(super) fn remove_stale(
         }
         match (&item.outcome, item.job_id) {
             (Outcome::Failed { is_final: true, .. }, Some(job_id))
-                if removes_failed && is_outdated(item) =>
+                if removes_failed && is_outdated(item) && is_as_it_ran(item) =>
             {
                 let (removed, left) = withdraw(job_id, queue, progress, root)?;
                 is_blocked |= report_left(&left, &item.path, progress);
@@ -202,10 +201,7 @@ pub(super) fn note_kept(
         let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
         let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
         item.kept = published.present(attempt, old).map_err(failed)?;
-        let hash = item.source.as_ref().map(|source| &source.print.hash);
-        let is_other = |old: &String| hash.is_some_and(|hash| hash != old);
-        item.is_stale = !item.kept.is_empty()
-            && (item.old_is_renamed || item.old_hash.as_ref().is_some_and(is_other));
+        item.is_stale = !item.kept.is_empty() && is_outdated(item);
     }
     Ok(())
 }
@@ -235,11 +231,14 @@ fn is_as_it_ran(item: &Item) -> bool {
     })
 }
 
-/// True if a file still has the size and time with which its job ran, and its earlier output is of other
-/// content.
+/// True if the earlier output of a file is of other content than the file has, of other code or parameters than
+/// those of the run, or of an earlier name of the file. What is unknown does not count.
 fn is_outdated(item: &Item) -> bool {
     let hash = item.source.as_ref().map(|source| &source.print.hash);
-    item.old_hash.is_some() && item.old_hash.as_ref() != hash && is_as_it_ran(item)
+    let is_other = |old: &String| hash.is_some_and(|hash| hash != old);
+    item.old_is_renamed
+        || item.old_is_made_otherwise
+        || item.old_hash.as_ref().is_some_and(is_other)
 }
 
 /// Removes what a job has published, files and rows of tables. Returns the URIs that were removed, and the

@@ -15,7 +15,7 @@ use crate::cli::summary::{Item, MissingInput, Outcome, Source, counts, receipted
 use crate::cli::{Failure, failed};
 use crate::job::{Parameters, Sink, mtime_s};
 use crate::limits;
-use crate::sink::{PublishedOutput, Root};
+use crate::sink::{MadeWith, PublishedOutput, Root};
 use crate::store::{Code, Deploy, Transaction, artifact_hash};
 
 /// Retries after faults of the worker. Their pauses, 255 s in total, are almost as long as the run waits for
@@ -199,6 +199,7 @@ fn plan<'i>(
         return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
     }
     let artifact = artifact_hash(own.deploy.source_code, own.deploy.lockfile_content);
+    let made_with = MadeWith::new(&artifact, &code.parameters.with(own.parameters));
     // They are queued last, because what is skipped must not depend on the order of the files.
     let mut wanted = Vec::new();
     for item in items {
@@ -210,6 +211,7 @@ fn plan<'i>(
         item.old_outputs = BTreeSet::new();
         item.old_hash = None;
         item.old_is_renamed = false;
+        item.old_is_made_otherwise = false;
         item.others.clear();
         item.renamed_from = None;
         item.is_cleared = false;
@@ -282,6 +284,8 @@ fn plan<'i>(
             item.old_hash = before.content_hash;
             let location = before.location_id;
             item.old_is_renamed = location.is_some_and(|id| id != version.location_id);
+            let old = published.made_with(before.attempt, before.key);
+            item.old_is_made_otherwise = old.is_some() && old != made_with;
         }
         wanted.push((item, last.map(|last| last.job_id), version.version_id));
     }
@@ -425,6 +429,7 @@ pub(super) fn queue_again(
         if let Outcome::Done { outputs, .. } = &item.outcome {
             item.old_outputs.extend(outputs.iter().cloned());
             item.old_hash = Some(hash);
+            item.old_is_made_otherwise = false;
         }
         item.outcome = Outcome::Waiting;
     }

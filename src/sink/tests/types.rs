@@ -979,7 +979,7 @@ fn metadata_is_in_the_footer_and_fields_keep_theirs() {
         Field::new("n", DataType::Null, true),
     ];
     let geo = metadata(&[
-        ("geo", "{}"),
+        ("geo", r#"{"version":"1.0.0"}"#),
         ("casparian.topic", "output"),
         ("ARROW:schema", "other"),
     ]);
@@ -1026,7 +1026,8 @@ fn metadata_is_in_the_footer_and_fields_keep_theirs() {
             ("Some(Uuid)".to_owned(), "Some(Json)".to_owned())
         );
         let schema = reader.schema();
-        assert_eq!(schema.metadata().get("geo").map(String::as_str), Some("{}"));
+        let geo = schema.metadata().get("geo").map(String::as_str);
+        assert_eq!(geo, Some(r#"{"columns":{},"version":"1.0.0"}"#));
         for (name, want) in [("u", &uuid), ("j", &json)] {
             let found = schema.field_with_name(name).unwrap().metadata();
             assert_eq!(
@@ -1034,6 +1035,49 @@ fn metadata_is_in_the_footer_and_fields_keep_theirs() {
                 want.get("ARROW:extension:name")
             );
         }
+    }
+}
+
+/// Metadata that describes bytes, of a column that is text in the end.
+#[test]
+fn metadata_of_a_column_that_gets_another_type_is_left_out_and_noted() {
+    let geo = r#"{"version":"1.1.0","primary_column":"g","columns":{"g":{"encoding":"WKB","geometry_types":[]}}}"#;
+    let with = |array: ArrayRef, geo: Option<&str>| {
+        let geo = geo.map(|text| ("geo".to_owned(), text.to_owned()));
+        let metadata: std::collections::HashMap<String, String> = geo.into_iter().collect();
+        let field = Field::new("g", array.data_type().clone(), true);
+        let schema = Schema::new_with_metadata(vec![field], metadata);
+        RecordBatch::try_new(Arc::new(schema), vec![array]).unwrap()
+    };
+    let text = || texts(&[Some("POINT (0 0)")]);
+    let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![b"x".as_slice()]));
+    let note = "topic \"output\": column \"g\": its entry in the metadata of GeoParquet was left out: \
+                the encoding WKB needs bytes, and the column has the type Utf8";
+    let cases = [
+        (vec![with(text(), Some(geo))], &[note][..]),
+        (vec![with(null(1), Some(geo)), with(text(), None)], &[note]),
+        (vec![with(text(), None), with(null(1), Some(geo))], &[note]),
+        (vec![with(bytes.clone(), Some(geo))], &[]),
+        (
+            vec![with(bytes.clone(), Some(geo)), with(bytes, Some("[]"))],
+            &[
+                "topic \"output\": metadata \"geo\" of the schema cannot be merged over all batches and was left out",
+            ],
+        ),
+    ];
+    for (batches, notes) in cases {
+        let fixture = Fixture::new();
+        let mut output = fixture.output(1, &[("output", PARQUET, "append")]).unwrap();
+        for batch in &batches {
+            output.write(None, batch).unwrap();
+        }
+        let staged = output.stage().unwrap();
+        assert_eq!(staged.notes(), notes);
+        granted(staged).unwrap();
+        let file = File::open(fixture.path("o_1.parquet")).unwrap();
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let has_geo = reader.schema().metadata().contains_key("geo");
+        assert_eq!(has_geo, notes.is_empty(), "{notes:?}");
     }
 }
 
