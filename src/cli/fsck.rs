@@ -51,7 +51,7 @@ pub(super) const COMMAND: Command = Command {
         },
         JSON_FLAG,
     ],
-    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (--quick leaves that out). So are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone, damaged or of another version of its\nfile, unless something else, such as a link or a folder, is in its place: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own: the receipt of a COMPLETED job then describes what\nis there, other jobs run above them or are settled. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
+    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (--quick leaves that out). So are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone, damaged or of another version of its\nfile, unless something else, such as a link or a folder, is in its place: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own, and their output gets a receipt: nothing removes it\nbefore another attempt of its job has published. A job that was refused because of it, or was lost, is\nqueued again; other jobs keep their status. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
 /// Number of rows and records that are compared at a time.
@@ -338,10 +338,13 @@ impl Scan<'_> {
             let done = match &mut self.repair {
                 Some(repair) if !is_clean && repaired < REPAIRS_MAX => {
                     let (problems, roots) = (&compared.problems, &self.roots);
-                    match self.is_adopting && repair.adopt(&row, problems, roots)? {
-                        true => Some(Done::Adopted),
-                        false if self.is_repair => repair.job(&row, problems, roots)?,
+                    let adopted = match self.is_adopting {
+                        true => repair.adopt(&row, problems, roots)?,
                         false => None,
+                    };
+                    match adopted {
+                        None if self.is_repair => repair.job(&row, problems, roots)?,
+                        adopted => adopted,
                     }
                 }
                 _ => None,
@@ -389,6 +392,11 @@ impl Scan<'_> {
                 Some(Done::Adopted) if ADOPTED.contains(&finding.kind) => {
                     Some("the database owns it now".to_owned())
                 }
+                Some(Done::AdoptedAndQueued) if ADOPTED.contains(&finding.kind) => {
+                    let what = "the database owns it now, and the job is queued again: the \
+                                output stays until another attempt has published";
+                    Some(what.to_owned())
+                }
                 // Findings that the repair does not concern are found again in the next comparison.
                 Some(_) => continue,
                 None => None,
@@ -400,6 +408,10 @@ impl Scan<'_> {
             Some(Done::Settled(_)) => counts.settled += 1,
             Some(Done::QueuedAgain) => counts.queued += 1,
             Some(Done::Adopted) => counts.adopted += 1,
+            Some(Done::AdoptedAndQueued) => {
+                counts.adopted += 1;
+                counts.queued += 1;
+            }
             None => {
                 counts.jobs += 1;
                 counts.outputs += compared.compared;

@@ -281,7 +281,7 @@ impl fmt::Display for Error {
                 "{attempt}: its attempt {} is published already, so the database was copied or \
                  restored; `casparian init --new-identity DB` gives it an identity of its own, and \
                  --share-output lets it publish here then; or `casparian fsck --adopt` makes it the \
-                 owner of what is here",
+                 owner of what is here, keeps that, and queues the job again",
                 Attempt::new(attempt.job_id, *recorded).ordinal()
             ),
             Error::Barred { attempt, .. } => {

@@ -35,6 +35,18 @@ pub(super) const HELD_QUERY: &str = "SELECT q.id, q.worker_id, s.status, s.last_
      LEFT JOIN cf_worker_session s ON s.worker_id = q.worker_id \
      WHERE q.status = 'RUNNING' AND q.id > ?1 ORDER BY q.id LIMIT ?2";
 
+/// Writes the receipt of an adopted attempt ?4, unless a later one has a receipt.
+const PUBLISH_ADOPTED: &str = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 \
+     WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM cf_job_attempt \
+     WHERE job_id = ?1 AND status = 'COMPLETED' AND attempt > ?4)";
+
+/// Queues a job again that failed as lost, or for a cause that is the operator's, such as the refusal of a
+/// restored database.
+const QUEUE_ADOPTED: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', end_time = NULL, \
+     error_message = NULL, failure_cause = NULL, result_summary = NULL, claim_time = NULL, \
+     worker_id = NULL, worker_host = NULL, worker_pid = NULL \
+     WHERE id = ?1 AND status = 'FAILED' AND failure_cause IN ('lost', 'operator')";
+
 /// An output that a row's receipt names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
@@ -301,14 +313,18 @@ impl Transaction<'_> {
     }
 
     /// Adds an attempt that has published and that the database does not contain: as COMPLETED with a receipt
-    /// for its output, or else as INTERRUPTED, which may have left output. `key` = the attempt's key.
+    /// for its output, or else as INTERRUPTED, which has left nothing complete. `key` = the attempt's key.
+    ///
+    /// Nothing removes output with a receipt before another attempt has published. What the output was made
+    /// with is not known, so it completes no job. A job that was refused because of this output, or was lost,
+    /// is QUEUED again; others keep their status. Returns whether the job was QUEUED again.
     pub fn adopt(
         &mut self,
         attempt: Attempt,
         key: i64,
         receipt: Option<&Receipt>,
         now: &Now,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let job_id = attempt.job_id;
         let status = match receipt {
             Some(_) => "COMPLETED",
@@ -326,17 +342,29 @@ impl Transaction<'_> {
         )?;
         self.raise_attempt(attempt, Some(key))?;
         let Some(receipt) = receipt else {
-            return self.unsettle(job_id).map(drop);
+            self.unsettle(job_id)?;
+            return Ok(false);
         };
         let json = serde_json::json!({
             "status": receipt.status,
             "metrics": receipt.metrics,
             "artifacts": receipt.artifacts,
         });
-        let publish = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 WHERE id = ?1";
-        let parameters = params![job_id, json.to_string(), attempts::uris(receipt)];
-        self.change_job(job_id, publish, parameters)?;
-        Ok(())
+        let parameters = params![
+            job_id,
+            json.to_string(),
+            attempts::uris(receipt),
+            attempt.number
+        ];
+        self.change_job(job_id, PUBLISH_ADOPTED, parameters)?;
+        Ok(self.change_job(job_id, QUEUE_ADOPTED, [job_id])? == Some(1))
+    }
+
+    /// Notes that the output of a COMPLETED job was made of unknown content, so that the job counts as stale.
+    pub fn forget_content(&mut self, job_id: i64) -> Result<(), Error> {
+        let forget = "UPDATE cf_processing_queue SET published_version_id = 0 \
+             WHERE id = ?1 AND status = 'COMPLETED'";
+        self.change_job(job_id, forget, [job_id]).map(drop)
     }
 
     /// Sets the URIs of output that a job published before it failed.

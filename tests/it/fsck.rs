@@ -565,6 +565,120 @@ fn a_restored_database_adopts_what_was_published_after_its_backup() {
     assert_eq!(visible_files(&scene.out()).len(), 4);
 }
 
+/// Jobs of a restored database whose output was published after the backup. Adoption, and what follows it,
+/// removes none of this output, whatever the row of the job is: it stays until another attempt has published.
+#[test]
+fn adopted_output_stays_until_another_attempt_publishes() {
+    // What the row is when it is adopted, and its status after that. The table is of the first job.
+    let cases = [
+        ("the refused job of the table", "", "QUEUED"),
+        ("refused", "", "QUEUED"),
+        ("refused twice", "", "QUEUED"),
+        (
+            "queued, never run",
+            "status = 'QUEUED', attempt = 0, attempt_key = NULL",
+            "QUEUED",
+        ),
+        (
+            "failed before the backup",
+            "status = 'FAILED', failure_cause = 'plugin', attempt = 0, unsettled = 0",
+            "FAILED",
+        ),
+        (
+            "lost",
+            "status = 'FAILED', failure_cause = 'lost', unsettled = 1",
+            "QUEUED",
+        ),
+        ("cancelled", "status = 'SKIPPED', unsettled = 1", "SKIPPED"),
+        (
+            "completed without output",
+            "status = 'COMPLETED', published = '[]', failure_cause = NULL, attempt = 0",
+            "COMPLETED",
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "p", THREE_ROWS);
+    let scene = Scene { database, dir };
+    let plugin = scene.dir.path().join("t.py");
+    fs::write(&plugin, THREE_ROWS).unwrap();
+    let text = scene.database.to_str().unwrap();
+    casparian_ok(&["deploy", plugin.to_str().unwrap(), "--database", text]);
+    scene.sql(
+        "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+         VALUES ('t', 'output', 'sqlite://x.db/rows', 'append')",
+    );
+    let inputs: Vec<PathBuf> = (1..=cases.len())
+        .map(|number| scene.dir.path().join(format!("in{number}")))
+        .collect();
+    let write = || {
+        for (number, input) in inputs.iter().enumerate() {
+            fs::write(input, number.to_string()).unwrap();
+        }
+    };
+    write();
+    submit(&scene.database, "t", &inputs[..1]);
+    submit(&scene.database, "p", &inputs[1..]);
+    let jobs = i64::try_from(cases.len()).unwrap();
+    let backup = scene.dir.path().join("backup");
+    fs::copy(&scene.database, &backup).unwrap();
+    scene.run(jobs);
+    let published = || -> Vec<Vec<u8>> {
+        let rows = rusqlite::Connection::open(scene.out().join("x.db")).unwrap();
+        let query = "SELECT count(*) FROM rows WHERE x IN (1, 2, 3)";
+        let count: i64 = rows.query_row(query, [], |row| row.get(0)).unwrap();
+        let files = (2..=jobs).map(|job| fs::read(scene.file(job)).unwrap_or_default());
+        files.chain([count.to_string().into_bytes()]).collect()
+    };
+    let before = published();
+    fs::copy(&backup, &scene.database).unwrap();
+    let end_all = || {
+        let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+        let _worker = worker(&endpoint, &scene.out(), &[]);
+        let is_waiting = |job| ["QUEUED", "RUNNING", "PENDING"].contains(&&*scene.status(job));
+        let ended = |job| until("the job ends", || (!is_waiting(job)).then_some(()));
+        (1..=jobs).for_each(ended);
+    };
+    end_all();
+    (1..=jobs).for_each(|id| assert_refused(&job(&scene.database, id)));
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 3");
+    end_all();
+    assert_eq!(job(&scene.database, 3)["attempt"], 2);
+    for (id, (_, row, _)) in (1..).zip(&cases) {
+        if !row.is_empty() {
+            scene.sql(&format!(
+                "UPDATE cf_processing_queue SET {row} WHERE id = {id}"
+            ));
+        }
+    }
+    assert_eq!(published(), before, "refused");
+
+    let (_, text) = scene.fsck(&["--adopt"]);
+    assert!(text.contains(&format!("{jobs} adopted")), "{text}");
+    for (id, (name, _, status)) in (1..).zip(&cases) {
+        assert_eq!(scene.status(id), *status, "{name}: {text}");
+    }
+    let queued = "the database owns it now, and the job is queued again: the output stays until";
+    assert_eq!(text.matches(queued).count(), 4, "{text}");
+    assert_eq!(published(), before, "adopted");
+    let (_, text) = scene.fsck(&["--repair"]);
+    assert_eq!(published(), before, "repaired {text}");
+    // The jobs that are queued again fail, because their inputs do not exist.
+    inputs
+        .iter()
+        .for_each(|input| fs::remove_file(input).unwrap());
+    end_all();
+    assert_eq!(scene.status(1), "FAILED");
+    assert_eq!(published(), before, "failed again");
+    let (_, text) = scene.fsck(&["--repair"]);
+    assert_eq!(published(), before, "repaired again {text}");
+    write();
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+    scene.run(jobs);
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(visible_files(&scene.out()).len(), cases.len());
+}
+
 /// Another program has emptied the columns of a row that had a receipt. An empty list is ours: the
 /// output was removed, and is there again.
 #[test]

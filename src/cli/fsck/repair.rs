@@ -26,6 +26,8 @@ pub(super) enum Done {
     Settled(&'static str),
     QueuedAgain,
     Adopted,
+    /// The job runs again, because it was refused or lost.
+    AdoptedAndQueued,
 }
 
 /// How often a barred settlement is tried again with a number above the bar.
