@@ -38,6 +38,7 @@ mod content;
 mod deployments;
 mod identity;
 mod inspect;
+mod keys;
 mod lease_check;
 mod location;
 mod lock;
@@ -343,8 +344,8 @@ pub struct Store {
     data_version: i64,
     /// UUID and file of the database.
     identity: identity::Identity,
-    /// The random key of the attempts that this store claims (`attempt_key`).
-    key: i64,
+    /// The keys of the attempts that this store claims (`attempt_key`).
+    keys: keys::Keys,
     cache: Cache,
     refused: change::Refused,
     /// The plugin name behind which [`Store::queued_plugins`] continues, in the database's encoding.
@@ -370,7 +371,7 @@ pub struct Transaction<'a> {
     cache: &'a mut Cache,
     refused: &'a mut change::Refused,
     database: &'a Arc<str>,
-    key: i64,
+    keys: &'a mut keys::Keys,
     /// How many more unusable rows this transaction may end.
     unusable_left: usize,
     /// Plugins for whose jobs no further worker is emptied, see [`Transaction::empty_none_for`].
@@ -423,13 +424,12 @@ impl Store {
         schema::migrate(&mut connection, path).map_err(name)?;
         let identity = identity::Identity::read(&mut connection, path).map_err(name)?;
         let data_version = data_version(&connection)?;
-        // Not 0, because 0 means that the key is unknown.
-        let key = connection.query_row("SELECT random() | 1", [], |row| row.get(0))?;
+        let keys = keys::Keys::new(&connection)?;
         Ok(Store {
             connection,
             data_version,
             identity,
-            key,
+            keys,
             cache: Cache::default(),
             refused: change::Refused::default(),
             names_after: Vec::new(),
@@ -455,7 +455,7 @@ impl Store {
             cache: &mut self.cache,
             refused: &mut self.refused,
             database: self.identity.database(),
-            key: self.key,
+            keys: &mut self.keys,
             unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,
             emptying: HashSet::new(),
         })

@@ -679,6 +679,61 @@ fn adopted_output_stays_until_another_attempt_publishes() {
     assert_eq!(visible_files(&scene.out()).len(), cases.len());
 }
 
+/// The content of a database is set back to a backup while its sentinel works, as `.restore` of sqlite3 does. In
+/// releases in which all attempts of a sentinel had one key, the attempts before and after that had the same.
+#[test]
+fn a_database_that_is_restored_under_its_sentinel_can_be_adopted() {
+    for has_same_keys in [false, true] {
+        let scene = Scene::published(2);
+        let restore = "DELETE FROM cf_job_attempt; \
+             UPDATE cf_processing_queue SET status = 'QUEUED', attempt = 0, attempt_key = NULL, \
+             receipt = NULL, published = NULL, unsettled = NULL";
+        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+        let (sentinel, endpoint) = sentinel(&scene.database, &[]);
+        let worker = worker(&endpoint, &scene.out(), &[]);
+        (1..=3).for_each(|id| assert_eq!(ended(&scene.database, id)["status"], "COMPLETED"));
+        // The numbers of the attempts before it are used again.
+        for again in [
+            "",
+            restore,
+            "UPDATE cf_processing_queue SET status = 'QUEUED'",
+        ] {
+            scene.sql(again);
+            let is_refused = !again.is_empty();
+            (1..=3)
+                .map(|id| ended(&scene.database, id))
+                .filter(|_| is_refused)
+                .for_each(|job| assert_refused(&job));
+        }
+        drop((worker, sentinel));
+        if has_same_keys {
+            for id in 1..=3 {
+                let record: Value =
+                    serde_json::from_slice(&fs::read(scene.record(id)).unwrap()).unwrap();
+                let key = &record["key"];
+                scene.sql(&format!(
+                    "UPDATE cf_job_attempt SET attempt_key = {key} WHERE job_id = {id}; \
+                     UPDATE cf_processing_queue SET attempt_key = {key} WHERE id = {id}"
+                ));
+            }
+        }
+        let foreign = [1, 2, 3].map(|job| ("foreign".to_owned(), Some(job)));
+        let mut found = scene.kinds();
+        // Attempts that were barred by those before the restore count as lost.
+        found.retain(|(kind, _)| kind != "unsettled");
+        assert_eq!(found, foreign, "{has_same_keys}");
+        let (code, text) = scene.fsck(&["--adopt"]);
+        assert_eq!(code, Some(0), "{has_same_keys} {text}");
+        assert!(
+            text.contains("3 jobs queued again, 0 settled, 3 adopted"),
+            "{text}"
+        );
+        scene.run(3);
+        assert_eq!(scene.fsck(&[]).0, Some(0), "{has_same_keys}");
+        assert_eq!(visible_files(&scene.out()).len(), 3);
+    }
+}
+
 /// Another program has emptied the columns of a row that had a receipt. An empty list is ours: the
 /// output was removed, and is there again.
 #[test]
