@@ -282,7 +282,7 @@ impl Error {
     }
 
     /// True when another program has dropped an index that a statement names.
-    /// [`Store::restore_indexes`] creates it again.
+    /// [`Store::restore_schema`] creates it again.
     pub fn is_index_missing(&self) -> bool {
         matches!(self, Error::Sqlite(error) if schema::is_index_missing(error))
     }
@@ -361,6 +361,8 @@ struct Cache {
     data_version: i64,
     /// The code of each plugin, by its name.
     codes: HashMap<String, Code>,
+    /// The schema with this number has all indexes and triggers. None = it must be compared.
+    schema: Option<i64>,
     /// The cache contains an uncommitted deployment of this connection.
     uncommitted: bool,
 }
@@ -437,7 +439,8 @@ impl Store {
         })
     }
 
-    /// Begins a transaction that may write. Waits a bounded time for another program's transaction.
+    /// Begins a transaction that may write. Waits a bounded time for another program's transaction. After a
+    /// change of the schema, indexes and triggers that are missing are created again.
     pub fn begin(&mut self) -> Result<Transaction<'_>, Error> {
         let behavior = TransactionBehavior::Immediate;
         let transaction = rusqlite::Transaction::new(&mut self.connection, behavior)?;
@@ -450,6 +453,13 @@ impl Store {
             self.cache.uncommitted = false;
             self.cache.codes.clear();
         }
+        if is_changed || self.cache.schema.is_none() {
+            let cookie = schema::cookie(&transaction)?;
+            if self.cache.schema != Some(cookie) {
+                let is_complete = schema::restore_within(&transaction)?;
+                self.cache.schema = is_complete.then_some(cookie);
+            }
+        }
         Ok(Transaction {
             inner: transaction,
             cache: &mut self.cache,
@@ -461,9 +471,9 @@ impl Store {
         })
     }
 
-    /// Creates the indexes that statements name and another program has dropped.
-    pub fn restore_indexes(&self) -> Result<(), Error> {
-        schema::restore_indexes(&self.connection)
+    /// Creates the indexes and triggers again that another program has dropped or changed.
+    pub fn restore_schema(&mut self) -> Result<(), Error> {
+        schema::restore(&mut self.connection)
     }
 
     /// True when another connection has committed since the last call.
