@@ -763,6 +763,44 @@ fn output_of_a_row_without_its_list_is_named_again() {
     assert_eq!(scene.fsck(&[]).0, Some(0));
 }
 
+/// A repair reports what it has changed, once.
+#[test]
+fn a_repair_that_changes_nothing_is_not_reported_as_one() {
+    let scene = Scene::published(2);
+    // The row has another name of the output than its record, as after a move that was taken back.
+    let elsewhere = scene.out().join("p_output/in1_1.parquet");
+    scene.sql(&format!(
+        "UPDATE cf_processing_queue SET published = '[\"file://{}\"]' WHERE id = 1; \
+         UPDATE cf_processing_queue SET status = 'FAILED', published = '[]' WHERE id = 2",
+        elsewhere.display()
+    ));
+    let value = scene.json(&["--repair"]);
+    let findings = value["findings"].as_array().unwrap();
+    let of = |job: i64| {
+        let found = findings.iter().filter(move |finding| finding["job"] == job);
+        found.collect::<Vec<_>>()
+    };
+    let named = of(1);
+    assert!(!named.is_empty(), "{value}");
+    for finding in named {
+        let repaired = finding["repaired"].as_str().unwrap_or_default();
+        assert!(repaired.contains("its row names it again"), "{value}");
+    }
+    // Nothing shows whether this output is to stay.
+    let stuck = of(2);
+    assert_eq!(stuck.len(), 1, "{value}");
+    assert_eq!(stuck[0]["repaired"], Value::Null, "{value}");
+    let to_do = stuck[0]["to_do"].as_str().unwrap();
+    assert!(to_do.contains("--repair cannot settle it"), "{value}");
+    assert_eq!(value["summary"]["settled"], 1, "{value}");
+    assert_eq!(value["summary"]["warnings"], 1, "{value}");
+    assert!(scene.file(1).exists() && scene.file(2).exists());
+    assert_eq!(scene.kinds(), [("no-receipt".to_owned(), Some(2))]);
+    // As the advice says.
+    assert_eq!(scene.run_again(2)["status"], "COMPLETED");
+    assert_eq!(scene.fsck(&[]).0, Some(0));
+}
+
 #[test]
 fn a_copy_with_another_identity_adopts_the_output_of_its_original() {
     let scene = Scene::published(1);
