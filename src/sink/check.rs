@@ -715,8 +715,8 @@ impl<'a> Check<'a> {
         if is_foreign {
             let ordinal = Attempt::new(name.attempt.job_id, record.attempt).ordinal();
             let what = format!(
-                "attempt {ordinal} of the job has published, and the database does not know it: \
-                 the database was copied or restored"
+                "attempt {ordinal} of the job has published, and the database does not have it: \
+                 the database was copied or restored, or rows of cf_job_attempt were deleted"
             );
             return Some(Problem::at(Kind::Foreign, &path, what));
         }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::claim::{history, published};
 use super::value::{cell, count, number, shown};
 use super::{Error, Inspector, Now, Transaction, attempts, format_time, identity, schema};
-use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History, Receipt};
+use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History, Past, PastEnd, Receipt};
 use crate::limits;
 
 /// Rows with IDs in a range, in ascending order.
@@ -19,7 +19,7 @@ pub(super) const AUDIT_QUERY: &str = "SELECT q.id, q.status, q.attempt, q.worker
      (SELECT max(attempt) FROM cf_job_attempt WHERE job_id = q.id), \
      q.published_version_id IS NOT NULL AND q.published_version_id IS NOT q.file_version_id \
      AND (SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id) IS NOT \
-     (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id) \
+     (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id), q.attempt_key \
      FROM cf_processing_queue q WHERE q.id BETWEEN ?1 AND ?2 ORDER BY q.id";
 
 /// The last attempt of a job with a receipt for its output.
@@ -210,14 +210,32 @@ fn audited(connection: &Connection, first: i64, last: i64) -> Result<Vec<Audited
     let mut found: Vec<Audited> = rows.collect::<Result<_, _>>()?;
     let mut publisher = connection.prepare_cached(PUBLISHER_QUERY)?;
     for row in &mut found {
+        // The row's own attempt and key, where another program has deleted the history.
+        let own = Past {
+            number: row.publisher.number,
+            key: row.publisher_key,
+            end: match row.outputs.is_empty() {
+                true => PastEnd::Unknown,
+                false => PastEnd::Completed,
+            },
+        };
+        row.publisher_key = 0;
         let mut known = publisher.query([row.job_id])?;
-        if let Some(known) = known.next()? {
-            row.publisher.number = count(cell(known, 0));
-            row.publisher_key = number(cell(known, 1)).unwrap_or(0);
-        }
         let mut next = row.last;
         next.number = next.number.saturating_add(1);
         row.history = history(connection, 0, next)?;
+        let past = &mut row.history.past;
+        let at = past.partition_point(|past| past.number < own.number);
+        let is_known = past.get(at).is_some_and(|past| past.number == own.number);
+        if own.key != 0 && !is_known {
+            past.insert(at, own);
+        }
+        if let Some(known) = known.next()? {
+            row.publisher.number = count(cell(known, 0));
+            row.publisher_key = number(cell(known, 1)).unwrap_or(0);
+        } else if !is_known && own.end == PastEnd::Completed {
+            row.publisher_key = own.key;
+        }
     }
     Ok(found)
 }
@@ -255,7 +273,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Audited> {
         is_list_missing: cell(row, 7) == ValueRef::Null && cell(row, 8) == ValueRef::Null,
         is_truncated: described.is_truncated,
         publisher: Attempt::new(job_id, attempt),
-        publisher_key: 0,
+        publisher_key: number(cell(row, 11)).unwrap_or(0),
         history: History::default(),
     })
 }

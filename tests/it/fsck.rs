@@ -763,6 +763,28 @@ fn output_of_a_row_without_its_list_is_named_again() {
     assert_eq!(scene.fsck(&[]).0, Some(0));
 }
 
+/// Another program has deleted the history of attempts. The row still has its last attempt.
+#[test]
+fn output_of_the_last_attempt_is_known_without_the_history() {
+    let scene = Scene::published(2);
+    scene.sql("UPDATE cf_processing_queue SET status = 'FAILED' WHERE id = 2");
+    scene.sql("DELETE FROM cf_job_attempt");
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = scene.fsck(&["--repair"]);
+    assert_eq!(code, Some(0), "{text}");
+    // The row has a later attempt than the one that has published.
+    scene.sql("UPDATE cf_processing_queue SET attempt = 2, attempt_key = 5 WHERE id = 1");
+    let (_, text) = scene.fsck(&[]);
+    assert!(
+        text.contains("or rows of cf_job_attempt were deleted"),
+        "{text}"
+    );
+    assert_eq!(scene.fsck(&["--adopt"]).0, Some(0));
+    assert_eq!(scene.run_again(1)["status"], "COMPLETED");
+    assert_eq!(scene.fsck(&[]).0, Some(0));
+}
+
 /// A repair reports what it has changed, once.
 #[test]
 fn a_repair_that_changes_nothing_is_not_reported_as_one() {
