@@ -51,7 +51,7 @@ pub(super) const COMMAND: Command = Command {
         },
         JSON_FLAG,
     ],
-    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (not with --quick). Also checked are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is missing, damaged or of another version of its\nfile, unless something else, such as a link or a folder, is at its path: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own: the receipt of a COMPLETED job then describes what\nis there, other jobs get higher attempts or are settled. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, path, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
+    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (not with --quick). Also checked are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is missing, damaged or of another version of its\nfile, unless something else, such as a link or a folder, is at its path: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own, and their output gets a receipt: nothing removes it\nbefore another attempt of its job has published. A job that was refused because of it, or was lost, is\nqueued again; other jobs keep their status. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, path, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
 /// Number of rows and records that are compared at a time.
@@ -321,6 +321,7 @@ impl Scan<'_> {
 
     fn job(&mut self, mut row: Audited) -> Result<(), Failure> {
         let mut repaired = 0;
+        let mut is_stuck = false;
         for _ in 0..TRIES_MAX + REPAIRS_MAX {
             let compared = compare(&mut self.checks, &row, self.is_adopting);
             let is_unsettled = row.is_unsettled && !row.runs_again();
@@ -338,23 +339,39 @@ impl Scan<'_> {
             let done = match &mut self.repair {
                 Some(repair) if !is_clean && repaired < REPAIRS_MAX => {
                     let (problems, roots) = (&compared.problems, &self.roots);
-                    match self.is_adopting && repair.adopt(&row, problems, roots)? {
-                        true => Some(Done::Adopted),
-                        false if self.is_repair => repair.job(&row, problems, roots)?,
+                    let adopted = match self.is_adopting {
+                        true => repair.adopt(&row, problems, roots)?,
                         false => None,
+                    };
+                    match adopted {
+                        None if self.is_repair => repair.job(&row, problems, roots)?,
+                        adopted => adopted,
                     }
                 }
                 _ => None,
             };
-            self.report_job(&row, compared, done.as_ref())?;
-            match done {
-                None => return Ok(()),
-                Some(_) => repaired += 1,
-            }
-            match self.again(&row)? {
-                Some(again) => row = again,
-                None => return Ok(()),
-            }
+            let Some(done) = done else {
+                return self.report_job(&row, compared, is_stuck);
+            };
+            let again = self.again(&row)?;
+            let left = match &again {
+                Some(again) => {
+                    let left = compare(&mut self.checks, again, self.is_adopting);
+                    self.findings(again, left.problems)
+                }
+                None => Vec::new(),
+            };
+            let is_repaired = self.report_repair(&row, compared, &done, &left)?;
+            let Some(again) = again else {
+                return Ok(());
+            };
+            row = again;
+            repaired = match is_repaired {
+                true => repaired + 1,
+                // Another repair would do the same.
+                false => REPAIRS_MAX,
+            };
+            is_stuck = !is_repaired;
         }
         Ok(())
     }
@@ -366,52 +383,91 @@ impl Scan<'_> {
         Ok(again.map_err(failed)?.pop())
     }
 
-    /// Reports on a job. A repair is reported with the findings that it corrects.
+    /// The findings about a job.
+    fn findings(&self, row: &Audited, problems: Vec<(usize, Problem)>) -> Vec<Finding> {
+        let is_unsettled = row.is_unsettled && !row.runs_again();
+        let unsettled = is_unsettled.then(|| unsettled(row, self.inspector.has_sentinel()));
+        let problems = problems.into_iter();
+        let findings = problems.map(|(_, problem)| finding(problem, row));
+        let stale = is_stale(row).then(|| stale(row));
+        findings.chain(unsettled).chain(stale).collect()
+    }
+
+    /// Reports on a job that is not repaired, or not any more. `is_stuck` = a repair has changed nothing.
     fn report_job(
         &mut self,
         row: &Audited,
         compared: Compared,
-        done: Option<&Done>,
+        is_stuck: bool,
     ) -> Result<(), Failure> {
-        let is_unsettled = row.is_unsettled && !row.runs_again();
-        let unsettled = is_unsettled.then(|| unsettled(row, self.inspector.has_sentinel()));
-        let problems = compared.problems.into_iter();
-        let findings = problems.map(|(_, problem)| finding(problem, row));
-        let stale = is_stale(row).then(|| stale(row));
-        for mut finding in findings.chain(unsettled).chain(stale) {
-            finding.done = match done {
-                Some(Done::Settled(what)) if SETTLED.contains(&finding.kind) => {
-                    Some((*what).to_owned())
-                }
-                Some(Done::QueuedAgain) if QUEUED_AGAIN.contains(&finding.kind) => {
-                    Some("the job is queued again".to_owned())
-                }
-                Some(Done::Adopted) if ADOPTED.contains(&finding.kind) => {
-                    Some("the database owns it now".to_owned())
-                }
-                // Findings that the repair does not concern are found again in the next comparison.
-                Some(_) => continue,
-                None => None,
-            };
+        for mut finding in self.findings(row, compared.problems) {
+            if is_stuck && SETTLED.contains(&finding.kind) {
+                finding.to_do = report::STUCK;
+            }
             self.report.add(&finding)?;
         }
         let counts = &mut self.report.counts;
-        match done {
-            Some(Done::Settled(_)) => counts.settled += 1,
-            Some(Done::QueuedAgain) => counts.queued += 1,
-            Some(Done::Adopted) => counts.adopted += 1,
-            None => {
-                counts.jobs += 1;
-                counts.outputs += compared.compared;
-                counts.elsewhere += compared.elsewhere;
+        counts.jobs += 1;
+        counts.outputs += compared.compared;
+        counts.elsewhere += compared.elsewhere;
+        Ok(())
+    }
+
+    /// Reports a repair with the findings that it has corrected, which are not among those that are `left`.
+    /// Findings that it does not concern are reported after the next comparison. False when it has corrected
+    /// none.
+    fn report_repair(
+        &mut self,
+        row: &Audited,
+        compared: Compared,
+        done: &Done,
+        left: &[Finding],
+    ) -> Result<bool, Failure> {
+        let (kinds, what): (&[&str], _) = match done {
+            Done::Settled(what) => (&SETTLED, *what),
+            Done::Named => (
+                &NAMED,
+                "settled: the output is the job's, and its row names it again",
+            ),
+            Done::QueuedAgain => (&QUEUED_AGAIN, "the job is queued again"),
+            Done::Adopted => (&ADOPTED, "the database owns it now"),
+            Done::AdoptedAndQueued => (
+                &ADOPTED,
+                "the database owns it now, and the job is queued again: the output stays until \
+                 another attempt has published",
+            ),
+        };
+        let is_left = |finding: &Finding| {
+            let mut left = left.iter();
+            left.any(|left| (left.kind, &left.subject) == (finding.kind, &finding.subject))
+        };
+        let mut is_repaired = false;
+        for mut finding in self.findings(row, compared.problems) {
+            if kinds.contains(&finding.kind) && !is_left(&finding) {
+                finding.done = Some(what.to_owned());
+                self.report.add(&finding)?;
+                is_repaired = true;
             }
         }
-        Ok(())
+        let counts = &mut self.report.counts;
+        match done {
+            _ if !is_repaired => {}
+            Done::Settled(_) | Done::Named => counts.settled += 1,
+            Done::QueuedAgain => counts.queued += 1,
+            Done::Adopted => counts.adopted += 1,
+            Done::AdoptedAndQueued => {
+                counts.adopted += 1;
+                counts.queued += 1;
+            }
+        }
+        Ok(is_repaired)
     }
 }
 
 /// Kinds of findings that a settlement corrects.
 const SETTLED: [&str; 4] = ["no-receipt", "unfinished", "duplicate", "unsettled"];
+/// Kinds that are corrected when a row names its output again.
+const NAMED: [&str; 5] = ["no-receipt", "unsettled", "missing", "changed", "rows"];
 /// Kinds that adoption corrects.
 const ADOPTED: [&str; 3] = ["foreign", "barred", "touched"];
 /// Kinds that another attempt corrects.

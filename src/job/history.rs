@@ -30,11 +30,16 @@ pub struct Past {
     pub end: PastEnd,
 }
 
+/// The lower bits of a key. They number the keys of a process. The upper bits are the process's random
+/// number. In earlier releases all attempts of a process had the same key.
+pub const KEY_COUNT_BITS: u32 = 24;
+
 /// The key of an attempt and the earlier attempts of its job, according to its database. Two copies
 /// of a database give the same numbers to different attempts; then the keys differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// The random number of the sentinel process that dispatched the attempt; 0 = not known.
+    /// A random number that no other attempt or settlement has; 0 = not known. Its upper bits are those of
+    /// the sentinel process ([`KEY_COUNT_BITS`]).
     #[serde(default)]
     pub key: i64,
     /// The earlier attempts, in ascending order. If there are very many, the first ones are
@@ -73,17 +78,18 @@ impl History {
         match (found, self.past.first()) {
             _ if key == 0 => false,
             (Some(past), _) => is_other(past.key),
-            // For omitted attempts, only the keys of known sentinels can be compared.
-            (None, Some(first)) => number > first.number || !self.knows(key),
+            // For omitted attempts, only the processes of the keys can be compared.
+            (None, Some(first)) => number > first.number || !self.has_process_of(key),
             (None, None) => true,
         }
     }
 }
 
 impl History {
-    /// True if this attempt or a listed one has this key.
-    fn knows(&self, key: i64) -> bool {
-        self.key == key || self.past.iter().any(|past| past.key == key)
+    /// True if the process that gave this key gave one to this attempt or a listed one.
+    fn has_process_of(&self, key: i64) -> bool {
+        let is_same = |known: i64| known >> KEY_COUNT_BITS == key >> KEY_COUNT_BITS;
+        is_same(self.key) || self.past.iter().any(|past| is_same(past.key))
     }
 }
 
@@ -94,30 +100,39 @@ mod tests {
     #[test]
     fn an_attempt_of_a_copy_is_recognized_by_its_key() {
         let past = |number, key, end| Past { number, key, end };
+        let (one, two, three) = (
+            7 << KEY_COUNT_BITS,
+            8 << KEY_COUNT_BITS,
+            9 << KEY_COUNT_BITS,
+        );
         let history = History {
-            key: 9,
+            key: three + 2,
             past: vec![
-                past(3, 7, PastEnd::Completed),
+                past(3, one, PastEnd::Completed),
                 past(4, 0, PastEnd::Failed),
-                past(6, 9, PastEnd::Unknown),
+                past(6, three + 1, PastEnd::Unknown),
             ],
             ..History::default()
         };
         let current = Attempt::new(1, 7);
         for (number, key, want) in [
-            (7, 9, false),
-            (7, 8, true),
-            (3, 7, false),
-            (3, 8, true),
+            (7, three + 2, false),
+            (7, two, true),
+            // Another attempt of the same sentinel.
+            (7, three + 1, true),
+            (3, one, false),
+            (3, one + 1, true),
+            (3, two, true),
             // Attempts of releases without keys.
             (3, 0, false),
-            (4, 8, false),
-            (6, 9, false),
+            (4, two, false),
+            (6, three + 1, false),
+            (6, three + 2, true),
             // A settlement, or an attempt that is not in this database.
-            (5, 7, true),
+            (5, one, true),
             // Omitted attempts: of a sentinel of this database, and of another one.
-            (2, 7, false),
-            (2, 8, true),
+            (2, one + 5, false),
+            (2, two, true),
         ] {
             assert_eq!(
                 history.is_foreign(number, key, current),

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 pub use attempt::{Attempt, Loss};
 pub use content::{Content, mtime_ns, mtime_s};
-pub use history::{History, Past, PastEnd};
+pub use history::{History, KEY_COUNT_BITS, Past, PastEnd};
 pub use parameters::{Parameters, ParametersError};
 pub use receipt::{ARTIFACTS_TRUNCATED, BARRED_BY, Cause, JobStatus, Receipt};
 pub use settlement::{SETTLED_ATTEMPT, Settlement};

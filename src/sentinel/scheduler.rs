@@ -167,8 +167,10 @@ impl Scheduler {
             match self.transact(now, at) {
                 Ok(()) => self.outage.handle_success(now),
                 Err(error) => {
-                    if error.is_index_missing() && self.store.restore_indexes().is_ok() {
-                        log::warn!("{error}: another program has dropped it; it was created again");
+                    if error.is_index_missing()
+                        && let Err(error) = self.store.restore_schema()
+                    {
+                        log::warn!("{error}");
                     }
                     self.outage.handle_error(error, now);
                 }

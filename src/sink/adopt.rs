@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::folder::{Folder, Name};
 use super::record::{self, State};
+use super::recover::{self, Before};
 use super::{Artifact, Error, Root, check, files, location, names};
 use crate::job::Attempt;
 
@@ -15,9 +16,9 @@ pub struct Adopted {
     /// Its key.
     pub key: i64,
     /// Its output that the receipt names, with present paths.
-    pub artifacts: Vec<Artifact>,
-    /// Number of its other artifacts.
-    pub others: usize,
+    pub named: Vec<Artifact>,
+    /// Its other output.
+    pub others: Vec<Artifact>,
 }
 
 impl Root {
@@ -53,7 +54,7 @@ impl Root {
 
     /// Takes over the output that a job's record names. A restored or copied file of the recorded size
     /// and content counts as the published file: the record gets its identity. `uris` are those of the
-    /// job's receipt. `None` where the job has no record. The result has no artifacts where the record is
+    /// job's receipt. `None` where the job has no record. The result has no output where the record is
     /// not committed.
     pub fn adopt(
         &self,
@@ -85,12 +86,24 @@ impl Root {
             }
         }
         if !record.is_committed(self, &name)? {
-            return Ok(Some(Adopted {
-                attempt: record.attempt,
-                key: record.key,
-                artifacts: Vec::new(),
-                others: 0,
-            }));
+            if record.previous_attempt == 0 {
+                return Ok(Some(Adopted {
+                    attempt: record.attempt,
+                    key: record.key,
+                    named: Vec::new(),
+                    others: Vec::new(),
+                }));
+            }
+            // The attempt ended before its commit, so the output of the one before it stands.
+            let before = Before {
+                attempt: record.previous_attempt,
+                key: record.previous_key,
+                replaces: record.previous_replaces,
+            };
+            let folder = Folder::create(self, name)?;
+            recover::put_back_record(self, &folder, before, record.previous)?;
+            drop(folder);
+            return self.adopt(database, job, uris);
         }
         if is_changed {
             record.state = State::Committed;
@@ -98,13 +111,13 @@ impl Root {
             record.write(self, &folder)?;
         }
         let all = record.artifacts(self).into_iter();
-        let (artifacts, others): (Vec<_>, Vec<_>) =
+        let (named, others): (Vec<_>, Vec<_>) =
             all.partition(|artifact| self.names(uris, artifact));
         Ok(Some(Adopted {
             attempt: record.attempt,
             key: record.key,
-            artifacts,
-            others: others.len(),
+            named,
+            others,
         }))
     }
 

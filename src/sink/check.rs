@@ -18,7 +18,7 @@ use super::record::{self, FileOutput, Record, TableOutput};
 use super::root::{self, FOLDERS};
 use super::sqlite::{self, Tables};
 use super::{Error, PublishedOutput, Root, location, moving, names, quiet_panics};
-use crate::job::{Attempt, History, text};
+use crate::job::{Attempt, History, PastEnd, text};
 use crate::limits;
 
 /// The kind of a difference.
@@ -708,12 +708,15 @@ impl<'a> Check<'a> {
         let is_foreign = record.attempt > expected.last.number
             || expected
                 .history
-                .is_foreign(record.attempt, record.key, next);
+                .is_foreign(record.attempt, record.key, next)
+            // An attempt that was reported as failed leaves no output without a receipt.
+            || (expected.history.end(record.attempt) == PastEnd::Failed
+                && !self.unnamed(record, expected).is_empty());
         if is_foreign {
             let ordinal = Attempt::new(name.attempt.job_id, record.attempt).ordinal();
             let what = format!(
-                "attempt {ordinal} of the job has published, and the database does not know it: \
-                 the database was copied or restored"
+                "attempt {ordinal} of the job has published, and the database does not have it: \
+                 the database was copied or restored, or rows of cf_job_attempt were deleted"
             );
             return Some(Problem::at(Kind::Foreign, &path, what));
         }

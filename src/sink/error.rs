@@ -279,9 +279,9 @@ impl fmt::Display for Error {
             Error::Copied { attempt, recorded } => write!(
                 f,
                 "{attempt}: its attempt {} is published already, so the database was copied or \
-                 restored; `casparian init --new-identity DB` gives it an identity of its own, and \
+                 restored, or rows of cf_job_attempt were deleted; `casparian init --new-identity DB` gives it an identity of its own, and \
                  --share-output lets it publish here then; or `casparian fsck --adopt` makes it the \
-                 owner of the output",
+                 owner of the output, keeps that, and queues the job again",
                 Attempt::new(attempt.job_id, *recorded).ordinal()
             ),
             Error::Barred { attempt, .. } => {

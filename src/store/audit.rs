@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::claim::{history, published};
 use super::value::{cell, count, number, shown};
 use super::{Error, Inspector, Now, Transaction, attempts, format_time, identity, schema};
-use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History, Receipt};
+use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History, Past, PastEnd, Receipt};
 use crate::limits;
 
 /// Rows with IDs in a range, in ascending order.
@@ -19,7 +19,7 @@ pub(super) const AUDIT_QUERY: &str = "SELECT q.id, q.status, q.attempt, q.worker
      (SELECT max(attempt) FROM cf_job_attempt WHERE job_id = q.id), \
      q.published_version_id IS NOT NULL AND q.published_version_id IS NOT q.file_version_id \
      AND (SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id) IS NOT \
-     (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id) \
+     (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id), q.attempt_key \
      FROM cf_processing_queue q WHERE q.id BETWEEN ?1 AND ?2 ORDER BY q.id";
 
 /// The last attempt of a job with a receipt for its output.
@@ -34,6 +34,18 @@ pub(super) const HELD_QUERY: &str = "SELECT q.id, q.worker_id, s.status, s.last_
      FROM cf_processing_queue q INDEXED BY ix_casparian_running \
      LEFT JOIN cf_worker_session s ON s.worker_id = q.worker_id \
      WHERE q.status = 'RUNNING' AND q.id > ?1 ORDER BY q.id LIMIT ?2";
+
+/// Writes the receipt of an adopted attempt ?4, unless a later one has a receipt.
+const PUBLISH_ADOPTED: &str = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 \
+     WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM cf_job_attempt \
+     WHERE job_id = ?1 AND status = 'COMPLETED' AND attempt > ?4)";
+
+/// Queues a job again that failed as lost, or for a cause that is the operator's, such as the refusal of a
+/// restored database.
+const QUEUE_ADOPTED: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', end_time = NULL, \
+     error_message = NULL, failure_cause = NULL, result_summary = NULL, claim_time = NULL, \
+     worker_id = NULL, worker_host = NULL, worker_pid = NULL \
+     WHERE id = ?1 AND status = 'FAILED' AND failure_cause IN ('lost', 'operator')";
 
 /// An output that a row's receipt names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -198,14 +210,32 @@ fn audited(connection: &Connection, first: i64, last: i64) -> Result<Vec<Audited
     let mut found: Vec<Audited> = rows.collect::<Result<_, _>>()?;
     let mut publisher = connection.prepare_cached(PUBLISHER_QUERY)?;
     for row in &mut found {
+        // The row's own attempt and key, where another program has deleted the history.
+        let own = Past {
+            number: row.publisher.number,
+            key: row.publisher_key,
+            end: match row.outputs.is_empty() {
+                true => PastEnd::Unknown,
+                false => PastEnd::Completed,
+            },
+        };
+        row.publisher_key = 0;
         let mut known = publisher.query([row.job_id])?;
-        if let Some(known) = known.next()? {
-            row.publisher.number = count(cell(known, 0));
-            row.publisher_key = number(cell(known, 1)).unwrap_or(0);
-        }
         let mut next = row.last;
         next.number = next.number.saturating_add(1);
         row.history = history(connection, 0, next)?;
+        let past = &mut row.history.past;
+        let at = past.partition_point(|past| past.number < own.number);
+        let is_known = past.get(at).is_some_and(|past| past.number == own.number);
+        if own.key != 0 && !is_known {
+            past.insert(at, own);
+        }
+        if let Some(known) = known.next()? {
+            row.publisher.number = count(cell(known, 0));
+            row.publisher_key = number(cell(known, 1)).unwrap_or(0);
+        } else if !is_known && own.end == PastEnd::Completed {
+            row.publisher_key = own.key;
+        }
     }
     Ok(found)
 }
@@ -243,7 +273,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Audited> {
         is_list_missing: cell(row, 7) == ValueRef::Null && cell(row, 8) == ValueRef::Null,
         is_truncated: described.is_truncated,
         publisher: Attempt::new(job_id, attempt),
-        publisher_key: 0,
+        publisher_key: number(cell(row, 11)).unwrap_or(0),
         history: History::default(),
     })
 }
@@ -301,14 +331,18 @@ impl Transaction<'_> {
     }
 
     /// Adds an attempt that has published and that the database does not contain: as COMPLETED with a receipt
-    /// for its output, or else as INTERRUPTED, which may have left output. `key` = the attempt's key.
+    /// for its output, or else as INTERRUPTED, which has left nothing complete. `key` = the attempt's key.
+    ///
+    /// Nothing removes output with a receipt before another attempt has published. What the output was made
+    /// with is not known, so it completes no job. A job that was refused because of this output, or was lost,
+    /// is QUEUED again; others keep their status. Returns whether the job was QUEUED again.
     pub fn adopt(
         &mut self,
         attempt: Attempt,
         key: i64,
         receipt: Option<&Receipt>,
         now: &Now,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let job_id = attempt.job_id;
         let status = match receipt {
             Some(_) => "COMPLETED",
@@ -326,17 +360,29 @@ impl Transaction<'_> {
         )?;
         self.raise_attempt(attempt, Some(key))?;
         let Some(receipt) = receipt else {
-            return self.unsettle(job_id).map(drop);
+            self.unsettle(job_id)?;
+            return Ok(false);
         };
         let json = serde_json::json!({
             "status": receipt.status,
             "metrics": receipt.metrics,
             "artifacts": receipt.artifacts,
         });
-        let publish = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 WHERE id = ?1";
-        let parameters = params![job_id, json.to_string(), attempts::uris(receipt)];
-        self.change_job(job_id, publish, parameters)?;
-        Ok(())
+        let parameters = params![
+            job_id,
+            json.to_string(),
+            attempts::uris(receipt),
+            attempt.number
+        ];
+        self.change_job(job_id, PUBLISH_ADOPTED, parameters)?;
+        Ok(self.change_job(job_id, QUEUE_ADOPTED, [job_id])? == Some(1))
+    }
+
+    /// Notes that the output of a COMPLETED job was made of unknown content, so that the job counts as stale.
+    pub fn forget_content(&mut self, job_id: i64) -> Result<(), Error> {
+        let forget = "UPDATE cf_processing_queue SET published_version_id = 0 \
+             WHERE id = ?1 AND status = 'COMPLETED'";
+        self.change_job(job_id, forget, [job_id]).map(drop)
     }
 
     /// Sets the URIs of output that a job published before it failed.

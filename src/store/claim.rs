@@ -355,7 +355,7 @@ impl Transaction<'_> {
         if attempt.ordinal() > 1 {
             self.change_job(job_id, REMEMBER, [job_id])?;
         }
-        let key = self.key;
+        let key = self.next_key();
         let parameters = params![
             job_id,
             format_time(now_ms),
@@ -375,7 +375,7 @@ impl Transaction<'_> {
         }
         Ok(Some(Job {
             attempt,
-            history: self.history(attempt)?,
+            history: history(&self.inner, key, attempt)?,
             file_path: resolved.file_path,
             file_version_id: resolved.file_version_id,
             content: Some(resolved.content),
@@ -385,11 +385,6 @@ impl Transaction<'_> {
             database: Some(self.database.clone()),
             previous: resolved.previous,
         }))
-    }
-
-    /// The attempts before one that has this store's key.
-    pub(super) fn history(&self, attempt: Attempt) -> Result<History, Error> {
-        history(&self.inner, self.key, attempt)
     }
 
     /// Ends a QUEUED row that cannot be used. False when the database refuses even that.

@@ -39,6 +39,7 @@ mod content;
 mod deployments;
 mod identity;
 mod inspect;
+mod keys;
 mod lease_check;
 mod location;
 mod lock;
@@ -281,7 +282,7 @@ impl Error {
     }
 
     /// True when another program has dropped an index that a statement names.
-    /// [`Store::restore_indexes`] creates it again.
+    /// [`Store::restore_schema`] creates it again.
     pub fn is_index_missing(&self) -> bool {
         matches!(self, Error::Sqlite(error) if schema::is_index_missing(error))
     }
@@ -343,8 +344,8 @@ pub struct Store {
     data_version: i64,
     /// UUID and file of the database.
     identity: identity::Identity,
-    /// The random key of the attempts that this store claims (`attempt_key`).
-    key: i64,
+    /// The keys of the attempts that this store claims (`attempt_key`).
+    keys: keys::Keys,
     cache: Cache,
     refused: change::Refused,
     /// The plugin name behind which [`Store::queued_plugins`] continues, in the database's encoding.
@@ -360,6 +361,8 @@ struct Cache {
     data_version: i64,
     /// The code of each plugin, by its name.
     codes: HashMap<String, Code>,
+    /// The schema with this number has all indexes and triggers. None = it must be compared.
+    schema: Option<i64>,
     /// The cache contains an uncommitted deployment of this connection.
     uncommitted: bool,
 }
@@ -370,7 +373,7 @@ pub struct Transaction<'a> {
     cache: &'a mut Cache,
     refused: &'a mut change::Refused,
     database: &'a Arc<str>,
-    key: i64,
+    keys: &'a mut keys::Keys,
     /// How many more unusable rows this transaction may end.
     unusable_left: usize,
     /// Plugins for whose jobs no further worker is emptied, see [`Transaction::empty_none_for`].
@@ -423,13 +426,12 @@ impl Store {
         schema::migrate(&mut connection, path).map_err(name)?;
         let identity = identity::Identity::read(&mut connection, path).map_err(name)?;
         let data_version = data_version(&connection)?;
-        // Not 0, because 0 means that the key is unknown.
-        let key = connection.query_row("SELECT random() | 1", [], |row| row.get(0))?;
+        let keys = keys::Keys::new(&connection)?;
         Ok(Store {
             connection,
             data_version,
             identity,
-            key,
+            keys,
             cache: Cache::default(),
             refused: change::Refused::default(),
             names_after: Vec::new(),
@@ -437,7 +439,8 @@ impl Store {
         })
     }
 
-    /// Begins a transaction that may write. Waits a bounded time for another program's transaction.
+    /// Begins a transaction that may write. Waits a bounded time for another program's transaction. After a
+    /// change of the schema, indexes and triggers that are missing are created again.
     pub fn begin(&mut self) -> Result<Transaction<'_>, Error> {
         let behavior = TransactionBehavior::Immediate;
         let transaction = rusqlite::Transaction::new(&mut self.connection, behavior)?;
@@ -450,20 +453,27 @@ impl Store {
             self.cache.uncommitted = false;
             self.cache.codes.clear();
         }
+        if is_changed || self.cache.schema.is_none() {
+            let cookie = schema::cookie(&transaction)?;
+            if self.cache.schema != Some(cookie) {
+                let is_complete = schema::restore_within(&transaction)?;
+                self.cache.schema = is_complete.then_some(cookie);
+            }
+        }
         Ok(Transaction {
             inner: transaction,
             cache: &mut self.cache,
             refused: &mut self.refused,
             database: self.identity.database(),
-            key: self.key,
+            keys: &mut self.keys,
             unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,
             emptying: HashSet::new(),
         })
     }
 
-    /// Creates the indexes that statements name and another program has dropped.
-    pub fn restore_indexes(&self) -> Result<(), Error> {
-        schema::restore_indexes(&self.connection)
+    /// Creates the indexes and triggers again that another program has dropped or changed.
+    pub fn restore_schema(&mut self) -> Result<(), Error> {
+        schema::restore(&mut self.connection)
     }
 
     /// True when another connection has committed since the last call.

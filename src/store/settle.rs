@@ -15,7 +15,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 
 use super::attempts::{ROW_CHANGED, uris};
-use super::claim::previous;
+use super::claim::{history, previous};
 use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, number, shown};
 use super::{Error, Now, Store, Transaction, format_time};
@@ -182,7 +182,8 @@ impl Transaction<'_> {
             Some(Ok(found)) => found,
         };
         let attempt = Attempt::new(job_id, last.number.saturating_add(1));
-        let parameters = [job_id, attempt.number, self.key];
+        let key = self.next_key();
+        let parameters = [job_id, attempt.number, key];
         let take = "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
              WHERE id = ?1 AND unsettled = 1";
         if self.change_job(job_id, take, parameters)? != Some(1) {
@@ -200,7 +201,7 @@ impl Transaction<'_> {
             attempt,
             database: self.database.to_string(),
             previous,
-            history: self.history(attempt)?,
+            history: history(&self.inner, key, attempt)?,
             keep,
         };
         Ok(Some((settlement, worker)))

@@ -4,8 +4,8 @@
 -- settle it. 0 = no attempt has. NULL = an attempt runs, or none has run.
 -- 2 = as 1, but no settlement can be created for the row.
 ALTER TABLE cf_processing_queue ADD COLUMN unsettled INTEGER;
--- A random number of the sentinel that dispatched the attempt. It distinguishes attempts that have the same
--- number in copies of the database.
+-- A random number that no other attempt has. It distinguishes attempts that have the same number in copies of
+-- the database.
 ALTER TABLE cf_processing_queue ADD COLUMN attempt_key INTEGER;
 ALTER TABLE cf_job_attempt ADD COLUMN attempt_key INTEGER;
 CREATE INDEX ix_casparian_unsettled ON cf_processing_queue (id) WHERE unsettled = 1;

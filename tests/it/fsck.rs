@@ -565,6 +565,175 @@ fn a_restored_database_adopts_what_was_published_after_its_backup() {
     assert_eq!(visible_files(&scene.out()).len(), 4);
 }
 
+/// Jobs of a restored database whose output was published after the backup. Adoption, and what follows it,
+/// removes none of this output, whatever the row of the job is: it stays until another attempt has published.
+#[test]
+fn adopted_output_stays_until_another_attempt_publishes() {
+    // What the row is when it is adopted, and its status after that. The table is of the first job.
+    let cases = [
+        ("the refused job of the table", "", "QUEUED"),
+        ("refused", "", "QUEUED"),
+        ("refused twice", "", "QUEUED"),
+        (
+            "queued, never run",
+            "status = 'QUEUED', attempt = 0, attempt_key = NULL",
+            "QUEUED",
+        ),
+        (
+            "failed before the backup",
+            "status = 'FAILED', failure_cause = 'plugin', attempt = 0, unsettled = 0",
+            "FAILED",
+        ),
+        (
+            "lost",
+            "status = 'FAILED', failure_cause = 'lost', unsettled = 1",
+            "QUEUED",
+        ),
+        ("cancelled", "status = 'SKIPPED', unsettled = 1", "SKIPPED"),
+        (
+            "completed without output",
+            "status = 'COMPLETED', published = '[]', failure_cause = NULL, attempt = 0",
+            "COMPLETED",
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "p", THREE_ROWS);
+    let scene = Scene { database, dir };
+    let plugin = scene.dir.path().join("t.py");
+    fs::write(&plugin, THREE_ROWS).unwrap();
+    let text = scene.database.to_str().unwrap();
+    casparian_ok(&["deploy", plugin.to_str().unwrap(), "--database", text]);
+    scene.sql(
+        "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+         VALUES ('t', 'output', 'sqlite://x.db/rows', 'append')",
+    );
+    let inputs: Vec<PathBuf> = (1..=cases.len())
+        .map(|number| scene.dir.path().join(format!("in{number}")))
+        .collect();
+    let write = || {
+        for (number, input) in inputs.iter().enumerate() {
+            fs::write(input, number.to_string()).unwrap();
+        }
+    };
+    write();
+    submit(&scene.database, "t", &inputs[..1]);
+    submit(&scene.database, "p", &inputs[1..]);
+    let jobs = i64::try_from(cases.len()).unwrap();
+    let backup = scene.dir.path().join("backup");
+    fs::copy(&scene.database, &backup).unwrap();
+    scene.run(jobs);
+    let published = || -> Vec<Vec<u8>> {
+        let rows = rusqlite::Connection::open(scene.out().join("x.db")).unwrap();
+        let query = "SELECT count(*) FROM rows WHERE x IN (1, 2, 3)";
+        let count: i64 = rows.query_row(query, [], |row| row.get(0)).unwrap();
+        let files = (2..=jobs).map(|job| fs::read(scene.file(job)).unwrap_or_default());
+        files.chain([count.to_string().into_bytes()]).collect()
+    };
+    let before = published();
+    fs::copy(&backup, &scene.database).unwrap();
+    let end_all = || {
+        let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+        let _worker = worker(&endpoint, &scene.out(), &[]);
+        let is_waiting = |job| ["QUEUED", "RUNNING", "PENDING"].contains(&&*scene.status(job));
+        let ended = |job| until("the job ends", || (!is_waiting(job)).then_some(()));
+        (1..=jobs).for_each(ended);
+    };
+    end_all();
+    (1..=jobs).for_each(|id| assert_refused(&job(&scene.database, id)));
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 3");
+    end_all();
+    assert_eq!(job(&scene.database, 3)["attempt"], 2);
+    for (id, (_, row, _)) in (1..).zip(&cases) {
+        if !row.is_empty() {
+            scene.sql(&format!(
+                "UPDATE cf_processing_queue SET {row} WHERE id = {id}"
+            ));
+        }
+    }
+    assert_eq!(published(), before, "refused");
+
+    let (_, text) = scene.fsck(&["--adopt"]);
+    assert!(text.contains(&format!("{jobs} adopted")), "{text}");
+    for (id, (name, _, status)) in (1..).zip(&cases) {
+        assert_eq!(scene.status(id), *status, "{name}: {text}");
+    }
+    let queued = "the database owns it now, and the job is queued again: the output stays until";
+    assert_eq!(text.matches(queued).count(), 4, "{text}");
+    assert_eq!(published(), before, "adopted");
+    let (_, text) = scene.fsck(&["--repair"]);
+    assert_eq!(published(), before, "repaired {text}");
+    // The jobs that are queued again fail, because their inputs do not exist.
+    inputs
+        .iter()
+        .for_each(|input| fs::remove_file(input).unwrap());
+    end_all();
+    assert_eq!(scene.status(1), "FAILED");
+    assert_eq!(published(), before, "failed again");
+    let (_, text) = scene.fsck(&["--repair"]);
+    assert_eq!(published(), before, "repaired again {text}");
+    write();
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+    scene.run(jobs);
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(visible_files(&scene.out()).len(), cases.len());
+}
+
+/// The content of a database is set back to a backup while its sentinel works, as `.restore` of sqlite3 does. In
+/// releases in which all attempts of a sentinel had one key, the attempts before and after that had the same.
+#[test]
+fn a_database_that_is_restored_under_its_sentinel_can_be_adopted() {
+    for has_same_keys in [false, true] {
+        let scene = Scene::published(2);
+        let restore = "DELETE FROM cf_job_attempt; \
+             UPDATE cf_processing_queue SET status = 'QUEUED', attempt = 0, attempt_key = NULL, \
+             receipt = NULL, published = NULL, unsettled = NULL";
+        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+        let (sentinel, endpoint) = sentinel(&scene.database, &[]);
+        let worker = worker(&endpoint, &scene.out(), &[]);
+        (1..=3).for_each(|id| assert_eq!(ended(&scene.database, id)["status"], "COMPLETED"));
+        // The numbers of the attempts before it are used again.
+        for again in [
+            "",
+            restore,
+            "UPDATE cf_processing_queue SET status = 'QUEUED'",
+        ] {
+            scene.sql(again);
+            let is_refused = !again.is_empty();
+            (1..=3)
+                .map(|id| ended(&scene.database, id))
+                .filter(|_| is_refused)
+                .for_each(|job| assert_refused(&job));
+        }
+        drop((worker, sentinel));
+        if has_same_keys {
+            for id in 1..=3 {
+                let record: Value =
+                    serde_json::from_slice(&fs::read(scene.record(id)).unwrap()).unwrap();
+                let key = &record["key"];
+                scene.sql(&format!(
+                    "UPDATE cf_job_attempt SET attempt_key = {key} WHERE job_id = {id}; \
+                     UPDATE cf_processing_queue SET attempt_key = {key} WHERE id = {id}"
+                ));
+            }
+        }
+        let foreign = [1, 2, 3].map(|job| ("foreign".to_owned(), Some(job)));
+        let mut found = scene.kinds();
+        // Attempts that were barred by those before the restore count as lost.
+        found.retain(|(kind, _)| kind != "unsettled");
+        assert_eq!(found, foreign, "{has_same_keys}");
+        let (code, text) = scene.fsck(&["--adopt"]);
+        assert_eq!(code, Some(0), "{has_same_keys} {text}");
+        assert!(
+            text.contains("3 jobs queued again, 0 settled, 3 adopted"),
+            "{text}"
+        );
+        scene.run(3);
+        assert_eq!(scene.fsck(&[]).0, Some(0), "{has_same_keys}");
+        assert_eq!(visible_files(&scene.out()).len(), 3);
+    }
+}
+
 /// Another program has emptied the columns of a row that had a receipt. An empty list is ours: the
 /// output was removed, and is there again.
 #[test]
@@ -591,6 +760,66 @@ fn output_of_a_row_without_its_list_is_named_again() {
     assert_eq!(scene.fsck(&[]).0, Some(0));
     let done = scene.run_again(1);
     assert_eq!(done["status"], "COMPLETED", "{done}");
+    assert_eq!(scene.fsck(&[]).0, Some(0));
+}
+
+/// Another program has deleted the history of attempts. The row still has its last attempt.
+#[test]
+fn output_of_the_last_attempt_is_known_without_the_history() {
+    let scene = Scene::published(2);
+    scene.sql("UPDATE cf_processing_queue SET status = 'FAILED' WHERE id = 2");
+    scene.sql("DELETE FROM cf_job_attempt");
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = scene.fsck(&["--repair"]);
+    assert_eq!(code, Some(0), "{text}");
+    // The row has a later attempt than the one that has published.
+    scene.sql("UPDATE cf_processing_queue SET attempt = 2, attempt_key = 5 WHERE id = 1");
+    let (_, text) = scene.fsck(&[]);
+    assert!(
+        text.contains("or rows of cf_job_attempt were deleted"),
+        "{text}"
+    );
+    assert_eq!(scene.fsck(&["--adopt"]).0, Some(0));
+    assert_eq!(scene.run_again(1)["status"], "COMPLETED");
+    assert_eq!(scene.fsck(&[]).0, Some(0));
+}
+
+/// A repair reports what it has changed, once.
+#[test]
+fn a_repair_that_changes_nothing_is_not_reported_as_one() {
+    let scene = Scene::published(2);
+    // The row has another name of the output than its record, as after a move that was taken back.
+    let elsewhere = scene.out().join("p_output/in1_1.parquet");
+    scene.sql(&format!(
+        "UPDATE cf_processing_queue SET published = '[\"file://{}\"]' WHERE id = 1; \
+         UPDATE cf_processing_queue SET status = 'FAILED', published = '[]' WHERE id = 2",
+        elsewhere.display()
+    ));
+    let value = scene.json(&["--repair"]);
+    let findings = value["findings"].as_array().unwrap();
+    let of = |job: i64| {
+        let found = findings.iter().filter(move |finding| finding["job"] == job);
+        found.collect::<Vec<_>>()
+    };
+    let named = of(1);
+    assert!(!named.is_empty(), "{value}");
+    for finding in named {
+        let repaired = finding["repaired"].as_str().unwrap_or_default();
+        assert!(repaired.contains("its row names it again"), "{value}");
+    }
+    // Nothing shows whether this output is to stay.
+    let stuck = of(2);
+    assert_eq!(stuck.len(), 1, "{value}");
+    assert_eq!(stuck[0]["repaired"], Value::Null, "{value}");
+    let to_do = stuck[0]["to_do"].as_str().unwrap();
+    assert!(to_do.contains("--repair cannot settle it"), "{value}");
+    assert_eq!(value["summary"]["settled"], 1, "{value}");
+    assert_eq!(value["summary"]["warnings"], 1, "{value}");
+    assert!(scene.file(1).exists() && scene.file(2).exists());
+    assert_eq!(scene.kinds(), [("no-receipt".to_owned(), Some(2))]);
+    // As the advice says.
+    assert_eq!(scene.run_again(2)["status"], "COMPLETED");
     assert_eq!(scene.fsck(&[]).0, Some(0));
 }
 

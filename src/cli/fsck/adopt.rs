@@ -1,12 +1,12 @@
 //! `--adopt`: makes a copied or restored database the owner of output that its receipts name, and adds
 //! unknown attempts of its jobs.
 
-use super::repair::Repair;
+use super::repair::{Done, Repair};
 use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
 use crate::job::{ARTIFACTS_TRUNCATED, Attempt, Receipt};
 use crate::limits;
-use crate::sink::{Artifact, Check, Kind, Problem, Root, owner};
+use crate::sink::{Adopted, Artifact, Check, Kind, Problem, Root, owner};
 use crate::store::{Audited, Inspector};
 use crate::worker;
 
@@ -60,15 +60,16 @@ impl Repair {
         Ok(Some(other))
     }
 
-    /// Adopts the output of a job in the roots. Returns whether there was any.
+    /// Adopts the output of a job in the roots. None if there was nothing to adopt.
     pub(super) fn adopt(
         &mut self,
         row: &Audited,
         problems: &[(usize, Problem)],
         roots: &[&Root],
-    ) -> Result<bool, Failure> {
-        let mut is_adopted = false;
+    ) -> Result<Option<Done>, Failure> {
+        let mut done = None;
         let id = self.store.database_id();
+        let mut foreign = Vec::new();
         for (index, problem) in problems {
             let Some(root) = roots.get(*index) else {
                 continue;
@@ -80,7 +81,7 @@ impl Repair {
                     let mut transaction = self.store.begin().map_err(failed)?;
                     transaction.raise_attempt(barred, None).map_err(failed)?;
                     transaction.commit().map_err(failed)?;
-                    is_adopted = true;
+                    done = Some(Done::Adopted);
                 }
             }
             if ![Kind::Foreign, Kind::Touched].contains(&problem.kind) {
@@ -92,53 +93,93 @@ impl Repair {
             let Some(adopted) = adopted.map_err(failed)? else {
                 continue;
             };
-            let attempt = Attempt::new(row.job_id, adopted.attempt);
-            let has_output = !adopted.artifacts.is_empty();
-            let is_all = is_all(row, adopted.others, &adopted.artifacts);
-            let artifacts = adopted.artifacts.iter();
-            let uris = artifacts.map(|artifact| artifact.uri.clone()).collect();
-            let receipt = receipt_for(row, adopted.others, attempt, adopted.artifacts);
-            if receipt.is_none() && problem.kind == Kind::Touched {
-                // The database has the attempt, and the record now describes the present file.
-                if is_all {
-                    let mut transaction = self.store.begin().map_err(failed)?;
-                    transaction
-                        .set_published(row.job_id, uris)
-                        .map_err(failed)?;
-                    transaction.commit().map_err(failed)?;
-                }
-                is_adopted |= has_output;
+            if problem.kind == Kind::Foreign {
+                foreign.push(adopted);
                 continue;
             }
+            // The database has the attempt, and the record now describes the present file.
+            let attempt = Attempt::new(row.job_id, adopted.attempt);
+            let named = &adopted.named;
+            let is_all = is_all(row, adopted.others.len(), named);
             let mut transaction = self.store.begin().map_err(failed)?;
-            let noted = transaction.adopt(attempt, adopted.key, receipt.as_ref(), &now());
-            noted.map_err(failed)?;
+            if is_all && row.status == "COMPLETED" {
+                let receipt = receipt(attempt, named, adopted.others.len());
+                let noted = transaction.adopt(attempt, adopted.key, Some(&receipt), &now());
+                noted.map_err(failed)?;
+            } else if is_all {
+                let uris = named.iter().map(|artifact| artifact.uri.clone()).collect();
+                let set = transaction.set_published(row.job_id, uris);
+                set.map_err(failed)?;
+            }
             transaction.commit().map_err(failed)?;
-            is_adopted = true;
+            if !named.is_empty() {
+                done = Some(Done::Adopted);
+            }
         }
-        Ok(is_adopted)
+        // Of several roots, the latest output is that of the row.
+        foreign.sort_by_key(|adopted| adopted.attempt);
+        for adopted in foreign {
+            let is_queued = self.own(row, &adopted)?;
+            done = match (is_queued, done) {
+                (false, Some(Done::AdoptedAndQueued)) => Some(Done::AdoptedAndQueued),
+                (false, _) => Some(Done::Adopted),
+                (true, _) => Some(Done::AdoptedAndQueued),
+            };
+        }
+        Ok(done)
+    }
+
+    /// Adds an attempt that the database does not have. Its output gets a receipt, so that nothing removes
+    /// it before another attempt has published. Returns whether the job is queued again.
+    fn own(&mut self, row: &Audited, adopted: &Adopted) -> Result<bool, Failure> {
+        let attempt = Attempt::new(row.job_id, adopted.attempt);
+        let mut transaction = self.store.begin().map_err(failed)?;
+        let is_named = is_all(row, adopted.others.len(), &adopted.named);
+        let (listed, left_out) = match is_named {
+            true => (adopted.named.clone(), adopted.others.len()),
+            false => first_of(adopted),
+        };
+        let has_output = !listed.is_empty();
+        let receipt = has_output.then(|| receipt(attempt, &listed, left_out));
+        let is_queued = transaction.adopt(attempt, adopted.key, receipt.as_ref(), &now());
+        let is_queued = is_queued.map_err(failed)?;
+        if has_output && !is_named {
+            transaction.forget_content(row.job_id).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)?;
+        Ok(is_queued)
     }
 }
 
-/// The receipt of a COMPLETED job for an adopted attempt. None unless the attempt has all output that the
-/// earlier receipt names.
-fn receipt_for(
-    row: &Audited,
-    others: usize,
-    attempt: Attempt,
-    artifacts: Vec<Artifact>,
-) -> Option<Receipt> {
-    if row.status != "COMPLETED" || !is_all(row, others, &artifacts) {
-        return None;
-    }
-    let mut receipt = worker::settled(attempt, Some((attempt.number, artifacts)));
-    if others > 0 {
-        let others = i64::try_from(others).unwrap_or(i64::MAX);
+/// The receipt for the output of an attempt. `left_out` = number of files that it does not list.
+fn receipt(attempt: Attempt, listed: &[Artifact], left_out: usize) -> Receipt {
+    let mut receipt = worker::settled(attempt, Some((attempt.number, listed.to_vec())));
+    if left_out > 0 {
+        let left_out = i64::try_from(left_out).unwrap_or(i64::MAX);
         receipt
             .metrics
-            .insert(ARTIFACTS_TRUNCATED.to_owned(), others);
+            .insert(ARTIFACTS_TRUNCATED.to_owned(), left_out);
     }
-    Some(receipt)
+    receipt
+}
+
+/// At least the size of an artifact in a receipt without its texts, in bytes.
+const ARTIFACT_SIZE: usize = 256;
+
+/// As much of an attempt's output as a row can list, and the number of the other artifacts.
+fn first_of(adopted: &Adopted) -> (Vec<Artifact>, usize) {
+    let all = adopted.named.iter().chain(&adopted.others);
+    let mut room = limits::PUBLISHED_SIZE_MAX / 2;
+    let fits = |artifact: &&Artifact| {
+        let columns = artifact.columns.as_ref().map_or(0, String::len);
+        let size = ARTIFACT_SIZE + artifact.uri.len() + artifact.topic.len() + columns;
+        let left = room.checked_sub(size);
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let listed: Vec<Artifact> = all.take_while(fits).cloned().collect();
+    let left_out = adopted.named.len() + adopted.others.len() - listed.len();
+    (listed, left_out)
 }
 
 /// True if these are all artifacts that a job's receipt names, and their list is not too long for a row.

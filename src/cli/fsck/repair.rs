@@ -24,8 +24,12 @@ pub(super) struct Repair {
 /// What was done about a job.
 pub(super) enum Done {
     Settled(&'static str),
+    /// The row names the output of its attempt with a receipt again.
+    Named,
     QueuedAgain,
     Adopted,
+    /// The job runs again, because it was refused or lost.
+    AdoptedAndQueued,
 }
 
 /// How often a barred settlement is tried again with a number above the bar.
@@ -109,9 +113,10 @@ impl Repair {
                 let problems = problems.filter(move |(_, problem)| problem.kind == kind);
                 problems.map(|(index, _)| *index).collect::<Vec<usize>>()
             };
-            if row.is_list_missing && self.name_output(row, &of(Kind::NoReceipt), roots)? {
-                let what = "settled: the output is the job's, and its row names it again";
-                return Ok(Some(Done::Settled(what)));
+            // An empty list means that the output was removed.
+            let may_name = row.is_list_missing || !row.outputs.is_empty();
+            if may_name && self.name_output(row, &of(Kind::NoReceipt), roots)? {
+                return Ok(Some(Done::Named));
             }
             // The output that the row named was removed, and exists again.
             let forgotten = match row.status == "COMPLETED" && row.outputs.is_empty() {
@@ -141,7 +146,7 @@ impl Repair {
         Ok(None)
     }
 
-    /// Writes the output of the last attempt with a receipt into a row that has lost its list. Returns false
+    /// Writes the output of the last attempt with a receipt into a row that does not name it. Returns false
     /// if no folder has such output, or if the list would be too long for a row.
     fn name_output(
         &mut self,

@@ -92,6 +92,10 @@ impl Finding {
 /// Advice for findings that another attempt corrects.
 pub(super) const RUN_AGAIN: &str = "run the job again; --repair queues it";
 
+/// Advice for findings that a settlement has not corrected.
+pub(super) const STUCK: &str = "--repair cannot settle it, because nothing shows whether it is to stay: run the \
+     job again, which replaces it, or remove it by hand";
+
 /// Severity, name and advice of a kind.
 fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
     use Severity::{Error, Note, Warning};

@@ -254,3 +254,43 @@ fn a_refused_copy_leaves_the_originals_output_whatever_it_tries_again() {
         });
     }
 }
+
+/// A folder was restored without its staging, so nothing can finish or undo an attempt that ended before its
+/// commit.
+#[test]
+fn output_before_an_attempt_without_a_commit_is_adopted() {
+    let fixture = Fixture::new();
+    let mut first = of(A, 7, 1);
+    first.history.key = 5;
+    publish(&fixture.root, &first, &[1]).unwrap();
+    let record = fixture.path(&format!(".casparian/outputs/{A}/0/7"));
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let published = json["outputs"].take();
+    for (name, value) in [
+        ("attempt", 2.into()),
+        ("key", 6.into()),
+        ("state", "intent".into()),
+        ("previous_attempt", 1.into()),
+        ("previous_key", 5.into()),
+        ("previous", published.clone()),
+    ] {
+        json[name] = value;
+    }
+    json["outputs"] = published;
+    json["outputs"]["files"][0]["identity"]["size"] = 1.into();
+    fs::write(&record, json.to_string()).unwrap();
+    let root = open(fixture.dir.path());
+    let adopted = root.adopt(A, Attempt::new(7, 2), &[]).unwrap().unwrap();
+    assert_eq!((adopted.attempt, adopted.key), (1, 5));
+    assert_eq!(adopted.others.len(), 1);
+    let mut next = of(A, 7, 3);
+    next.history.key = 7;
+    next.history.past = vec![Past {
+        number: 1,
+        key: 5,
+        end: PastEnd::Completed,
+    }];
+    root.settle_failed(&next).unwrap();
+    assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
+    assert_eq!(fixture.staged(), Vec::<String>::new());
+}

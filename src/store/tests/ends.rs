@@ -50,8 +50,8 @@ fn the_attempt_that_runs_is_known_whatever_is_written_over_it() {
     ] {
         let mut scene = Scene::new();
         let id = scene.enqueue("p", 0);
-        let first = scene.claim(&["p"], 1).jobs[0].attempt;
-        let key = scene.store.key;
+        let first = scene.claim(&["p"], 1).jobs.remove(0);
+        let (first, key) = (first.attempt, first.history.key);
         scene.sql(&format!("UPDATE cf_processing_queue SET {change}"));
         for running in scene.store.running().unwrap() {
             scene.release(running.attempt, 0);
@@ -86,14 +86,13 @@ fn a_row_that_gets_another_id_while_it_runs_takes_no_attempt_along() {
 fn an_attempt_that_has_ended_stays_as_it_ended_when_its_number_is_set_again() {
     let mut scene = Scene::new();
     scene.enqueue("p", 0);
-    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    let first = scene.claim(&["p"], 1).jobs.remove(0);
+    let (first, first_key) = (first.attempt, first.history.key);
     scene.report("w", first, &success(&["file:///a"]), 0);
-    let first_key = scene.store.key;
-    let path = scene.path();
-    scene.store = Store::open(&path, Open::Existing).unwrap();
-    let second_key = scene.store.key;
     scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
-    assert_eq!(scene.claim(&["p"], 1).jobs[0].attempt.number, 2);
+    let second = scene.claim(&["p"], 1).jobs.remove(0);
+    let second_key = second.history.key;
+    assert_eq!(second.attempt.number, 2);
     scene.sql("UPDATE cf_processing_queue SET attempt = 1");
     assert_eq!(scene.release(first, 0), Ended::Queued);
     let job = scene.claim(&["p"], 1).jobs.remove(0);

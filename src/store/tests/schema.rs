@@ -1,4 +1,5 @@
 use super::*;
+use crate::store::schema::{MIGRATIONS, VERSION};
 
 #[test]
 fn a_legacy_database_opens_in_place_and_works() {
@@ -290,4 +291,172 @@ fn errors_that_may_pass_are_distinguished_from_others() {
     let full = std::io::Error::from(rustix::io::Errno::NOSPC);
     let refused = std::io::Error::from(rustix::io::Errno::ACCESS);
     assert!(io_passes(&full) && !io_passes(&refused));
+}
+
+/// The indexes and triggers of a database: kind, name and text.
+fn objects(path: &Path) -> Vec<(String, String, String)> {
+    let connection = Connection::open(path).unwrap();
+    let query = "SELECT type, name, sql FROM sqlite_master \
+         WHERE type IN ('index', 'trigger') AND sql IS NOT NULL ORDER BY 1, 2";
+    let mut statement = connection.prepare(query).unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+/// What a migration tool runs to change a table: SQLite drops its indexes and triggers with it.
+const RECREATE: &str = "PRAGMA foreign_keys = off; BEGIN IMMEDIATE; \
+     CREATE TABLE again AS SELECT * FROM cf_processing_queue; \
+     DROP TABLE cf_processing_queue; \
+     {TABLE}; INSERT INTO cf_processing_queue SELECT * FROM again; DROP TABLE again; COMMIT";
+
+#[test]
+fn indexes_and_triggers_that_other_programs_drop_or_change_are_restored() {
+    let new = Scene::new();
+    let all = objects(&new.path());
+    let table = new.text("SELECT sql FROM sqlite_master WHERE name = 'cf_processing_queue'");
+    drop(new);
+    let mut changes: Vec<String> = all
+        .iter()
+        .map(|(kind, name, _)| format!("DROP {kind} {name}"))
+        .collect();
+    let own = all
+        .iter()
+        .filter(|(_, name, _)| name.contains("casparian_"));
+    changes.extend(own.map(|(kind, name, _)| {
+        let other = match kind.as_str() {
+            "index" => format!("CREATE INDEX {name} ON cf_processing_queue (status)"),
+            _ => format!(
+                "CREATE TRIGGER {name} AFTER DELETE ON cf_processing_queue BEGIN SELECT 1; END"
+            ),
+        };
+        format!("DROP {kind} {name}; {other}")
+    }));
+    changes.push(RECREATE.replace("{TABLE}", &table));
+    let others = "CREATE TRIGGER other_t AFTER DELETE ON cf_plugin_config BEGIN SELECT 1; END; \
+         CREATE INDEX other_i ON cf_plugin_config (plugin_name)";
+    for is_open in [false, true] {
+        let mut scene = Scene::new();
+        scene.sql(others);
+        let path = scene.path();
+        for change in &changes {
+            scene.sql(change);
+            match is_open {
+                true => scene.store.begin().unwrap().commit().unwrap(),
+                false => scene.store = Store::open(&path, Open::Existing).unwrap(),
+            }
+            let mut found = objects(&path);
+            found.retain(|(_, name, _)| !name.starts_with("other_"));
+            assert_eq!(found, all, "{is_open} {change}");
+        }
+        let count = objects(&path).len();
+        assert_eq!(count, all.len() + 2, "those of other programs stay");
+        scene.enqueue("p", 0);
+        assert_eq!(scene.claim(&["p"], 1).jobs.len(), 1);
+    }
+}
+
+/// What the triggers would have noted is noted when they are restored.
+#[test]
+fn a_job_that_was_taken_while_a_trigger_was_missing_is_settled() {
+    let mut scene = Scene::new();
+    for _ in 0..3 {
+        scene.enqueue("p", 0);
+    }
+    let claimed = scene.claim(&["p"], 3).jobs;
+    scene.report("w", claimed[2].attempt, &success(&["file:///o"]), 0);
+    scene.sql(
+        "DROP TRIGGER casparian_job_taken; \
+         UPDATE cf_processing_queue SET status = 'SKIPPED' WHERE id = 1",
+    );
+    scene.store.begin().unwrap().commit().unwrap();
+    let unsettled = "SELECT group_concat(coalesce(unsettled, 'null')) FROM cf_processing_queue";
+    assert_eq!(scene.text(unsettled), "1,null,0");
+    let mut transaction = scene.store.begin().unwrap();
+    let (settlement, _) = transaction.take_settlement(1).unwrap().unwrap();
+    let past = settlement.history.past.iter();
+    let past: Vec<_> = past.map(|past| (past.number, past.key)).collect();
+    assert_eq!(past, [(1, claimed[0].history.key)]);
+}
+
+#[test]
+fn what_cannot_be_restored_keeps_no_open_database_from_working() {
+    for change in [
+        "DROP TABLE cf_surveyor_session",
+        "DROP INDEX ix_casparian_deployed; CREATE TABLE ix_casparian_deployed (x)",
+        "PRAGMA user_version = 99; DROP TRIGGER casparian_job_taken",
+    ] {
+        let mut scene = Scene::new();
+        scene.enqueue("p", 0);
+        scene.sql(change);
+        let before = objects(&scene.path());
+        for _ in 0..2 {
+            scene.store.begin().unwrap().commit().unwrap();
+        }
+        assert_eq!(objects(&scene.path()), before, "{change}");
+        assert_eq!(scene.claim(&["p"], 1).jobs.len(), 1, "{change}");
+        if change.contains("surveyor") {
+            Store::open(&scene.path(), Open::Existing).unwrap();
+        }
+    }
+}
+
+#[test]
+fn code_of_others_that_refuses_to_note_a_taken_job_keeps_no_database_closed() {
+    let mut scene = Scene::new();
+    scene.enqueue("p", 0);
+    scene.claim(&["p"], 1);
+    scene.sql(
+        "DROP TRIGGER casparian_job_taken; UPDATE cf_processing_queue SET status = 'SKIPPED'; \
+         CREATE TRIGGER guard BEFORE UPDATE OF unsettled ON cf_processing_queue \
+         BEGIN SELECT RAISE(ABORT, 'no'); END",
+    );
+    let path = scene.path();
+    scene.store = Store::open(&path, Open::Existing).unwrap();
+    let names = objects(&path).into_iter().map(|(_, name, _)| name);
+    assert!(names.into_iter().any(|name| name == "casparian_job_taken"));
+}
+
+/// `.dump` of sqlite3 writes no `user_version`.
+#[test]
+fn a_database_that_was_restored_from_a_dump_is_recognized_by_its_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = Scene::new();
+    let all = objects(&new.path());
+    for version in 1..=MIGRATIONS.len() {
+        let path = dir.path().join(format!("{version}.db"));
+        let connection = Connection::open(&path).unwrap();
+        for script in &MIGRATIONS[..version] {
+            connection.execute_batch(script).unwrap();
+        }
+        drop(connection);
+        Store::open(&path, Open::Existing).unwrap_or_else(|error| panic!("{version}: {error}"));
+        assert_eq!(objects(&path), all, "{version}");
+        let connection = Connection::open(&path).unwrap();
+        let found: i64 = connection
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found, VERSION);
+        let keys = "SELECT count(*) FROM cf_casparian WHERE key = 'resolved_locations'";
+        let keys: i64 = connection.query_row(keys, [], |row| row.get(0)).unwrap();
+        assert_eq!(keys, 1, "{version}");
+    }
+    // A column is missing, so it is no version.
+    let path = new.path();
+    drop(new.store);
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "PRAGMA user_version = 0; ALTER TABLE cf_processing_queue DROP COLUMN attempt_key",
+        )
+        .unwrap_or_else(|_| {
+            connection
+                .execute_batch(
+                    "DROP TRIGGER casparian_job_taken; DROP TRIGGER casparian_attempt_overwritten; \
+                     ALTER TABLE cf_processing_queue DROP COLUMN attempt_key",
+                )
+                .unwrap();
+        });
+    drop(connection);
+    let error = Store::open(&path, Open::Existing).unwrap_err().to_string();
+    assert!(error.contains("no column attempt_key"), "{error}");
 }

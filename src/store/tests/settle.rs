@@ -267,7 +267,7 @@ fn output_that_replaced_a_receipts_output_gets_a_receipt() {
 }
 
 #[test]
-fn attempts_are_distinguished_by_the_sentinel_that_dispatched_them() {
+fn attempts_are_distinguished_by_keys_that_no_other_claim_gets() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
     let first = scene.claim(&["p"], 1).jobs.remove(0);
@@ -292,12 +292,50 @@ fn attempts_are_distinguished_by_the_sentinel_that_dispatched_them() {
         .map(|past| (past.number, past.key, past.end))
         .collect();
     use crate::job::PastEnd::*;
-    let (one, two) = (first.history.key, second.history.key);
+    let keys = [&first, &second, &third, &last].map(|job| job.history.key);
+    let [one, two, three, _] = keys;
     assert_eq!(
         past,
-        [(1, one, Unknown), (2, two, Completed), (3, two, Unknown)]
+        [(1, one, Unknown), (2, two, Completed), (3, three, Unknown)]
     );
     assert_eq!(last.history.completed(), 2);
+    // The content of the database is restored while the sentinel works.
+    scene.sql(
+        "UPDATE cf_processing_queue SET status = 'QUEUED', attempt = 0, attempt_key = NULL, \
+         receipt = NULL, published = NULL, unsettled = NULL; DELETE FROM cf_job_attempt",
+    );
+    let again = scene.claim(&["p"], 1).jobs.remove(0);
+    assert_eq!(again.attempt, first.attempt);
+    assert!(!keys.contains(&again.history.key), "{keys:?}");
+    for key in keys {
+        assert!(again.history.is_foreign(1, key, again.attempt), "{key}");
+    }
+    // A settlement has a key of its own, too.
+    scene.release(again.attempt, 0);
+    scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED', unsettled = 1");
+    let mut transaction = scene.store.begin().unwrap();
+    let (settlement, _) = transaction.take_settlement(id).unwrap().unwrap();
+    assert_ne!(settlement.history.key, again.history.key);
+    assert_eq!(settlement.history.past[0].key, again.history.key);
+}
+
+/// The keys of a process have its random number in common, so attempts that are left out of a long history are
+/// recognized.
+#[test]
+fn a_long_history_recognizes_the_attempts_of_known_sentinels() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        scene.set_status(id, "QUEUED");
+        keys.push(scene.claim(&["p"], 1).jobs.remove(0).history.key);
+    }
+    scene.set_status(id, "QUEUED");
+    let mut last = scene.claim(&["p"], 1).jobs.remove(0);
+    last.history.past.remove(0);
+    assert!(!last.history.is_foreign(1, keys[0], last.attempt));
+    let other = Scene::new().store.begin().unwrap().next_key();
+    assert!(last.history.is_foreign(1, other, last.attempt));
 }
 
 #[test]
