@@ -523,7 +523,7 @@ impl Router {
     }
 
     /// Receives the next message, with the routing ID of its peer, or the next lifecycle event.
-    /// Returns `None` if `timeout` is over. Events come before messages.
+    /// Returns `None` if `timeout` is over. Waiting events come before messages.
     pub fn next(&mut self, timeout: Option<Duration>) -> io::Result<Option<Next<Routed<'_>>>> {
         match self.inner.receive(timeout, true)? {
             Some(id) => Ok(self.inner.socket.received(id).map(Next::Message)),
@@ -605,8 +605,8 @@ impl Dealer {
         }
     }
 
-    /// Receives the next message or lifecycle event. Returns `None` if `timeout` is over. Events come
-    /// before messages.
+    /// Receives the next message or lifecycle event. Returns `None` if `timeout` is over. Waiting
+    /// events come before messages.
     pub fn next(&mut self, timeout: Option<Duration>) -> io::Result<Option<Next<Message<'_>>>> {
         match self.inner.receive(timeout, true)? {
             Some(id) => Ok(self.inner.socket.message(id).map(Next::Message)),

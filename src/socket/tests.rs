@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 mod blocking;
+mod faults;
 mod stepped;
 
 const WAIT: Option<Duration> = Some(Duration::from_millis(2));

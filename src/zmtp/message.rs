@@ -37,9 +37,11 @@ impl<'a> Message<'a> {
     }
 
     /// The frames' bodies in order.
-    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let message = *self;
-        (0..self.len()).filter_map(move |index| message.get(index))
+    pub fn iter(&self) -> Bodies<'a> {
+        Bodies {
+            message: *self,
+            next: 0,
+        }
     }
 
     /// Total size of all bodies, in bytes.
@@ -50,6 +52,33 @@ impl<'a> Message<'a> {
     /// Copies the frames into owned vectors.
     pub fn to_vecs(&self) -> Vec<Vec<u8>> {
         self.iter().map(<[u8]>::to_vec).collect()
+    }
+}
+
+impl<'a> IntoIterator for Message<'a> {
+    type Item = &'a [u8];
+    type IntoIter = Bodies<'a>;
+
+    fn into_iter(self) -> Bodies<'a> {
+        self.iter()
+    }
+}
+
+/// The bodies of a message's frames in order.
+#[derive(Clone, Debug)]
+pub struct Bodies<'a> {
+    message: Message<'a>,
+    next: usize,
+}
+
+impl<'a> Iterator for Bodies<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let body = self.message.get(self.next)?;
+        self.next += 1;
+        Some(body)
     }
 }
 

@@ -50,7 +50,7 @@ pub use error::Error;
 pub use frame::{Head, HeadResult, encode_head};
 pub use greeting::{GREETING_SIZE, Greeting};
 pub use mechanism::Security;
-pub use message::Message;
+pub use message::{Bodies, Message};
 pub use plain::{PlainClient, PlainServer};
 pub use receive::{Growth, ReceiveBuffer};
 pub use send::{SendQueue, Slices};

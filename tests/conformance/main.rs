@@ -9,6 +9,7 @@ mod support;
 mod connections;
 mod dealer;
 mod others;
+mod processes;
 mod queues;
 mod raw;
 mod router;
