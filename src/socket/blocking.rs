@@ -24,6 +24,8 @@ struct Driven {
     now: Instant,
     /// The coarse time when readiness, timers and queues were last processed.
     processed: CoarseTime,
+    /// A call was due to process them, and returned a message instead.
+    must_process: bool,
     /// Number of calls since then.
     calls: u32,
     waker: Option<Arc<mio::Waker>>,
@@ -58,6 +60,7 @@ impl Driven {
             watched,
             now,
             processed: CoarseTime::now(),
+            must_process: false,
             calls: 0,
             waker: None,
             is_woken: false,
@@ -207,8 +210,7 @@ impl Driven {
     ) -> io::Result<Option<PeerId>> {
         let mut deadline = None;
         let mut has_processed = false;
-        if self.is_due() {
-            self.socket.flush(self.now);
+        if std::mem::take(&mut self.must_process) {
             self.wait(Some(self.now))?;
             has_processed = true;
         }
@@ -217,6 +219,12 @@ impl Driven {
                 return Ok(None);
             }
             if let Some(id) = self.socket.receive(self.now) {
+                // Timers and readiness are processed by the next call, because the owner reads this
+                // message now.
+                if !has_processed && self.is_due() {
+                    self.socket.flush(Instant::now());
+                    self.must_process = true;
+                }
                 return Ok(Some(id));
             }
             if !has_processed {
@@ -226,7 +234,9 @@ impl Driven {
                     continue;
                 }
             }
-            self.socket.flush(Instant::now());
+            if self.socket.has_unflushed() {
+                self.socket.flush(Instant::now());
+            }
             if std::mem::take(&mut self.is_woken) {
                 return Ok(None);
             }

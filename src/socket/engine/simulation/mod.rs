@@ -4,6 +4,8 @@
 //!
 //! [`World`] is the driver of several engines. Tests and fuzz targets act as their owners.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 mod pipe;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -326,7 +328,7 @@ impl World {
             }
             Due::Connected(node, link, peer) => {
                 let known = self.nodes.get(node);
-                if !known.is_some_and(|node| node.links.contains_key(&link.0)) {
+                if known.is_none_or(|node| !node.links.contains_key(&link.0)) {
                     return;
                 }
                 let now = self.now;
@@ -337,7 +339,7 @@ impl World {
             }
             Due::Refused(node, link, peer) => {
                 let known = self.nodes.get_mut(node);
-                if !known.is_some_and(|node| node.links.remove(&link.0).is_some()) {
+                if known.is_none_or(|node| node.links.remove(&link.0).is_none()) {
                     return;
                 }
                 let failure = Failure {
