@@ -517,7 +517,10 @@ pub const FORK_SERVER_RESTART_PAUSE: Duration = Duration::from_secs(1);
 pub const FORK_SERVER_RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How often a fork server may end with only one job in it, before that counts as the plugin's failure.
 pub const FORK_SERVER_DEATHS_MAX: u32 = 2;
-/// Jobs that a worker remembers because their fork server ended while they ran.
+/// How often in a row a job is given back because its process had another file at the path of its input, after
+/// mounts had changed.
+pub const OTHER_MOUNTS_MAX: u32 = 3;
+/// Jobs that a worker remembers because their fork server ended while they ran, or had other mounts.
 pub const SUSPECTS_MAX: usize = 1024;
 /// Pause after which a worker polls again for killed processes that have not ended; it doubles.
 pub const LEFTOVERS_INTERVAL: Duration = Duration::from_millis(20);
@@ -689,9 +692,9 @@ pub const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// How far the limit of descriptors of a plugin process is below that of the worker.
 pub const DESCRIPTORS_RESERVED: u64 = 1 << 10;
 /// Descriptors that a worker opens in addition to those of its slots: event loop, waker, control socket,
-/// signals, locks (also those of environments), the output folder, tools that create an environment, a
+/// signals, mounts, locks (also those of environments), the output folder, tools that create an environment, a
 /// self-test, a settlement, a fork server or process that is being started.
-pub const WORKER_DESCRIPTORS: u64 = 56;
+pub const WORKER_DESCRIPTORS: u64 = 58;
 /// Descriptors of a slot: its bridge's listener and connection, stdout and stderr, the pidfd, the plugin's
 /// source, the lock of its environment (7); output of two topics and the staged rows of SQLite sinks (3);
 /// while another job of the slot is published, a SQLite database, its journal, WAL index and staged rows,

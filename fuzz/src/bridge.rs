@@ -57,7 +57,7 @@ fn read_all(bytes: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
                 assert!(matches!(reader.read(&mut from), Ok(Step::Blocked)));
                 return (frames, format!("{end:?}"));
             }
-            Ok(Step::More | Step::Blocked) => {}
+            Ok(Step::Input(_) | Step::More | Step::Blocked) => {}
             Err(error) => return (frames, format!("error {error}")),
         }
     }

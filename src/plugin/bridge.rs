@@ -1,9 +1,10 @@
 //! Reads bridge frames from a plugin process's Unix socket and decodes them to Arrow record batches.
 //!
 //! A frame is a u32 big-endian length, followed by that many bytes of one complete Arrow IPC stream. Length 0
-//! ends the output. Length 0xFFFFFFFF announces a failure: a u32 length and UTF-8 text follow, then a 0. All
-//! bytes come from a plugin process and are checked. Buffers grow with bytes received, never with a declared
-//! length. A panic of the decoder is an error of the frame.
+//! ends the output. Length 0xFFFFFFFF announces a failure: a u32 length and UTF-8 text follow, then a 0. Length
+//! 0xFFFFFFFE announces the state of the input file, seven i64 ([`InputState`]). All bytes come from a plugin
+//! process and are checked. Buffers grow with bytes received, never with a declared length. A panic of the
+//! decoder is an error of the frame.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -24,6 +25,46 @@ use crate::limits;
 pub const TOPIC_KEY: &str = "casparian.topic";
 
 const FAILURE: u32 = u32::MAX;
+const INPUT: u32 = u32::MAX - 1;
+
+/// The input file as the plugin process finds it before the plugin runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InputState {
+    /// Number of its device.
+    pub device: u64,
+    /// Number of its inode.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of its last modification, in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Time of its last status change, in nanoseconds since 1970.
+    pub ctime_ns: i64,
+    /// Its mode.
+    pub mode: u64,
+    /// Number of its hard links.
+    pub links: u64,
+}
+
+/// Bytes of an [`InputState`].
+const INPUT_SIZE: usize = 7 * 8;
+
+impl InputState {
+    fn from_bytes(bytes: &[u8; INPUT_SIZE]) -> Self {
+        let (values, _) = bytes.as_chunks::<8>();
+        let mut values = values.iter().map(|value| i64::from_be_bytes(*value));
+        let mut next = || values.next().unwrap_or_default();
+        InputState {
+            device: next().cast_unsigned(),
+            inode: next().cast_unsigned(),
+            size: next().cast_unsigned(),
+            mtime_ns: next(),
+            ctime_ns: next(),
+            mode: next().cast_unsigned(),
+            links: next().cast_unsigned(),
+        }
+    }
+}
 
 /// Why a plugin process's bytes are refused.
 #[derive(Debug)]
@@ -104,6 +145,8 @@ impl std::error::Error for Error {}
 pub enum Step {
     /// A complete frame.
     Frame(Buffer),
+    /// The state of the input file.
+    Input(InputState),
     /// The end of output. Nothing more is read.
     End,
     /// The plugin failed, with this text. Nothing more is read.
@@ -118,6 +161,7 @@ pub enum Step {
 enum State {
     Length,
     Body,
+    Input,
     FailureLength,
     FailureText,
     Over,
@@ -133,6 +177,7 @@ pub struct BridgeReader {
     size: usize,
     have: usize,
     body: MutableBuffer,
+    input: [u8; INPUT_SIZE],
     text: Vec<u8>,
     frame_size_max: usize,
     /// Declared size of a frame that is refused. Only its beginning is read.
@@ -158,6 +203,7 @@ impl BridgeReader {
             size: 0,
             have: 0,
             body: MutableBuffer::new(0),
+            input: [0; INPUT_SIZE],
             text: Vec::new(),
             frame_size_max,
             refused: None,
@@ -177,6 +223,7 @@ impl BridgeReader {
         match self.state {
             State::Length | State::FailureLength => self.read_head(from),
             State::Body => self.read_body(from),
+            State::Input => self.read_input(from),
             State::FailureText => self.read_text(from),
             State::Over => Ok(Step::Blocked),
         }
@@ -212,6 +259,10 @@ impl BridgeReader {
                 self.state = State::FailureLength;
                 Ok(Step::More)
             }
+            INPUT => {
+                self.state = State::Input;
+                Ok(Step::More)
+            }
             size => {
                 self.size = size as usize;
                 if self.size > self.frame_size_max {
@@ -223,6 +274,19 @@ impl BridgeReader {
                 Ok(Step::More)
             }
         }
+    }
+
+    fn read_input(&mut self, from: &mut impl Read) -> Result<Step, Error> {
+        let space = self.input.get_mut(self.have..).unwrap_or(&mut []);
+        let Some(count) = read(from, space)? else {
+            return Ok(Step::Blocked);
+        };
+        self.have += count;
+        if self.have < self.input.len() {
+            return Ok(Step::More);
+        }
+        self.state = State::Length;
+        Ok(Step::Input(InputState::from_bytes(&self.input)))
     }
 
     fn read_body(&mut self, from: &mut impl Read) -> Result<Step, Error> {
@@ -639,7 +703,7 @@ mod tests {
                     };
                 }
                 Ok(Step::Failure(text)) => return Seen { end: text, ..seen },
-                Ok(Step::Blocked | Step::More) => {}
+                Ok(Step::Input(_) | Step::Blocked | Step::More) => {}
                 Err(error) => {
                     return Seen {
                         end: error.to_string(),
@@ -688,6 +752,45 @@ mod tests {
     }
 
     #[test]
+    fn the_state_of_the_input_is_read_at_every_split() {
+        let mut bytes = INPUT.to_be_bytes().to_vec();
+        for value in [1, 2, 3, -4, 5, 6, i64::MIN] {
+            bytes.extend(value.to_be_bytes());
+        }
+        bytes.extend(0u32.to_be_bytes());
+        for step in 1..=bytes.len() {
+            let mut reader = BridgeReader::default();
+            let mut from = Chunks {
+                bytes: &bytes,
+                step,
+                block: true,
+            };
+            let mut steps = std::iter::from_fn(|| {
+                loop {
+                    match reader.read(&mut from).unwrap() {
+                        Step::Blocked | Step::More => {}
+                        step => return Some(step),
+                    }
+                }
+            });
+            let Some(Step::Input(found)) = steps.next() else {
+                panic!("no state of the input");
+            };
+            let expected = InputState {
+                device: 1,
+                inode: 2,
+                size: 3,
+                mtime_ns: -4,
+                ctime_ns: 5,
+                mode: 6,
+                links: 1 << 63,
+            };
+            assert_eq!(found, expected);
+            assert!(matches!(steps.next(), Some(Step::End)));
+        }
+    }
+
+    #[test]
     fn hostile_frames_are_errors() {
         let path = format!(
             "{}/tests/data/bridge/three_rows.bin",
@@ -707,7 +810,7 @@ mod tests {
         trailing.extend([1, 2, 3]);
         assert!(decode(Buffer::from_vec(trailing)).is_err());
         assert!(decode(Buffer::from_vec(vec![9u8; 100])).is_err());
-        let huge = read_all(&0xFFFF_FFFEu32.to_be_bytes(), 1);
+        let huge = read_all(&(INPUT - 1).to_be_bytes(), 1);
         assert!(huge.end.contains("limit"), "{huge:?}");
         // A declared gigabyte is not allocated before it arrives.
         let mut reader = BridgeReader::default();

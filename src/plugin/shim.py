@@ -30,7 +30,9 @@ a subreaper, so its descendants stay below it, and become children of the fork s
 worker's end of the socket closes, the fork server kills all of them and ends.
 
 A frame is a u32 big-endian length, followed by one complete Arrow IPC stream. Length 0 ends the output.
-Length 0xFFFFFFFF starts a failure: u32 length, UTF-8 text, then the 0. The topic of published data is in the
+Length 0xFFFFFFFF starts a failure: u32 length, UTF-8 text, then the 0. Length 0xFFFFFFFE starts the state of the
+input file, as this process finds it before the plugin runs: seven i64 big-endian, the device, inode, size,
+modification time and change time in ns, mode and number of links. Only Casparian's workers get it. The topic of published data is in the
 schema's metadata under casparian.topic. A failure's text begins with "Type: message". If the fault was found
 in the input before the plugin ran, it begins with "input: ". If the environment lacks pyarrow, which the shim
 itself needs, it begins with "environment: ".
@@ -61,7 +63,7 @@ import weakref
 from builtins import *
 from os import _exit, getpid
 
-FAILURE = 0xFFFFFFFF
+FAILURE, INPUT = 0xFFFFFFFF, 0xFFFFFFFE
 # Path of this file. The module names under which child processes can import it and the plugin.
 OURS = os.path.abspath(__file__)
 SHIM_MODULE = "casparian_shim"
@@ -231,6 +233,13 @@ class Bridge:
             self.over = True
             self.write(struct.pack("!I", 0))
             self.socket.close()
+
+    def report_input(self, found):
+        """Sends the state of the input file: the worker compares it with the file that it has checked."""
+        values = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns,
+                  found.st_mode, found.st_nlink)
+        # The plugin has set no handlers of signals yet.
+        self.send_all([struct.pack("!I7q", INPUT, *map(signed, values))])
 
     def fail(self, text):
         data = text.encode("utf-8", "backslashreplace")[: 1 << 20]
@@ -444,15 +453,22 @@ def lacks_pyarrow(error):
     return False
 
 
+def signed(number):
+    """The i64 with the same 64 bits."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def check_input(path):
     """Refuses an input that no plugin could read, before the plugin runs. Opening a FIFO or a device could
-    block forever, so these are detected by their file type."""
+    block forever, so these are detected by their file type. Returns the state of a regular file."""
     try:
-        kind = os.stat(path).st_mode
+        found = os.stat(path)
+        kind = found.st_mode
         if stat.S_ISDIR(kind):
             os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         elif stat.S_ISREG(kind):
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            return found
         else:
             names = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
             name = next((name for is_kind, name in names if is_kind(kind)), "a device")
@@ -460,13 +476,16 @@ def check_input(path):
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: {reason}") from None
+    return None
 
 
 def run_plugin(bridge):
     version = os.environ.get("BRIDGE_FILE_VERSION_ID", "0")
     context = Context(bridge, os.environ.get("BRIDGE_JOB_ID", "0"), version)
     path = os.environ["BRIDGE_FILE_PATH"]
-    check_input(path)
+    found = check_input(path)
+    if found is not None and "CASPARIAN_PLUGIN_FILE" in os.environ:
+        bridge.report_input(found)
     config = parameters()
     handler = load_handler(bridge)()
     if hasattr(handler, "configure"):

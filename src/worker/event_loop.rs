@@ -18,6 +18,7 @@ use super::leases::Leases;
 use super::leftovers::Leftovers;
 use super::messages::STOPPED;
 use super::meter::Meter;
+use super::mounts::MountTable;
 use super::plugins::Plugins;
 use super::runtime::Runtime;
 use super::sandbox::{Sandbox, SandboxOptions};
@@ -202,6 +203,7 @@ const SOCKET: u8 = 0;
 const SIGNALS: u8 = 1;
 const WAKER: u8 = 2;
 pub(super) const FORK_SERVER: u8 = 8;
+const MOUNTS: u8 = 9;
 
 /// A worker that is ready to run.
 pub struct Worker {
@@ -225,6 +227,9 @@ pub struct Worker {
     pub(super) plugins: Plugins,
     pub(super) environments: Environments,
     pub(super) fork_servers: ForkServers,
+    pub(super) mounts: MountTable,
+    /// Some fork servers may have file systems that are unmounted.
+    pub(super) may_be_unmounted: bool,
     pub(super) leftovers: Leftovers,
     pub(super) meter: Meter,
     pub(super) sandbox: Option<Arc<Sandbox>>,
@@ -341,6 +346,8 @@ impl Worker {
                 waker.clone(),
             ),
             fork_servers: ForkServers::new(options.fork_server_start_timeout),
+            mounts: MountTable::open(reactor.registry(), token::new(MOUNTS, 0)),
+            may_be_unmounted: false,
             leftovers: Leftovers::new(options.owns_process),
             meter: Meter::start(report_sender.clone(), waker.clone())
                 .map_err(io_error("thread"))?,
@@ -468,6 +475,7 @@ impl Worker {
             match token::owner(event.token()) {
                 SOCKET => self.socket.handle_ready(event, clock),
                 FORK_SERVER => readable.push(index),
+                MOUNTS => self.may_be_unmounted = true,
                 slot_event::EXIT => exited.push(index),
                 owner => {
                     let Some(Some(run)) = self.slots.get_mut(index) else {

@@ -265,9 +265,31 @@ impl Worker {
         for index in silent {
             self.fork_server_lost(index, "the fork server does not answer", now);
         }
+        self.end_unmounted(now);
         self.measure(now);
         self.test_health(now);
         self.release_environments(now);
+    }
+
+    /// Ends idle fork servers that have file systems which are unmounted. Those in use follow when their jobs
+    /// have ended.
+    fn end_unmounted(&mut self, now: BootTime) {
+        if !self.may_be_unmounted {
+            return;
+        }
+        let used = self.fork_servers_in_use();
+        let is_used = |index| used.contains(&index);
+        loop {
+            let (mounts, registry) = (self.mounts.current(), self.reactor.registry());
+            let found = self
+                .fork_servers
+                .remove_unmounted(mounts, &is_used, registry);
+            let (Some(process), _) = found else {
+                self.may_be_unmounted = found.1;
+                return;
+            };
+            self.leftovers.add(process, now);
+        }
     }
 
     /// Requests a measurement of the running jobs if one is due.

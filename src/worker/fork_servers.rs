@@ -16,6 +16,7 @@ use mio::unix::SourceFd;
 
 use super::descriptors;
 use super::event_loop::FORK_SERVER;
+use super::mounts::Mounted;
 use super::slot::Failure;
 use super::watchdog::{Action, Watchdog};
 use crate::job::Cause;
@@ -31,8 +32,9 @@ struct Entry {
     hash: String,
     /// Folder with the sockets and working directories of its jobs.
     folder: PathBuf,
-    /// The [`state`](crate::keys_in_use::state) of the key files that are hidden from it.
-    keys: u64,
+    outside: Outside,
+    /// Number of changes of the worker's mounts before its start.
+    mount_changes: u64,
     /// The only job that may use it.
     only: Option<i64>,
     kind: Kind,
@@ -51,13 +53,25 @@ pub(super) enum Kind {
     Isolated,
 }
 
+/// What the mounts of a fork server depend on besides the worker's settings. A fork server is used only while
+/// this stays the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outside {
+    /// The [`state`](crate::keys_in_use::state) of the key files that are hidden from it.
+    pub(super) keys: u64,
+    /// The worker's mounts. None for a fork server that has no mount namespace of its own.
+    pub(super) mounts: Option<Mounted>,
+}
+
 /// The fork server that a job needs.
 pub(super) struct Start<'a> {
     pub(super) job_id: i64,
     pub(super) kind: Kind,
     pub(super) hash: &'a str,
     pub(super) folder: &'a Path,
-    pub(super) keys: u64,
+    pub(super) outside: &'a Outside,
+    /// Number of changes of the worker's mounts until now.
+    pub(super) mount_changes: u64,
     pub(super) environment: &'a Environment,
     /// The program. For [`Kind::Isolated`] it is not the environment's own.
     pub(super) interpreter: &'a Path,
@@ -97,12 +111,12 @@ impl ForkServers {
         &self,
         job_id: i64,
         hash: &str,
-        (folder, keys): (&Path, u64),
+        (folder, outside): (&Path, &Outside),
         kind: Kind,
     ) -> Option<usize> {
         let only = self.only(job_id);
         let is_it = |found: &Entry| {
-            let has_these = found.folder == folder && found.keys == keys;
+            let has_these = found.folder == folder && found.outside == *outside;
             let is_of = found.hash == hash && has_these && found.only == only;
             is_of && found.kind == kind && kind != Kind::Bare
         };
@@ -139,22 +153,44 @@ impl ForkServers {
     }
 
     /// Removes an idle fork server of an environment whose jobs now have another folder, or from which other
-    /// key files must be hidden.
+    /// key files must be hidden, or which has other mounts than the worker.
     pub(super) fn remove_stale(
         &mut self,
         hash: &str,
-        (folder, keys): (&Path, u64),
+        (folder, outside): (&Path, &Outside),
         in_use: &dyn Fn(usize) -> bool,
         registry: &mio::Registry,
     ) -> Option<Process> {
         let is_stale = |entry: &Option<Entry>| {
             let found = entry.as_ref();
-            let differs = |found: &Entry| found.folder != folder || found.keys != keys;
+            let differs = |found: &Entry| found.folder != folder || found.outside != *outside;
             found.is_some_and(|found| found.hash == hash && differs(found))
         };
         let mut entries = self.table.iter().enumerate();
         let (index, _) = entries.find(|(index, entry)| is_stale(entry) && !in_use(*index))?;
         self.remove(index, registry)
+    }
+
+    /// Removes an idle fork server that has a file system which the worker's host has unmounted, so that its
+    /// device or server can be removed. The result also has whether others, which are in use, have one.
+    pub(super) fn remove_unmounted(
+        &mut self,
+        mounts: &Mounted,
+        in_use: &dyn Fn(usize) -> bool,
+        registry: &mio::Registry,
+    ) -> (Option<Process>, bool) {
+        let is_stale = |entry: &Option<Entry>| {
+            let found = entry.as_ref();
+            let of = found.and_then(|found| found.outside.mounts.as_ref());
+            of.is_some_and(|of| of.lacks_in(mounts))
+        };
+        let stale = self.table.iter().enumerate();
+        let stale = stale.filter(|(_, entry)| is_stale(entry));
+        let (used, idle): (Vec<usize>, Vec<usize>) = stale
+            .map(|(index, _)| index)
+            .partition(|index| in_use(*index));
+        let removed = idle.first().and_then(|index| self.remove(*index, registry));
+        (removed, !used.is_empty())
     }
 
     /// Starts a fork server, unless the pause after losses of its environment's fork servers lasts.
@@ -212,7 +248,8 @@ impl ForkServers {
             *entry = Some(Entry {
                 hash: hash.to_owned(),
                 folder: start.folder.to_owned(),
-                keys: start.keys,
+                outside: start.outside.clone(),
+                mount_changes: start.mount_changes,
                 only: (kind == Kind::Bare || self.suspects.contains_key(&job_id)).then_some(job_id),
                 kind,
                 server,
@@ -225,6 +262,13 @@ impl ForkServers {
     /// Until when no fork server of an environment is started, because some were lost.
     pub(super) fn paused_until(&self, hash: &str) -> Option<BootTime> {
         self.losses.get(hash).map(|losses| losses.start_at)
+    }
+
+    /// Number of changes of the worker's mounts before a fork server was started. None if it has no mounts of
+    /// its own.
+    pub(super) fn mount_changes(&self, index: usize) -> Option<u64> {
+        let found = self.table.get(index).and_then(Option::as_ref)?;
+        found.outside.mounts.as_ref().map(|_| found.mount_changes)
     }
 
     fn at(&mut self, index: usize) -> Option<&mut Entry> {
@@ -528,7 +572,8 @@ mod tests {
                     kind: Kind::Warm,
                     interpreter: &environment.interpreter,
                     hash: "hash",
-                    keys: 0,
+                    outside: &Outside::default(),
+                    mount_changes: 0,
                     folder: Path::new("/nonexistent"),
                     environment: &environment,
                     shim: Path::new("/nonexistent"),

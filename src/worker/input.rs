@@ -21,15 +21,29 @@ use super::slot::Failure;
 use crate::input_file;
 use crate::job::{Cause, Content, mtime_ns};
 use crate::limits;
+use crate::plugin::bridge::InputState;
 use crate::reactor::BootTime;
 use crate::thread;
 
 /// Number of threads that check an input now. A thread whose storage does not respond stays counted.
 static WATCHERS: AtomicUsize = AtomicUsize::new(0);
 
+/// What a plugin process found at the path of its input, before the plugin ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It has not reported it.
+    #[default]
+    Unknown,
+    /// A regular file.
+    File(InputState),
+    /// Nothing that it could read.
+    Refused,
+}
+
 /// Identity and state of a file, from its metadata.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Identity {
+    device: u64,
     inode: u64,
     size: u64,
     modified: (i64, i64),
@@ -42,6 +56,7 @@ struct Identity {
 impl Identity {
     fn new(found: &Metadata) -> Self {
         Identity {
+            device: found.dev(),
             inode: found.ino(),
             size: found.size(),
             modified: (found.mtime(), found.mtime_nsec()),
@@ -54,6 +69,18 @@ impl Identity {
     fn of(path: &Path) -> Option<Self> {
         let found = fs::metadata(path).ok()?;
         found.is_file().then(|| Identity::new(&found))
+    }
+
+    /// True if this is the file that a plugin process has found. Attributes may differ
+    /// ([`Identity::differs_in_attributes_alone`]). Numbers of users are not compared: user namespaces have
+    /// others.
+    fn is_found(&self, found: &InputState) -> bool {
+        let (mode, _, _, links) = self.attributes;
+        let ns = |(seconds, nanoseconds)| mtime_ns(seconds, nanoseconds);
+        let is_same_file = (self.device, self.inode, self.size, ns(self.modified))
+            == (found.device, found.inode, found.size, found.mtime_ns);
+        let is_same_state = ns(self.changed) == found.ctime_ns;
+        is_same_file && (is_same_state || (u64::from(mode), links) != (found.mode, found.links))
     }
 
     /// True if attributes have changed and no other difference is visible. If only `changed` differs, the
@@ -128,10 +155,17 @@ fn steps_to(path: &Path) -> Vec<Step> {
 /// An input that is checked from the start of its job.
 pub(super) struct Input {
     path: PathBuf,
-    /// Requests the second check. true = see [`Input::check_briefly`].
-    again: Sender<bool>,
+    /// Requests the second check.
+    again: Sender<Check>,
     answers: Receiver<Result<(), Failure>>,
     progress: Arc<Progress>,
+}
+
+/// A request for the second check.
+struct Check {
+    /// See [`Input::check_briefly`].
+    is_brief: bool,
+    found: Found,
 }
 
 /// State that an input shares with its thread.
@@ -194,8 +228,9 @@ impl Input {
             let steps = steps_to(&watcher.path);
             // The receiver may have been dropped.
             let _ = answer.send(begun);
-            if goes_on && let Ok(is_brief) = wanted.recv() {
-                let _ = answer.send(watcher.end(before, kept, &steps, is_brief));
+            if goes_on && let Ok(Check { is_brief, found }) = wanted.recv() {
+                let ended = watcher.end(before, kept, &steps, is_brief);
+                let _ = answer.send(ended.and_then(|()| watcher.compare(before, found)));
             }
         })
         .map_err(|error| start_failure("thread for the input", &error))?;
@@ -219,15 +254,17 @@ impl Input {
     }
 
     /// Starts the second check, at the job's end and after [`Input::begin`], and waits for it. Fails if the
-    /// input has changed, or if its storage has not responded for `silence_max`. Returns none as
-    /// [`Input::begin`] does.
+    /// input has changed or is not what the plugin process has found, or if its storage has not responded for
+    /// `silence_max`. Returns none as [`Input::begin`] does.
     pub(super) fn compare(
         &self,
+        found: Found,
         silence_max: Duration,
         is_wanted: impl Fn() -> bool,
     ) -> Option<Result<(), Failure>> {
         // If the thread has ended, there is no answer.
-        let _ = self.again.send(false);
+        let is_brief = false;
+        let _ = self.again.send(Check { is_brief, found });
         self.answer(silence_max, is_wanted)
     }
 
@@ -235,11 +272,13 @@ impl Input {
     /// more is read than the next attempt needs to detect what has changed.
     pub(super) fn check_briefly(
         &self,
+        found: Found,
         has_begun: bool,
         silence_max: Duration,
         is_wanted: impl Fn() -> bool,
     ) -> Option<Result<(), Failure>> {
-        let _ = self.again.send(true);
+        let is_brief = true;
+        let _ = self.again.send(Check { is_brief, found });
         if !has_begun {
             let begun = self.answer(silence_max, &is_wanted)?;
             if begun.is_err() {
@@ -412,6 +451,30 @@ impl Watcher {
         Err(self.changed(reason, content.filter(|_| !is_known)))
     }
 
+    /// Whether the plugin process had the file that this thread has checked. They may be in different mount
+    /// namespaces, and so have different files at one path. `before`: the file at the start.
+    fn compare(&self, before: Option<Identity>, found: Found) -> Result<(), Failure> {
+        let own = before.or_else(|| Identity::of(&self.path));
+        let reason = match (found, own) {
+            (Found::Unknown, _) => return Ok(()),
+            (Found::File(found), Some(own)) if own.is_found(&found) => return Ok(()),
+            (Found::File(_), Some(_)) => "the plugin process had another file at this path",
+            (Found::File(_), None) => {
+                "the plugin process had a file at this path, and the worker finds none"
+            }
+            // Neither finds a file that it can read.
+            (Found::Refused, _) if before.is_none() || input_file::open(&self.path).is_err() => {
+                return Ok(());
+            }
+            (Found::Refused, _) => "the worker can read it, and the plugin process could not",
+        };
+        Err(Failure {
+            other_input: true,
+            is_neutral_for_worker: true,
+            ..failure(&self.path, reason)
+        })
+    }
+
     /// Hashes the file. None if it was written to or replaced while it was read.
     fn hash(&self) -> io::Result<Option<(Identity, Content)>> {
         let mut file = input_file::open(&self.path)?;
@@ -452,5 +515,79 @@ struct Counted;
 impl Drop for Counted {
     fn drop(&mut self) {
         WATCHERS.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn found(path: &Path) -> InputState {
+        let found = fs::metadata(path).unwrap();
+        InputState {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            mtime_ns: mtime_ns(found.mtime(), found.mtime_nsec()),
+            ctime_ns: mtime_ns(found.ctime(), found.ctime_nsec()),
+            mode: found.mode().into(),
+            links: found.nlink(),
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_finds_another_file_at_the_path_is_detected() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["file", "copy"] {
+            fs::write(path(name), "content").unwrap();
+        }
+        let state = found(&path("file"));
+        let check = |name: &str, found: Found| {
+            let input = Input::watch(&path(name), None, 1).unwrap();
+            let wait = Duration::from_secs(100);
+            input.begin(wait, || true).unwrap().unwrap();
+            let ends = [
+                input.compare(found, wait, || true),
+                Input::watch(&path(name), None, 1).unwrap().check_briefly(
+                    found,
+                    false,
+                    wait,
+                    || true,
+                ),
+            ];
+            let ends = ends.map(|end| end.unwrap().map_err(|failure| failure.other_input));
+            assert_eq!(ends[0], ends[1], "{name} {found:?}");
+            ends[0]
+        };
+        let other = Err(true);
+        assert_eq!(check("file", Found::Unknown), Ok(()));
+        assert_eq!(check("file", Found::File(state)), Ok(()));
+        assert_eq!(check("copy", Found::File(state)), other);
+        assert_eq!(check("file", Found::Refused), other);
+        assert_eq!(check("missing", Found::Refused), Ok(()));
+        assert_eq!(check("missing", Found::File(state)), other);
+        for changed in [
+            InputState { device: 0, ..state },
+            InputState { size: 0, ..state },
+            InputState {
+                mtime_ns: 0,
+                ..state
+            },
+            InputState {
+                ctime_ns: 0,
+                ..state
+            },
+        ] {
+            assert_eq!(check("file", Found::File(changed)), other, "{changed:?}");
+        }
+        fs::set_permissions(path("file"), fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(
+            check("file", Found::File(state)),
+            Ok(()),
+            "only its mode differs"
+        );
     }
 }

@@ -83,6 +83,9 @@ pub(super) struct Run {
     pub(super) process: ProcessState,
     /// Index of the fork server whose child the process is.
     pub(super) fork_server: Option<usize>,
+    /// Number of changes of the worker's mounts before that fork server was started. None if its mounts are
+    /// the worker's.
+    pub(super) mount_changes: Option<u64>,
     /// True if its process was requested again, because a fork server was lost before the process started.
     pub(super) asked_again: bool,
     pub(super) stdout: LogTail,
@@ -142,6 +145,7 @@ impl Run {
             writer: None,
             process: ProcessState::None,
             fork_server: None,
+            mount_changes: None,
             asked_again: false,
             stdout: LogTail::new(None),
             stderr: LogTail::new(None),
@@ -306,7 +310,7 @@ impl Run {
                 return;
             };
             let step = self.reader.read(stream);
-            if matches!(step, Ok(Step::Frame(_) | Step::More)) {
+            if matches!(step, Ok(Step::Frame(_) | Step::Input(_) | Step::More)) {
                 self.slot.handle_progress(now);
             }
             match step {
@@ -315,6 +319,10 @@ impl Run {
                     self.bytes += frame.len() as u64;
                     budget = budget.saturating_sub(frame.len());
                     writer.give(frame);
+                }
+                Ok(Step::Input(found)) => {
+                    budget = budget.saturating_sub(4096);
+                    writer.note_input(found);
                 }
                 Ok(Step::More) => budget = budget.saturating_sub(4096),
                 Ok(Step::Blocked) => self.readable = false,

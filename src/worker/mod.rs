@@ -36,6 +36,7 @@ mod leftovers;
 mod log_tail;
 mod messages;
 mod meter;
+mod mounts;
 mod permit;
 mod plugins;
 mod processes;

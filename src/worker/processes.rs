@@ -12,7 +12,7 @@ use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::event_loop::{PluginStart, Worker};
-use super::fork_servers::{Kind, Start};
+use super::fork_servers::{Kind, Outside, Start};
 use super::health::{Health, tries};
 use super::job::{Assignment, ProcessState, Run, slot_event};
 use super::messages::{env_ready, error_payload};
@@ -289,6 +289,7 @@ impl Worker {
             return Ok(());
         };
         run.fork_server = Some(index);
+        run.mount_changes = self.fork_servers.mount_changes(index);
         run.sandbox = Some(held);
         run.process = ProcessState::Requested { kill: false };
         run.slot.handle_requested();
@@ -309,11 +310,17 @@ impl Worker {
         let job_id = assignment.job.attempt.job_id;
         let hash = &assignment.environment;
         let mut replaced = false;
-        let keys = match &self.sandbox {
-            Some(sandbox) => keys_in_use::state(&self.options.home, &sandbox.named_files()),
-            None => 0,
+        let outside = match &self.sandbox {
+            Some(sandbox) => Outside {
+                keys: keys_in_use::state(&self.options.home, &sandbox.named_files()),
+                mounts: sandbox
+                    .has_own_mounts(kind == Kind::Isolated)
+                    .then(|| self.mounts.current().clone()),
+            },
+            None => Outside::default(),
         };
-        let wanted = (own_folder, keys);
+        let mount_changes = self.mounts.changes();
+        let wanted = (own_folder, &outside);
         loop {
             let registry = self.reactor.registry();
             let found = self.fork_servers.find(job_id, hash, wanted, kind);
@@ -323,10 +330,13 @@ impl Worker {
                     let used = self.fork_servers_in_use();
                     let is_used = |index| used.contains(&index);
                     let fork_servers = &mut self.fork_servers;
-                    let stale = fork_servers.remove_stale(hash, wanted, &is_used, registry);
-                    let idle = fork_servers.make_room(&is_used, registry);
-                    for process in stale.into_iter().chain(idle) {
-                        self.leftovers.add(process, now);
+                    while let Some(stale) =
+                        fork_servers.remove_stale(hash, wanted, &is_used, registry)
+                    {
+                        self.leftovers.add(stale, now);
+                    }
+                    if let Some(idle) = fork_servers.make_room(&is_used, registry) {
+                        self.leftovers.add(idle, now);
                     }
                     let fork_servers = &mut self.fork_servers;
                     let shim = self.runtime.shim();
@@ -351,7 +361,8 @@ impl Worker {
                         kind,
                         hash,
                         folder: own_folder,
-                        keys,
+                        outside: &outside,
+                        mount_changes,
                         environment,
                         interpreter: base.as_deref().unwrap_or(&environment.interpreter),
                         shim: &shim,
@@ -402,6 +413,10 @@ impl Worker {
                     log::info!("a writer that had not answered has ended");
                 }
             }
+            ThreadEvent::Writer {
+                serial,
+                report: Report::Failed(failure),
+            } if failure.other_input => self.handle_other_input(serial, failure),
             ThreadEvent::Writer { serial, report } => {
                 let Some(run) = self.run_of(serial) else {
                     return;
@@ -478,6 +493,45 @@ impl Worker {
         }
     }
 
+    /// The plugin process of a job had another input than the worker. If mounts have changed since the start of
+    /// its fork server, that is the reason, and the job is given back for a new fork server.
+    fn handle_other_input(&mut self, serial: u64, failure: Failure) {
+        let changes = self.mounts.changes();
+        let Some(run) = self.run_of(serial) else {
+            return;
+        };
+        let job_id = run.assignment.job.attempt.job_id;
+        let has_changed = run.mount_changes.is_some_and(|before| before != changes);
+        let is_held = run
+            .sandbox
+            .as_deref()
+            .is_some_and(|held| held != Mode::Off.name());
+        let refused = run.slot.refused_input().map(str::to_owned);
+        let failure = if has_changed && self.mounts.distrust(job_id) {
+            Failure {
+                cause: Cause::Worker,
+                is_uncounted: true,
+                message: format!("{}: mounts of this host have changed", failure.message),
+                ..failure
+            }
+        } else {
+            match refused {
+                Some(reason) if is_held => Failure {
+                    message: format!("{reason} for plugins; {HIDDEN}"),
+                    ..failure
+                },
+                Some(message) => Failure { message, ..failure },
+                None => Failure {
+                    input_changed: true,
+                    ..failure
+                },
+            }
+        };
+        if let Some(run) = self.run_of(serial) {
+            run.slot.handle_output_failed(failure);
+        }
+    }
+
     /// Fails the jobs that waited for an environment which could not be created. They are concluded outside
     /// the slots, as staged ones are.
     fn fail_waiting(&mut self, hash: &str, failure: &Failure, now: BootTime) {
@@ -510,7 +564,9 @@ impl Worker {
                     Some(Action::Kill) => run.kill(),
                     Some(Action::Stage) => with_writer(run, Writer::stage),
                     Some(Action::Discard) => match &mut run.writer {
-                        Some(writer) if run.slot.may_be_for_input() => writer.discard_and_check(),
+                        Some(writer) if run.slot.may_be_for_input() => {
+                            writer.discard_and_check(run.slot.refused_input().is_some());
+                        }
                         Some(writer) => writer.discard(),
                         None => run.slot.handle_discarded(),
                     },
@@ -582,6 +638,9 @@ impl Worker {
         }
         let avoided = self.health.avoided(now).count();
         let is_neutral_for_worker = failure.is_some_and(|failure| failure.is_neutral_for_worker);
+        if !is_uncounted {
+            self.mounts.handle_job_end(attempt.job_id);
+        }
         if !is_uncounted && !is_neutral_for_worker {
             self.health
                 .handle_end(run.serial, &run.assignment.environment, failed, now);
@@ -682,6 +741,9 @@ impl Worker {
         }
     }
 }
+
+const HIDDEN: &str = "the worker can read it: it is hidden from plugins (a database or key of --protect, a key in \
+                      use, or a folder of Casparian's), or the sandbox gives them no access to it";
 
 fn kept_interpreter(environment: &Environment) -> Result<PathBuf, Failure> {
     environment::kept_interpreter(&environment.interpreter)

@@ -271,6 +271,12 @@ impl Sandbox {
         }
     }
 
+    /// True if a fork server has a mount namespace of its own. `is_isolated`: see [`ForkServer`].
+    pub(super) fn has_own_mounts(&self, is_isolated: bool) -> bool {
+        let is_restricted = is_isolated || self.options.mode != Mode::Off;
+        is_restricted && self.options.support.no_namespaces.is_none()
+    }
+
     /// The mounts of a fork server, and the launcher that creates them. None if the fork server is not
     /// restricted.
     pub(super) fn first_layer(&self, of: &ForkServer<'_>) -> Option<(&Path, Mounts)> {

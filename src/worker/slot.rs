@@ -327,7 +327,8 @@ impl Slot {
     /// The output could not be written (a full disk, a schema that changed).
     pub fn handle_output_failed(&mut self, failure: Failure) {
         if self.writer_answered(Output::Discarded) {
-            if failure.input_changed && self.may_be_for_input() {
+            let is_for_input = failure.input_changed || failure.other_input;
+            if is_for_input && self.may_be_for_input() {
                 self.failure = None;
             }
             self.fail(failure);
@@ -341,6 +342,13 @@ impl Slot {
             matches!(failure.cause, Cause::Plugin | Cause::Input) && !failure.input_changed
         };
         self.failure.as_ref().is_some_and(is_own) && !self.timed_out
+    }
+
+    /// Why the plugin process refused its input, if it did.
+    pub fn refused_input(&self) -> Option<&str> {
+        let failure = self.failure.as_ref()?;
+        let is_own = failure.cause == Cause::Input && !failure.input_changed;
+        (is_own && !self.timed_out).then_some(failure.message.as_str())
     }
 
     /// All output is complete on disk.

@@ -2,19 +2,19 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arrow::buffer::Buffer;
 
-use super::input::Input;
+use super::input::{Found, Input};
 use super::permit::Permit;
 use super::slot::Failure;
 use crate::job::{Attempt, Cause, Job};
 use crate::limits;
-use crate::plugin::bridge;
+use crate::plugin::bridge::{self, InputState};
 use crate::reactor::BootTime;
 use crate::sink::{self, Artifact, Bounds, Fault, JobOutput, Refused, Root, Staged};
 use crate::thread;
@@ -82,6 +82,8 @@ struct Shared {
     stopped: Arc<AtomicBool>,
     /// The plugin failed, and a change of its input may be the reason. So the input is still compared.
     checks: Arc<AtomicBool>,
+    /// What the plugin process found at the path of its input.
+    found: Arc<OnceLock<Found>>,
     /// The thread waits for a check of the input.
     reads_input: Arc<AtomicBool>,
     progress: Progress,
@@ -226,9 +228,18 @@ impl Writer {
         }
     }
 
+    /// What the plugin process found at the path of its input, before the plugin ran. Only its first report
+    /// counts.
+    pub(super) fn note_input(&self, found: InputState) {
+        let _ = self.shared.found.set(Found::File(found));
+    }
+
     /// As [`Writer::discard`], for a plugin that failed by itself. If its input has changed, that is reported
-    /// as the failure.
-    pub(super) fn discard_and_check(&mut self) {
+    /// as the failure. `is_refused` = the plugin process could not use its input.
+    pub(super) fn discard_and_check(&mut self, is_refused: bool) {
+        if is_refused {
+            let _ = self.shared.found.set(Found::Refused);
+        }
         self.shared.checks.store(true, Ordering::SeqCst);
         self.discard();
     }
@@ -320,12 +331,19 @@ impl Task {
         }
         let until = self.shared.progress.note() + limits::INPUT_CHECK_TIME_MAX;
         let goes_on = || self.shared.progress.note() < until;
+        let wait = limits::INPUT_CHECK_TIMEOUT;
         Ok(
-            match watched.check_briefly(has_begun, limits::INPUT_CHECK_TIMEOUT, goes_on) {
-                Some(Err(failure)) if failure.input_changed => Report::Failed(failure),
+            match watched.check_briefly(self.found(), has_begun, wait, goes_on) {
+                Some(Err(failure)) if failure.input_changed || failure.other_input => {
+                    Report::Failed(failure)
+                }
                 _ => Report::Discarded,
             },
         )
+    }
+
+    fn found(&self) -> Found {
+        self.shared.found.get().copied().unwrap_or_default()
     }
 
     /// Writes what the plugin sends. The first check of the input has succeeded.
@@ -352,7 +370,8 @@ impl Task {
             }
         }
         self.shared.reads_input.store(true, Ordering::SeqCst);
-        let compared = watched.compare(limits::INPUT_TIMEOUT, || self.goes_on());
+        let found = self.found();
+        let compared = watched.compare(found, limits::INPUT_TIMEOUT, || self.goes_on());
         self.shared.reads_input.store(false, Ordering::SeqCst);
         match compared {
             Some(Ok(())) => {}

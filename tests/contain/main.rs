@@ -12,6 +12,7 @@ mod folders;
 mod limits;
 mod memory;
 mod modes;
+mod mounts;
 mod peers;
 mod preloads;
 mod processes;

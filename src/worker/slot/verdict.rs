@@ -29,6 +29,9 @@ pub struct Failure {
     pub sink_locked: bool,
     /// The input changed while the job ran, or before.
     pub input_changed: bool,
+    /// The plugin process had another file at the path of its input, or none that it could read, although the
+    /// input has not changed for the worker.
+    pub other_input: bool,
     /// The input's present content, if it is not that of the job's file version.
     pub content: Option<Box<Content>>,
 }
@@ -48,6 +51,7 @@ impl Failure {
             taken_by: None,
             sink_locked: false,
             input_changed: false,
+            other_input: false,
             content: None,
         }
     }
