@@ -114,7 +114,7 @@ impl MountTable {
         Ok(())
     }
 
-    /// A process had another file at the path of its input, although the mounts of its fork server looked like
+    /// A process had another file at the path of its input, although the mounts of its fork server were equal to
     /// those of the worker: a file system may be unmounted and another one mounted with the same line in
     /// mountinfo. So from now on the mounts differ from those of all running fork servers.
     ///
