@@ -11,11 +11,13 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, StatVfsMountFlags, statvfs};
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind,
     mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree,
@@ -27,6 +29,7 @@ use rustix::thread::{
 };
 
 use super::aliases::{aliases, is_same};
+use super::mount_list::MountList;
 use super::nest::{self, Nest};
 use super::pins::Anchors;
 use super::{Mounts, Private, Restricted, Support, calls, folders_in, pins, rules};
@@ -198,16 +201,20 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(|error| failed("mounts")(error.into()))?;
     let (mut fixed, mut hidden) = (mounts.read_only.clone(), mounts.hidden.clone());
-    let listed = fs::read(MOUNTS).map_err(failed(MOUNTS))?;
+    let listed = list().map_err(failed(MOUNTS))?;
     for (paths, more) in [
         (&mounts.read_only, &mut fixed),
         (&mounts.hidden, &mut hidden),
     ] {
-        more.extend(paths.iter().flat_map(|path| aliases(&listed, path)));
+        more.extend(
+            paths
+                .iter()
+                .flat_map(|path| aliases(&listed, path, &mounts.writable)),
+        );
     }
     // The visible parts of a private folder are visible only at its own path, not at its aliases.
     let private = mounts.private.iter().map(|private| &private.folder);
-    hidden.extend(private.flat_map(|folder| aliases(&listed, folder)));
+    hidden.extend(private.flat_map(|folder| aliases(&listed, folder, &[])));
     for path in fixed.clone() {
         if let Some((folder, files)) = database_files(&path) {
             fixed.push(folder);
@@ -242,12 +249,12 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
             .map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
     for path in &entries {
-        read_only(path, &spared).map_err(failed(&path.display().to_string()))?;
+        read_only(path, &spared)?;
     }
     for path in &fixed {
         match read_only(path, &mounts.writable) {
             Err(_) if !path.exists() => {}
-            done => done.map_err(failed(&path.display().to_string()))?,
+            done => done?,
         }
     }
     for path in hidden.iter().filter(|path| path.exists()) {
@@ -265,7 +272,7 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     }
     let served = SERVED.map(Path::new).into_iter();
     let served = served.flat_map(|path| {
-        let others = aliases(&listed, path).into_iter();
+        let others = aliases(&listed, path, &[]).into_iter();
         others.chain([path.to_owned()])
     });
     for path in served.collect::<Vec<PathBuf>>() {
@@ -273,10 +280,17 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
             cover(&path).map_err(|error| failed(&path.display().to_string())(error.into()))?;
         }
     }
-    let others = mounts.fixed.iter().flat_map(|path| aliases(&listed, path));
-    let others: Vec<PathBuf> = others.collect();
+    let others = mounts
+        .fixed
+        .iter()
+        .flat_map(|path| aliases(&listed, path, &[]));
+    let is_fixed = |path: &&Path| fixed.iter().any(|fixed| path.starts_with(fixed));
+    let kernel = listed
+        .of_kernel()
+        .filter(|path| mounts.kernel && !is_fixed(path));
+    let others: Vec<PathBuf> = others.chain(kernel.map(Path::to_owned)).collect();
     for path in mounts.fixed.iter().chain(&others) {
-        read_only(path, &[]).map_err(failed(&path.display().to_string()))?;
+        read_only(path, &[])?;
     }
     let mut anchors = match mounts.anchored.is_empty() {
         true => None,
@@ -295,12 +309,16 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
 
 /// The folders of `named` with their aliases, and their subfolders, which stay writable. `fixed` are
 /// folders that are read-only with all that is below them; what is in these is left out.
-fn entries(listed: &[u8], named: &[PathBuf], fixed: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>) {
+fn entries(
+    listed: &MountList,
+    named: &[PathBuf],
+    fixed: &[PathBuf],
+) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let named = named.iter().flat_map(fs::canonicalize);
     let whole: Vec<PathBuf> = fixed.iter().flat_map(fs::canonicalize).collect();
     let is_whole = |path: &Path| whole.iter().any(|folder| path.starts_with(folder));
     let locations = named.flat_map(|folder| {
-        let others = aliases(listed, &folder).into_iter();
+        let others = aliases(listed, &folder, &[]).into_iter();
         let others: Vec<_> = others.filter(|alias| is_same(alias, &folder)).collect();
         others.into_iter().chain([folder])
     });
@@ -480,112 +498,60 @@ fn unshare_mounts() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a path and all mounts below it read-only, except for mounts in the `spared` folders.
-fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
+/// Makes a path and all mounts below it read-only, except for mounts in the `spared` folders. The error names
+/// the mount.
+fn read_only(path: &Path, spared: &[PathBuf]) -> Result<(), String> {
     if !path.exists() {
         return Ok(());
     }
-    let path = fs::canonicalize(path)?;
-    mount_bind_recursive(&path, &path)?;
-    let listed = fs::read(MOUNTS)?;
+    let failed = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    let path = fs::canonicalize(path).map_err(|error| failed(path, error))?;
+    mount_bind_recursive(&path, &path).map_err(|error| failed(&path, error.into()))?;
+    let listed = list().map_err(|error| failed(Path::new(MOUNTS), error))?;
     // A path inside a spared folder was named explicitly, so it becomes read-only.
     let spared = spared.iter().filter(|spared| !path.starts_with(spared));
     let spared: Vec<_> = spared.collect();
     let is_spared = |location: &Path| spared.iter().any(|spared| location.starts_with(spared));
-    let found = mounts_below(&listed, &path);
-    for (location, flags) in found
-        .into_iter()
-        .filter(|(location, _)| !is_spared(location))
-    {
-        mount_remount(&location, flags | MountFlags::BIND | MountFlags::RDONLY, "")?;
+    for mount in listed.below(&path) {
+        let location = &mount.mount_point;
+        if is_spared(location) {
+            continue;
+        }
+        let flags = mount.flags | MountFlags::BIND | MountFlags::RDONLY;
+        match mount_remount(location, flags, "") {
+            Err(Errno::NOENT) if !is_listed(mount.id) => {}
+            Err(Errno::ACCESS) if !may_ever_reach(location) => {}
+            done => done.map_err(|error| {
+                format!(
+                    "the mount at {} cannot be made read-only: {error}",
+                    location.display()
+                )
+            })?,
+        }
     }
     Ok(())
 }
 
-/// The mounts at and below a path in `/proc/self/mountinfo`, with the flags that a remount must repeat:
-/// in a user namespace they cannot be removed.
-fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
-    let parse = |line: &[u8]| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let location = unescaped(fields.nth(4)?);
-        let options = std::str::from_utf8(fields.next()?).ok()?;
-        let flags = options
-            .split(',')
-            .fold(MountFlags::empty(), |flags, option| {
-                flags
-                    | match option {
-                        "nosuid" => MountFlags::NOSUID,
-                        "nodev" => MountFlags::NODEV,
-                        "noexec" => MountFlags::NOEXEC,
-                        "noatime" => MountFlags::NOATIME,
-                        "nodiratime" => MountFlags::NODIRATIME,
-                        "relatime" => MountFlags::RELATIME,
-                        _ => MountFlags::empty(),
-                    }
-            });
-        location.starts_with(path).then_some((location, flags))
+/// True if a mount still exists. It ends when another program removes its mount point.
+fn is_listed(id: u32) -> bool {
+    list().is_ok_and(|listed| listed.iter().any(|mount| mount.id == id))
+}
+
+/// False if a folder above a path refuses access to this process's user, and this user cannot change that.
+fn may_ever_reach(path: &Path) -> bool {
+    let is_refused = |path: &Path| {
+        let found = fs::symlink_metadata(path);
+        found.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
     };
-    let mut found: Vec<_> = listed
-        .split(|byte| *byte == b'\n')
-        .filter_map(parse)
-        .collect();
-    // Of several mounts at one mount point the last one is visible.
-    found.reverse();
-    let mut seen = std::collections::BTreeSet::new();
-    found.retain(|(location, _)| seen.insert(location.clone()));
-    found
+    let refused = path.ancestors().filter(|path| is_refused(path)).last();
+    let folder = refused
+        .and_then(Path::parent)
+        .and_then(|folder| fs::metadata(folder).ok());
+    folder.is_none_or(|folder| folder.uid() == rustix::process::getuid().as_raw())
+}
+
+fn list() -> io::Result<MountList> {
+    Ok(MountList::parse(&fs::read(MOUNTS)?))
 }
 
 const MOUNTS: &str = "/proc/self/mountinfo";
-
-/// Decodes a path of mountinfo, in which some characters (such as blanks and backslashes) are octal
-/// escapes.
-pub(super) fn unescaped(text: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt;
-    let mut bytes = Vec::new();
-    let mut rest = text;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).and_then(|digits| {
-            let digits = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(digits, 8).ok()
-        });
-        match (first, octal) {
-            (b'\\', Some(byte)) => {
-                bytes.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mounts_below_a_path_are_found_with_their_flags() {
-        let listed = b"22 1 0:2 / / rw,relatime - ext4 /dev/a rw\n\
-            23 22 0:3 / /out rw - ext4 /dev/b rw\n\
-            24 23 0:4 / /out/a\\040b rw,nosuid,nodev,noatime shared:1 - tmpfs t rw\n\
-            25 22 0:5 / /output rw - ext4 /dev/c rw\n\
-            26 23 0:6 / /out rw,noexec - ext4 /dev/d rw\n";
-        let found = mounts_below(listed, Path::new("/out"));
-        let expected = [
-            ("/out", MountFlags::NOEXEC),
-            (
-                "/out/a b",
-                MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME,
-            ),
-        ];
-        let expected: Vec<_> = expected
-            .into_iter()
-            .map(|(path, flags)| (PathBuf::from(path), flags))
-            .collect();
-        assert_eq!(found, expected);
-    }
-}

@@ -39,6 +39,7 @@
 mod aliases;
 pub mod calls;
 pub mod launch;
+mod mount_list;
 mod nest;
 mod pins;
 pub mod rules;
@@ -191,6 +192,9 @@ pub struct Mounts {
     /// Folders inside those of `read_only` and `entries` that stay writable.
     #[serde(with = "crate::job::text::paths")]
     pub writable: Vec<PathBuf>,
+    /// The kernel's own file systems are read-only wherever they are mounted, except for `/proc`.
+    #[serde(default)]
+    pub kernel: bool,
     /// Files and folders that appear empty.
     #[serde(with = "crate::job::text::paths")]
     pub hidden: Vec<PathBuf>,

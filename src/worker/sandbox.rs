@@ -82,6 +82,7 @@ impl SandboxOptions {
         let mounts = Mounts {
             fixed: environment::FIXED.map(|name| home.join(name)).to_vec(),
             anchored: vec![environments],
+            kernel: false,
             namespaces: self.support.no_namespaces.is_none(),
             writable,
             read_only,
@@ -314,6 +315,7 @@ impl Sandbox {
                 mounts.entries.extend(programs.entries.iter().cloned());
             }
             mounts.read_only.extend(kernel_files());
+            mounts.kernel = true;
             mounts
                 .read_only
                 .extend(own_prefix(&of.environment.interpreter));

@@ -278,6 +278,114 @@ fn a_share_that_is_mounted_again_while_a_run_works_is_read_as_it_is_then() {
     assert_eq!(texts(&path("out")), ["first", "new and longer"]);
 }
 
+/// A mount that another one covers has no path.
+#[test]
+fn a_covered_mount_keeps_no_job_from_running() {
+    let covers: [(&str, &str); 3] = [
+        (
+            "mkdir -p \"$1/out/sub\"; mount -t tmpfs none \"$1/out/sub\"; mount -t tmpfs none \"$1/out\"",
+            "a folder above it",
+        ),
+        (
+            "mkdir -p \"$1/out/sub\"; mount -t tmpfs none \"$1/out\"; mkdir \"$1/out/sub\"; mount -t tmpfs none \"$1/out/sub\"; \
+             mkdir \"$1/out/sub/a\"; mount -t tmpfs none \"$1/out/sub/a\"; mount -t tmpfs none \"$1/out/sub\"",
+            "the same folder",
+        ),
+        (
+            "mkdir -p \"$1/cg\"; mount -t tmpfs none /sys/fs/cgroup; mkdir /sys/fs/cgroup/a; \
+             mount -t tmpfs none /sys/fs/cgroup/a; mount -t tmpfs none /sys/fs/cgroup",
+            "in /sys",
+        ),
+    ];
+    for (script, what) in covers {
+        let Some(namespace) = Namespace::new("private") else {
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        namespace.shell(script, &[dir.path()]);
+        let plugin = format!(
+            "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        \
+             for name in ('/x', '/sub/x'):\n            try:\n                open({0:?} + name, 'w')\n            \
+             except OSError: continue\n            raise Exception(name)\n        return pa.table({{'x': [1]}})\n",
+            path("out").display().to_string()
+        );
+        fs::write(path("p.py"), plugin).unwrap();
+        fs::write(path("in"), "").unwrap();
+        let output = namespace.run(&path("p.py"), &path("in"), &path("out"), &[]);
+        let (out, err) = (stdout(&output), stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "{what}: {out}{err}");
+    }
+}
+
+/// Opens what its input lists for writing, and fails if one of these could be opened.
+const TRIES: &str = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        did = []\n        \
+    for name in open(path).read().split('\\n'):\n            try:\n                os.close(os.open(name, os.O_WRONLY | os.O_CREAT))\n                \
+    did.append(name)\n            except OSError: pass\n        assert not did, did\n        return pa.table({'x': [1]})\n";
+
+/// What a plugin may not change is protected at all of its mount points, with the mounts below it.
+#[test]
+fn further_mounts_of_what_is_protected_are_protected_too() {
+    let Some(namespace) = Namespace::new("private") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for name in [
+        "named/sub",
+        "real",
+        "disk",
+        "named/deep",
+        "out/one",
+        "data",
+        "proc",
+        "sys",
+        "cgroup",
+        "debug",
+    ] {
+        fs::create_dir_all(path(name)).unwrap();
+    }
+    namespace.shell(
+        "mount --bind \"$1/real\" \"$1/named/sub\"; mount -t tmpfs none \"$1/disk\"; mkdir \"$1/disk/in\"; \
+         mount --bind \"$1/disk/in\" \"$1/named/deep\"; mount --bind \"$1/data\" \"$1/out/one\"; \
+         mount -t proc none \"$1/proc\"; mount -t sysfs none \"$1/sys\"; mount -t cgroup2 none \"$1/cgroup\"",
+        &[dir.path()],
+    );
+    fs::write(path("p.py"), TRIES).unwrap();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .unwrap_or("/")
+        .to_owned();
+    let tried: Vec<PathBuf> = [
+        "named/sub/x",
+        "real/x",
+        "named/deep/x",
+        "disk/in/x",
+        "out/one/x",
+        "data/x",
+        "proc/sys/kernel/core_pattern",
+        "proc/sysrq-trigger",
+        "proc/1/oom_score_adj",
+        "proc/1/comm",
+    ]
+    .map(path)
+    .into_iter()
+    .chain([path(&format!("cgroup{own}/cgroup.procs"))])
+    .collect();
+    let tried: Vec<String> = tried
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    fs::write(path("in"), tried.join("\n")).unwrap();
+    let named = path("named").display().to_string();
+    let more = ["--protect", &named];
+    let output = namespace.run(&path("p.py"), &path("in"), &path("out"), &more);
+    let (out, err) = (stdout(&output), stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "{out}{err}");
+}
+
 /// The message about an input that plugins cannot read names the reason.
 #[test]
 fn an_input_that_is_hidden_from_plugins_is_reported_as_that() {

@@ -513,6 +513,45 @@ fn plugins_of_a_user_who_is_not_root_reach_no_more() {
     }
 }
 
+/// Only root can map the IDs of others in a user namespace.
+#[test]
+fn a_user_who_is_not_root_has_only_its_own_user_and_group_in_a_sandbox() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let (user, further) = (1234, 5678);
+    for (mode, expected) in [
+        ("off", "0 0 [1234, 5678] 5678"),
+        ("on", "65534 65534 [1234, 65534] 22"),
+        ("strict", "65534 65534 [1234, 65534] 22"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let plugin = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        \
+            found = os.stat(path)\n        open('own', 'w')\n        try:\n            os.chown('own', -1, 5678)\n            \
+            changed = os.stat('own').st_gid\n        except OSError as error:\n            changed = error.errno\n        \
+            raise Exception('seen ' + \
+            f'{found.st_uid} {found.st_gid} {sorted(os.getgroups())} {changed} end')\n";
+        fs::write(path("p.py"), plugin).unwrap();
+        fs::write(path("in"), "").unwrap();
+        copy_program(program("casparian").get_program(), path("casparian"));
+        std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &user.to_string(), "--regid", &user.to_string()]);
+        command.args(["--groups", &format!("{user},{further}")]);
+        command.arg(path("casparian")).arg("run");
+        command.args([path("p.py"), path("in")]).arg("-o");
+        command.arg(path("out")).args(["--sandbox", mode]);
+        command.env("HOME", dir.path()).env("PATH", "/usr/bin:/bin");
+        let output = output(&mut command);
+        let text = stdout(&output) + &stderr(&output);
+        assert!(
+            text.contains(&format!("seen {expected} end")),
+            "{mode}: {text}"
+        );
+    }
+}
+
 #[test]
 fn without_namespaces_the_rest_applies_and_is_reported() {
     let worker = program("casparian-worker");
