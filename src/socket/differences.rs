@@ -8,7 +8,7 @@
 //! | subject | libzmq | here | why |
 //! |---|---|---|---|
 //! | Received messages | Queued per peer, at most `ZMQ_RCVHWM` messages of any size. | Not queued. A peer is read from only while no complete message of it waits. [`Options::rcvhwm_bytes`] bounds the bytes buffered for a peer. | A limit on messages does not limit memory. |
-//! | All peers together | No bound. | [`Options::rcvhwm_total_bytes`]. At the limit the peer that uses most memory is disconnected. | Peers that use little memory stay connected. |
+//! | All peers together | No bound. | [`Options::rcvhwm_total_bytes`]. From half of it nothing is read ahead. At the limit empty buffers are freed, then the peer that uses most memory is disconnected. | Peers that use little memory stay connected. |
 //! | Before the handshake is done | No bound of its own. | 16 KiB for each connection. | Any process that can reach the endpoint can connect. |
 //! | Large messages | The declared size is allocated when the frame's header arrives. | Buffers grow with bytes received. | A header of 9 bytes must not allocate a large message. |
 //! | Commands between the frames of a message | No bound. | 1 MiB. | They stay buffered until the message is complete. |
@@ -22,6 +22,9 @@
 //! | Messages that will not be sent any more | Dropped. | Reported by [`Event::Unsent`]. | As above. |
 //! | A message during which ten connections have ended | No such limit. | Dropped, and reported by [`Event::Unsent`]. | The messages behind it could never be sent. |
 //! | A routing ID that another peer has | The new connection stays open and is not read, unless `ZMQ_ROUTER_HANDOVER`. | It is refused with ERROR, unless [`Options::router_handover`]. | The refused peer gets the reason. |
+//! | Messages of a connection that another one replaces | Dropped. | Delivered. Those of a refused connection are counted ([`Counters::unreceived`]). | No message that had arrived is lost unnoticed. |
+//! | A routing ID whose connection has ended, with messages that the owner has not received | Taken until they are received. | The new connection gets it at once. | A restarted peer does not wait. |
+//! | Two ROUTERs that connect to each other | Each refuses one connection, possibly not the same. | Both keep the connection that the side with the smaller routing ID opened. The other one is drained. | Both can send, and no message is lost. |
 //! | Handover | Any peer takes any routing ID. | If PLAIN or a list of CURVE keys authenticates users, only the same user. Routing IDs of peers that are reconnecting, and those assigned by `connect_as`, are kept. | No peer can take the messages of another. |
 //! | A write to an accepted peer has failed | Later messages are queued until the connection is closed. | The peer is unroutable. What it sent before is still received. | These messages would be lost. |
 //!
@@ -30,6 +33,9 @@
 //! | subject | libzmq | here | why |
 //! |---|---|---|---|
 //! | No connection or descriptor left | Accepting fails. | The connection that has been in its handshake for longest without progress is closed. Without one the listener pauses for 200 ms. | Idle connections cannot keep others out. |
+//! | A host with several addresses | The first one that resolves is used. | All are tried, the next one after 250 ms without success (RFC 8305). A listener has all of them. | One silent address does not delay a connect. |
+//! | A TCP connection of a socket to itself | A peer. | Refused. | The system may choose the port of the endpoint as the local port. |
+//! | Lifecycle events that the owner does not read | A PAIR socket with its own limit. | 4096 of connections in their handshake, and 4096 others; the oldest are dropped. | Strangers do not push out the events of peers. |
 //! | Deadline of a handshake | `ZMQ_HANDSHAKE_IVL` | The same, with one last read at the deadline. A CURVE server's is at most 60 s, the lifetime of its cookie. | A busy owner must not time out peers whose bytes have arrived. |
 //! | Deadline of a PONG | Counts from when PING is encoded. | Counts from when PING was written. A peer that is blocked is written to first, and no peer times out while bytes of it are unread. | A slow owner or a full send buffer must not time out a peer. |
 //! | A silent peer | Disconnected. | An accepted one is disconnected once its last message was received, or a peer with its routing ID connects. A connecting one is connected again ([`Counters::unreceived`]). | Messages that it had sent are not lost. |

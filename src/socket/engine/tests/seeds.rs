@@ -89,15 +89,15 @@ fn run(seed: u64) {
     while world.now < end {
         let is_quiet = world.now >= faults_end;
         let mut was_busy = false;
-        for node in 0..count {
-            if asleep_until[node] > world.now && !is_quiet {
+        for (node, asleep_until) in asleep_until.iter_mut().enumerate() {
+            if *asleep_until > world.now && !is_quiet {
                 continue;
             }
             was_busy |= world.is_busy(node);
             iterate(&mut world, node, count, &mut ledger, &mut next, is_quiet);
             if !is_quiet && world.random(50) == 0 {
                 let pause = Duration::from_millis(world.random(300));
-                asleep_until[node] = world.now + pause;
+                *asleep_until = world.now + pause;
             }
         }
         if has_faults && !is_quiet && world.random(60) == 0 {
