@@ -12,7 +12,7 @@ const MESSAGES: usize = 1000;
 fn connection(socket_type: SocketType, now: Instant) -> Connection {
     let config = Config {
         socket_type,
-        identity: Vec::new(),
+        routing_id: Vec::new(),
         limits: Limits::default(),
         handshake_timeout: Duration::from_secs(30),
         heartbeat: None,

@@ -49,10 +49,10 @@ fn throughput(payload: usize, messages: u64) -> f64 {
         let start = Instant::now();
         let mut from = Vec::new();
         for _ in 0..count {
-            let (identity, message) = router.receive(FOREVER).expect("receive").expect("in time");
+            let (routing_id, message) = router.receive(FOREVER).expect("receive").expect("in time");
             assert_eq!(message.get(1).map(<[u8]>::len), Some(payload));
             if from.is_empty() {
-                from = identity.to_vec();
+                from = routing_id.to_vec();
             }
         }
         seconds = start.elapsed().as_secs_f64();

@@ -69,10 +69,10 @@ fn router(mut router: Router) -> Outcome {
         }
         while let Some(event) = router.poll_event() {
             if let Event::Disconnected {
-                identity, reason, ..
+                routing_id, reason, ..
             } = event
             {
-                println!("{} is gone: {reason}", String::from_utf8_lossy(&identity));
+                println!("{} is gone: {reason}", String::from_utf8_lossy(&routing_id));
             }
         }
     }

@@ -15,7 +15,7 @@ use casparian::zmtp::{
 fn config(socket_type: SocketType, security: Security) -> Config {
     Config {
         socket_type,
-        identity: Vec::new(),
+        routing_id: Vec::new(),
         limits: Limits::default(),
         read_ahead: 4096,
         rcvhwm: 0,

@@ -13,7 +13,7 @@ use crate::wire;
 pub(crate) fn config(socket_type: SocketType) -> Config {
     Config {
         socket_type,
-        identity: match socket_type {
+        routing_id: match socket_type {
             SocketType::Dealer => b"fuzz".to_vec(),
             SocketType::Router => Vec::new(),
         },

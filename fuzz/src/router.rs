@@ -32,8 +32,8 @@ fn scene() -> Scene {
         .router_handover(true);
     let mut router = Router::new(options).unwrap();
     router.bind(&format!("ipc://@{name}")).unwrap();
-    let good = ["good-0", "good-1"].map(|identity| {
-        let mut dealer = Dealer::new(Options::new().routing_id(identity)).unwrap();
+    let good = ["good-0", "good-1"].map(|routing_id| {
+        let mut dealer = Dealer::new(Options::new().routing_id(routing_id)).unwrap();
         dealer.connect(&format!("ipc://@{name}")).unwrap();
         dealer
     });
@@ -98,7 +98,7 @@ fn blocking(scene: &mut Scene, choice: u8) {
     let began = Instant::now();
     match choice % 8 {
         0 => {
-            let sent = scene.router.send_timeout(b"nobody", &[b"x"], Some(short));
+            let sent = scene.router.send_timeout(b"unknown", &[b"x"], Some(short));
             assert_eq!(sent, Err(SendError::Unroutable));
         }
         1 => drop(scene.router.wait_writable(short).unwrap()),

@@ -47,11 +47,11 @@ fn endpoint(choice: u8) -> Endpoint {
     name.parse().unwrap()
 }
 
-fn options(plan: &mut Unstructured<'_>, identity: &str) -> Options {
+fn options(plan: &mut Unstructured<'_>, routing_id: &str) -> Options {
     let flags: u16 = plan.arbitrary().unwrap_or(0);
     let flag = |bit: u16| flags & 1 << bit != 0;
     let mut options = Options::new()
-        .routing_id(identity)
+        .routing_id(routing_id)
         .maxmsgsize(4096)
         .max_frames(8)
         .router_handover(flag(0))

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_endpoints_say_why() {
+    fn texts_that_are_no_endpoints_are_refused_with_the_reason() {
         let long = format!("ipc:///{}", "x".repeat(107));
         for (text, want) in [
             ("", "unknown transport"),

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_lookup_is_told_by_readiness() {
+    fn the_end_of_a_lookup_is_reported_by_readiness() {
         let _shared = PERMITS.read();
         let mut reactor = Reactor::new().unwrap();
         let address: SocketAddr = "192.0.2.1:5".parse().unwrap();

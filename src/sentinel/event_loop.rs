@@ -448,20 +448,22 @@ impl Sentinel {
     fn connection_events(&mut self, clock: Instant, now: BootTime) {
         while let Some(event) = self.socket.poll_event() {
             match event {
-                Event::Disconnected { peer, identity, .. } => {
+                Event::Disconnected {
+                    peer, routing_id, ..
+                } => {
                     self.scheduler
                         .control
-                        .handle_disconnected(peer, &identity, now);
+                        .handle_disconnected(peer, &routing_id, now);
                 }
-                Event::Established { peer, identity } => {
+                Event::Established { peer, routing_id } => {
                     let user = self.socket.user(peer).map(|text| User::parse(&text));
                     let from = Sender {
                         peer,
-                        routing_id: &identity,
+                        routing_id: &routing_id,
                         user: user.as_ref(),
                     };
                     if self.scheduler.control.is_anothers(&from) {
-                        let who = super::control::printable(&identity);
+                        let who = super::control::printable(&routing_id);
                         let why = format!("{who}: that is another user's worker");
                         self.socket.reject(peer, &why, clock);
                     }

@@ -505,7 +505,7 @@ macro_rules! common_methods {
 /// let mut router = Router::new(Options::new().router_handover(true))?;
 /// let bound = router.bind("tcp://127.0.0.1:*")?;
 /// assert!(bound.to_string().starts_with("tcp://127.0.0.1:"));
-/// assert_eq!(router.send(b"nobody", &[b"hello"]), Err(SendError::Unroutable));
+/// assert_eq!(router.send(b"unknown", &[b"hello"]), Err(SendError::Unroutable));
 /// assert!(router.receive(Some(Duration::ZERO))?.is_none());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

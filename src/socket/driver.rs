@@ -642,6 +642,11 @@ impl Socket {
         if let Err(error) = result {
             self.engine.warn(format_args!("{error}"), self.now);
         }
+        // A peer whose transport is closed keeps this user.
+        for (id, _) in peers {
+            self.engine
+                .handle_user(*id, super::users::LocalUser::Unknown);
+        }
         for (id, user) in users {
             self.engine.handle_user(id, user);
         }

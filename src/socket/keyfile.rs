@@ -258,8 +258,8 @@ mod tests {
         fs::write(&path, format!("{one} w-1\nnonsense\n")).unwrap();
         let error = file.poll(false).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
-        assert!(file.poll(false).unwrap().is_none(), "said once");
-        assert!(file.poll(true).is_err(), "said again when asked");
+        assert!(file.poll(false).unwrap().is_none(), "reported once");
+        assert!(file.poll(true).is_err(), "reported again when asked");
         assert_eq!(file.keys().len(), 2);
         fs::remove_file(&path).unwrap();
         assert!(file.poll(false).is_err());
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wrong_file_is_told_and_a_key_in_place_of_a_file_is_not_shown() {
+    fn the_wrong_file_is_named_and_a_key_in_place_of_a_file_is_not_shown() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         let secret = SecretKey::from_bytes([7; 32]);

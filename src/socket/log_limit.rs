@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_costs_a_few_lines_and_the_next_second_says_how_many_were_left_out() {
+    fn a_flood_costs_a_few_lines_and_the_next_second_has_the_number_left_out() {
         let start = Instant::now();
         let mut limit = LogLimit::default();
         let allowed = (0..1000).filter(|_| limit.allow(start).is_some()).count();

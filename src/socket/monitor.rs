@@ -57,7 +57,7 @@ pub enum Event {
         /// The peer.
         peer: PeerId,
         /// Its routing ID: chosen by the peer or the owner, or generated.
-        identity: Vec<u8>,
+        routing_id: Vec<u8>,
     },
     /// The connection ended before its handshake was done.
     HandshakeFailed {
@@ -73,7 +73,7 @@ pub enum Event {
         /// The peer. Its ID is invalid from now on, unless a retry follows.
         peer: PeerId,
         /// Its routing ID.
-        identity: Vec<u8>,
+        routing_id: Vec<u8>,
         /// The reason.
         reason: DisconnectReason,
     },
@@ -83,7 +83,7 @@ pub enum Event {
         /// The peer.
         peer: PeerId,
         /// The routing ID of the messages' peer.
-        identity: Vec<u8>,
+        routing_id: Vec<u8>,
         /// The number of messages.
         messages: usize,
     },
@@ -119,7 +119,7 @@ pub enum DisconnectReason {
     /// A new connection with the same routing ID replaced it.
     Handover,
     /// Another peer has the same routing ID, and may not be replaced.
-    IdentityInUse,
+    RoutingIdInUse,
     /// It belongs to a user of this host who is not admitted
     /// ([`Options::local_users`](super::Options::local_users)).
     #[cfg(feature = "process")]
@@ -150,8 +150,8 @@ impl fmt::Display for DisconnectReason {
                 f.write_str(error)
             }
             DisconnectReason::Protocol(error) => error.fmt(f),
-            DisconnectReason::Handover => f.write_str("its identity was taken over"),
-            DisconnectReason::IdentityInUse => f.write_str("its identity is in use"),
+            DisconnectReason::Handover => f.write_str("a new connection took its routing ID"),
+            DisconnectReason::RoutingIdInUse => f.write_str("its routing ID is in use"),
             #[cfg(feature = "process")]
             DisconnectReason::NotAdmitted(why) => why.fmt(f),
             DisconnectReason::TooMany => f.write_str("too many connections"),

@@ -9,8 +9,8 @@ mod stepped;
 const WAIT: Option<Duration> = Some(Duration::from_millis(2));
 const DEADLINE: Duration = Duration::from_secs(10);
 
-fn options(identity: &[u8]) -> Options {
-    Options::new().routing_id(identity)
+fn options(routing_id: &[u8]) -> Options {
+    Options::new().routing_id(routing_id)
 }
 
 /// Runs `step` until it returns a value.
@@ -101,7 +101,7 @@ fn a_dealer_survives_its_routers_restart_and_keeps_its_queue() {
 }
 
 #[test]
-fn an_identity_in_use_is_handed_over_or_refused_by_option() {
+fn a_routing_id_in_use_is_handed_over_or_refused_by_option() {
     for handover in [true, false] {
         let mut router = Router::new(Options::new().router_handover(handover)).unwrap();
         let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
@@ -129,7 +129,7 @@ fn an_identity_in_use_is_handed_over_or_refused_by_option() {
                         matches!(
                             event,
                             Event::HandshakeFailed {
-                                reason: DisconnectReason::IdentityInUse,
+                                reason: DisconnectReason::RoutingIdInUse,
                                 ..
                             }
                         )
@@ -158,7 +158,7 @@ fn full_unknown_and_empty_sends_are_refused_and_nothing_is_lost() {
     }
     assert_eq!(dealer.send(&[b"x"]), Err(SendError::Full));
     assert_eq!(dealer.send(&[]), Err(SendError::Invalid));
-    assert_eq!(router.send(b"nobody", &[b"x"]), Err(SendError::Unroutable));
+    assert_eq!(router.send(b"unknown", &[b"x"]), Err(SendError::Unroutable));
     for count in 0..3u8 {
         until(|| {
             dealer.flush().unwrap();
@@ -171,7 +171,7 @@ fn full_unknown_and_empty_sends_are_refused_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_dealer_deals_in_turn_and_hears_all() {
+fn a_dealer_deals_in_turn_and_receives_from_all() {
     let mut routers: Vec<Router> = Vec::new();
     let mut dealer = Dealer::new(options(b"d")).unwrap();
     for _ in 0..5 {
@@ -301,8 +301,8 @@ fn at_the_bound_of_memory_the_largest_receiver_is_closed() {
     let total = 4 << 20;
     let mut router = Router::new(Options::new().rcvhwm_total_bytes(total)).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
-    let dealer = |identity: &[u8]| {
-        let mut dealer = Dealer::new(options(identity).no_reconnect()).unwrap();
+    let dealer = |routing_id: &[u8]| {
+        let mut dealer = Dealer::new(options(routing_id).no_reconnect()).unwrap();
         dealer.connect(&bound).unwrap();
         dealer
     };

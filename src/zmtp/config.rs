@@ -51,7 +51,7 @@ pub struct Config {
     /// Our socket type.
     pub socket_type: SocketType,
     /// Our routing ID, 0 to 255 bytes. If it is empty, the peer generates one.
-    pub identity: Vec<u8>,
+    pub routing_id: Vec<u8>,
     /// Bounds on what the peer may send.
     pub limits: Limits,
     /// Size, in bytes, to which the receive buffer grows while reads fill it. Only a larger message
@@ -77,7 +77,7 @@ pub struct PeerInfo {
     /// Its `Socket-Type`.
     pub socket_type: String,
     /// Its `Identity`; empty when it has none.
-    pub identity: Vec<u8>,
+    pub routing_id: Vec<u8>,
     /// Minor version in its greeting.
     pub minor: u8,
     /// Its authenticated user: the user name of PLAIN, or the name of its listed CURVE key. The

@@ -164,7 +164,7 @@ impl fmt::Display for Error {
             }
             Error::BadIdentity { size } => write!(
                 f,
-                "identity of {size} bytes refused: 0 to 255 bytes, the first not zero"
+                "routing ID of {size} bytes refused: 0 to 255 bytes, the first not zero"
             ),
             // The status code of ZAP handlers (RFC 27 §8).
             Error::Refused { reason } if reason == STATUS_UNAUTHORIZED => {
@@ -175,7 +175,9 @@ impl fmt::Display for Error {
             Error::Unauthorized { who } => write!(f, "{who} is not authorized"),
             Error::NoRandomness => f.write_str("the system gave no randomness for keys"),
             Error::HandshakeTimeout => f.write_str("handshake not done within its deadline"),
-            Error::HeartbeatTimeout => f.write_str("nothing heard from the peer, heartbeat lost"),
+            Error::HeartbeatTimeout => {
+                f.write_str("nothing received from the peer, heartbeat lost")
+            }
         }
     }
 }

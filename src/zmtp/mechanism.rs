@@ -255,7 +255,7 @@ fn metadata(config: &Config) -> Vec<u8> {
         "Socket-Type",
         config.socket_type.name().as_bytes(),
     );
-    encode_property(&mut out, "Identity", &config.identity);
+    encode_property(&mut out, "Identity", &config.routing_id);
     for (name, value) in &config.metadata {
         encode_property(&mut out, name, value);
     }
@@ -274,15 +274,15 @@ fn checked_peer(properties: &[u8], config: &Config) -> Result<PeerInfo, Error> {
             theirs: name,
         });
     }
-    let identity = metadata.get("Identity").unwrap_or(&[]);
-    if identity.len() > 255 || identity.first() == Some(&0) {
+    let routing_id = metadata.get("Identity").unwrap_or(&[]);
+    if routing_id.len() > 255 || routing_id.first() == Some(&0) {
         return Err(Error::BadIdentity {
-            size: identity.len(),
+            size: routing_id.len(),
         });
     }
     Ok(PeerInfo {
         socket_type: name,
-        identity: identity.to_vec(),
+        routing_id: routing_id.to_vec(),
         metadata: application_properties(&metadata),
         ..PeerInfo::default()
     })

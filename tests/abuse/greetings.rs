@@ -210,7 +210,7 @@ fn half_open_peers() {
 
 #[test]
 fn an_identity_a_connection() {
-    let mut arena = Arena::new("an identity a connection", Options::new());
+    let mut arena = Arena::new("a routing ID a connection", Options::new());
     let mut settled = 0;
     for count in 0..20_000u64 {
         let mut raw = arena.raw();

@@ -8,9 +8,9 @@ use casparian::socket::Options;
 use crate::arena::{Arena, Cost};
 use crate::support::*;
 
-fn attacker(arena: &Arena, identity: &[u8]) -> Raw {
+fn attacker(arena: &Arena, routing_id: &[u8]) -> Raw {
     let mut raw = arena.raw();
-    raw.shake_hands("DEALER", identity);
+    raw.shake_hands("DEALER", routing_id);
     raw
 }
 
@@ -256,7 +256,7 @@ fn short_pings() {
     for round in 0..600u64 {
         let mut raw = attacker(&arena, b"short");
         raw.write(&frame(4, &b"\x04PING\0"[..1 + (round % 6) as usize]));
-        // One at a time, so that the identity is free.
+        // One at a time, so that the routing ID is free.
         arena.rounds_until("it is closed", |seen| {
             seen.counters.protocol_errors == round + 1
         });

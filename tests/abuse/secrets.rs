@@ -140,7 +140,7 @@ fn authenticated_attackers() {
     for kind in ["pings", "boxes"] {
         let config = Config {
             socket_type: SocketType::Dealer,
-            identity: kind.as_bytes().to_vec(),
+            routing_id: kind.as_bytes().to_vec(),
             limits: Limits::default(),
             read_ahead: 4096,
             rcvhwm: 0,

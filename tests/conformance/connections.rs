@@ -668,7 +668,7 @@ pub(crate) fn metadata(net: &Net) {
     let id = server.socket().route(b"d").unwrap();
     let ours = server.socket().peer_info(id).unwrap();
     assert_eq!(
-        (ours.socket_type.as_str(), ours.identity.as_slice()),
+        (ours.socket_type.as_str(), ours.routing_id.as_slice()),
         ("DEALER", &b"d"[..])
     );
     assert_eq!(

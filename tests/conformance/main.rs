@@ -49,8 +49,8 @@ behaviours! {
     router::spec_router, "heard in turn, each message under its sender's routing ID";
     router::router_mandatory, "an unknown routing ID: an error, or a silent drop, by option";
     router::router_mandatory_hwm, "a full peer refuses, others flow";
-    router::router_handover, "a newcomer with a living peer's identity takes over, or is refused with ERROR";
-    router::handover_of_another_user, "nobody takes the identity of another user; the same user does";
+    router::router_handover, "a newcomer with a living peer's routing ID takes over, or is refused with ERROR";
+    router::handover_of_another_user, "nobody takes the routing ID of another user; the same user does";
     router::handover_reports_the_identity, "events of a peer that was taken over name it, and what was queued for it goes to nobody";
     router::probe_router, "an empty message announces a newcomer";
     router::connect_rid, "a connected peer is addressed by the id we gave it";
@@ -112,7 +112,7 @@ behaviours! {
     others::libzmq_3238_handover_descriptors, "libzmq #3238, #4407: ten thousand handovers leak no descriptor";
     others::libzmq_4665_dead_at_hwm, "libzmq PR 4665: a peer that dies at its mark becomes unroutable";
     others::libzmq_4665_blocked_send, "libzmq PR 4665: a send that may wait for ever ends when its peer is silent";
-    others::libzmq_1575_new_identity, "libzmq #1575, #4603: a connecting ROUTER learns the identity anew";
+    others::libzmq_1575_new_identity, "libzmq #1575, #4603: a connecting ROUTER learns the routing ID anew";
     others::libzmq_2709_big_transfer, "libzmq #2709: a large message over a slow link does not look like silence";
     others::cve_2020_15166, "silent connections keep nobody out";
     others::libzmq_2020_memory, "libzmq #2020, #3737: queues are bounded in bytes";

@@ -8,9 +8,9 @@ use crate::raw::{established, lost, ping};
 use crate::router::{fill, router};
 use crate::support::*;
 
-fn quick(identity: &str) -> Options {
+fn quick(routing_id: &str) -> Options {
     Options::new()
-        .routing_id(identity)
+        .routing_id(routing_id)
         .reconnect_ivl(Duration::from_millis(1))
         .reconnect_ivl_max(Duration::from_millis(20))
 }
@@ -278,8 +278,8 @@ pub(crate) fn libzmq_1575_new_identity(net: &Net) {
     let endpoint = net.unbound();
     let mut client = Router::new(quick("client")).unwrap();
     client.connect(&endpoint).unwrap();
-    for identity in ["first", "second", "", "third"] {
-        let mut server = Router::new(Options::new().routing_id(identity)).unwrap();
+    for routing_id in ["first", "second", "", "third"] {
+        let mut server = Router::new(Options::new().routing_id(routing_id)).unwrap();
         server.bind(&endpoint).unwrap();
         let name = until("the client learns its name", || {
             client.drive();
@@ -290,12 +290,12 @@ pub(crate) fn libzmq_1575_new_identity(net: &Net) {
                 .into_iter()
                 .rev()
                 .find_map(|event| match event {
-                    Event::Established { identity, .. } => Some(identity),
+                    Event::Established { routing_id, .. } => Some(routing_id),
                     _ => None,
                 })
         });
-        if !identity.is_empty() {
-            assert_eq!(name, identity.as_bytes());
+        if !routing_id.is_empty() {
+            assert_eq!(name, routing_id.as_bytes());
         }
         client.send(&name, &[b"hello"]).unwrap();
         until("it is reached under that name", || {
@@ -303,7 +303,7 @@ pub(crate) fn libzmq_1575_new_identity(net: &Net) {
             take(&mut server)
         });
         for old in ["first", "second", "third"] {
-            if old != identity {
+            if old != routing_id {
                 assert_eq!(
                     client.send(old.as_bytes(), &[b"x"]),
                     Err(SendError::Unroutable)

@@ -8,29 +8,29 @@ use casparian::socket::{Dealer, DisconnectReason, Event, Options, Router};
 use crate::router::router;
 use crate::support::*;
 
-/// A raw peer of that router, established under `identity`.
-pub(crate) fn established(net: &Net, router: &mut Router, bound: &str, identity: &[u8]) -> Raw {
+/// A raw peer of that router, established under `routing_id`.
+pub(crate) fn established(net: &Net, router: &mut Router, bound: &str, routing_id: &[u8]) -> Raw {
     let mut raw = net.raw(bound);
-    raw.shake_hands("DEALER", identity);
+    raw.shake_hands("DEALER", routing_id);
     until("established", || {
         router.drive();
         raw.poll();
         // Our READY, and the router's view of it.
-        (!raw.frames().is_empty() && router.socket().route(identity).is_some()).then_some(())
+        (!raw.frames().is_empty() && router.socket().route(routing_id).is_some()).then_some(())
     });
     raw
 }
 
-/// Why the router lost that identity, once it has.
-pub(crate) fn lost(router: &mut Router, identity: &[u8]) -> DisconnectReason {
+/// Why the router lost that routing ID, once it has.
+pub(crate) fn lost(router: &mut Router, routing_id: &[u8]) -> DisconnectReason {
     until("the peer is lost", || {
         assert_eq!(take(router), None);
         router.events().into_iter().find_map(|event| match event {
             Event::Disconnected {
-                identity: id,
+                routing_id: id,
                 reason,
                 ..
-            } if id == identity => Some(reason),
+            } if id == routing_id => Some(reason),
             _ => None,
         })
     })
@@ -134,7 +134,7 @@ pub(crate) fn trickled_handshake(net: &Net) {
 }
 
 pub(crate) fn socket_types(net: &Net) {
-    // RFC 37 §3.6.1; a mismatch, like a bad identity, is told by ERROR.
+    // RFC 37 §3.6.1; a mismatch, like a bad routing ID, is told by ERROR.
     let types = [
         "REQ", "REP", "DEALER", "ROUTER", "PUB", "PAIR", "dealer", "",
     ];
@@ -143,14 +143,14 @@ pub(crate) fn socket_types(net: &Net) {
     let at_dealer = dealer.bind(&net.endpoint()).unwrap().to_string();
     for (ours, bound) in [("ROUTER", &at_router), ("DEALER", &at_dealer)] {
         for (count, theirs) in types.iter().enumerate() {
-            for identity in [&b"ok"[..], b"\0bad", &[b'x'; 256]] {
+            for routing_id in [&b"ok"[..], b"\0bad", &[b'x'; 256]] {
                 let fits = match ours {
                     "ROUTER" => ["REQ", "DEALER", "ROUTER"].contains(theirs),
                     _ => ["REP", "DEALER", "ROUTER"].contains(theirs),
                 };
-                let fits = fits && identity == b"ok";
+                let fits = fits && routing_id == b"ok";
                 let mut raw = net.raw(bound);
-                let name = [identity, &[count as u8]].concat();
+                let name = [routing_id, &[count as u8]].concat();
                 raw.shake_hands(theirs, &name);
                 until("it is let in or told why not", || {
                     server.drive();
@@ -359,11 +359,14 @@ pub(crate) fn heartbeats_of_3_0(net: &Net) {
             .heartbeat_ivl(Duration::from_millis(20))
             .heartbeat_timeout(Duration::from_millis(60)),
     );
-    let old = |identity: &[u8]| {
+    let old = |routing_id: &[u8]| {
         let mut raw = net.raw(&bound);
         let mut bytes = greeting("NULL").to_vec();
         bytes[11] = 0;
-        bytes.extend(ready(&[("Socket-Type", b"DEALER"), ("Identity", identity)]));
+        bytes.extend(ready(&[
+            ("Socket-Type", b"DEALER"),
+            ("Identity", routing_id),
+        ]));
         raw.write(&bytes);
         raw
     };
@@ -413,8 +416,8 @@ pub(crate) fn slow_owner(net: &Net) {
             .heartbeat_ivl(Duration::from_millis(200))
             .heartbeat_timeout(Duration::from_millis(400)),
     );
-    let dealer = |identity: &str| {
-        let mut dealer = Dealer::new(Options::new().routing_id(identity)).unwrap();
+    let dealer = |routing_id: &str| {
+        let mut dealer = Dealer::new(Options::new().routing_id(routing_id)).unwrap();
         dealer.connect(&bound).unwrap();
         dealer
     };

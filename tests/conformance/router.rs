@@ -10,8 +10,8 @@ use casparian::socket::{
 
 use crate::support::*;
 
-fn dealer(identity: &str, bound: &str) -> Dealer {
-    let mut dealer = Dealer::new(Options::new().routing_id(identity)).unwrap();
+fn dealer(routing_id: &str, bound: &str) -> Dealer {
+    let mut dealer = Dealer::new(Options::new().routing_id(routing_id)).unwrap();
     dealer.connect(bound).unwrap();
     dealer
 }
@@ -169,7 +169,7 @@ pub(crate) fn router_handover(net: &Net) {
         } else {
             assert_eq!(
                 handshake_failure(&events),
-                Some(&DisconnectReason::IdentityInUse)
+                Some(&DisconnectReason::RoutingIdInUse)
             );
         }
         router.send(b"same", &[b"for the owner"]).unwrap();
@@ -271,7 +271,7 @@ pub(crate) fn handover_of_another_user(net: &Net) {
 
 pub(crate) fn handover_reports_the_identity(net: &Net) {
     // The old peer is one that we connected to: it comes back, and gets nothing of what was
-    // queued for the identity it had.
+    // queued for the routing ID it had.
     let (mut old, there) = router(net, Options::new().routing_id("same"));
     let (mut router, bound) = router(net, Options::new().router_handover(true));
     router.connect(&there).unwrap();
@@ -291,7 +291,7 @@ pub(crate) fn handover_reports_the_identity(net: &Net) {
     assert!(
         events.iter().any(|event| matches!(
             event,
-            Event::Disconnected { identity, reason: DisconnectReason::Handover, .. } if identity == b"same"
+            Event::Disconnected { routing_id, reason: DisconnectReason::Handover, .. } if routing_id == b"same"
         )),
         "{events:?}"
     );

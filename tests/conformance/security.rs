@@ -44,7 +44,7 @@ impl Client {
     fn new(secret: u8, server: u8) -> Self {
         let config = Config {
             socket_type: SocketType::Dealer,
-            identity: Vec::new(),
+            routing_id: Vec::new(),
             limits: Limits::default(),
             read_ahead: 4096,
             rcvhwm: 0,

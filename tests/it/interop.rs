@@ -34,9 +34,9 @@ fn endpoints(dir: &std::path::Path) -> [String; 2] {
     ]
 }
 
-fn options(identity: &str) -> Options {
+fn options(routing_id: &str) -> Options {
     Options::new()
-        .routing_id(identity)
+        .routing_id(routing_id)
         .heartbeat_ivl(Duration::from_millis(50))
         .heartbeat_timeout(Duration::from_secs(30))
         .heartbeat_ttl(Duration::from_secs(30))
@@ -87,7 +87,7 @@ fn secured(mechanism: &str, ours: Options, they_serve: bool) -> (Options, Vec<St
 
 /// Every mechanism, its server, transport and side that binds: what we are told, their
 /// arguments, the endpoint, and whether they bind.
-fn matrix(identity: &str, mut run: impl FnMut(Options, Vec<String>, &str, bool)) {
+fn matrix(routing_id: &str, mut run: impl FnMut(Options, Vec<String>, &str, bool)) {
     let mechanisms = [
         ("NULL", false),
         ("PLAIN", false),
@@ -99,7 +99,7 @@ fn matrix(identity: &str, mut run: impl FnMut(Options, Vec<String>, &str, bool))
         for they_bind in [false, true] {
             let dir = tempfile::tempdir().unwrap();
             for endpoint in endpoints(dir.path()) {
-                let (ours, mut theirs) = secured(mechanism, options(identity), they_serve);
+                let (ours, mut theirs) = secured(mechanism, options(routing_id), they_serve);
                 // libzmq's timeout is its interval unless it is told otherwise.
                 theirs.push("--option=heartbeat_ivl=50".to_owned());
                 theirs.push("--option=heartbeat_timeout=30000".to_owned());

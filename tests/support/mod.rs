@@ -231,11 +231,11 @@ impl Raw {
     }
 
     /// Greeting and READY of a NULL peer.
-    pub(crate) fn shake_hands(&mut self, socket_type: &str, identity: &[u8]) {
+    pub(crate) fn shake_hands(&mut self, socket_type: &str, routing_id: &[u8]) {
         let mut bytes = greeting("NULL").to_vec();
         bytes.extend(ready(&[
             ("Socket-Type", socket_type.as_bytes()),
-            ("Identity", identity),
+            ("Identity", routing_id),
         ]));
         self.write(&bytes);
     }

@@ -51,12 +51,13 @@ impl Engine {
             return;
         };
         let was_established = peer.is_established();
-        let identity = peer.routing_id.clone();
+        let routing_id = peer.routing_id.clone();
         let address = peer.address.clone();
         let (is_accepted, connects) = (peer.is_accepted(), peer.target().is_some());
         let state = std::mem::replace(&mut peer.state, State::Waiting(now));
         let was_up = matches!(state, State::Up(_));
-        if std::mem::take(&mut peer.is_ready) {
+        // IDs of removed peers in the ring are ignored when they reach the front.
+        if std::mem::take(&mut peer.is_ready) && connects {
             self.ready.retain(|other| *other != id);
         }
         let reason = match state {
@@ -75,7 +76,7 @@ impl Engine {
         self.report(if was_established || reason == DisconnectReason::Owner {
             Event::Disconnected {
                 peer: id,
-                identity,
+                routing_id,
                 reason: reason.clone(),
             }
         } else if was_up {
@@ -137,7 +138,7 @@ impl Engine {
                 last,
             });
         }
-        if let Some((identity, address)) = dropped {
+        if let Some((routing_id, address)) = dropped {
             // The peer does not accept this message, and the messages behind it could never be
             // sent.
             let cuts = limits::MESSAGE_CUTS_MAX;
@@ -147,7 +148,7 @@ impl Engine {
             );
             self.report(Event::Unsent {
                 peer: id,
-                identity,
+                routing_id,
                 messages: 1,
             });
         }
@@ -198,9 +199,6 @@ impl Engine {
             self.routes.remove(&peer.routing_id);
         }
         self.round_robin.retain(|other| *other != id);
-        if peer.is_dirty {
-            self.dirty.retain(|other| *other != id);
-        }
         if peer
             .target()
             .is_some_and(|target| target.lookup == Lookup::Running)

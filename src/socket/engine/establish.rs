@@ -66,8 +66,8 @@ impl Engine {
         let has_assigned_id = peer.target().is_some_and(|target| target.has_assigned_id);
         let routing_id = if has_assigned_id {
             peer.routing_id.clone()
-        } else if !newcomer.identity.is_empty() {
-            newcomer.identity.clone()
+        } else if !newcomer.routing_id.is_empty() {
+            newcomer.routing_id.clone()
         } else if peer.routing_id.first() == Some(&0) {
             // A connecting peer without a routing ID keeps the one that was generated for it
             // earlier.
@@ -82,7 +82,7 @@ impl Engine {
             {
                 match self.claim(id, old, &newcomer) {
                     Claim::Refused => {
-                        return self.refuse(id, DisconnectReason::IdentityInUse, now);
+                        return self.refuse(id, DisconnectReason::RoutingIdInUse, now);
                     }
                     Claim::Replaces { is_crossing } => {
                         self.routes.remove(&routing_id);
@@ -122,7 +122,7 @@ impl Engine {
         self.set_timer(id, timeout);
         self.report(Event::Established {
             peer: id,
-            identity: routing_id.clone(),
+            routing_id: routing_id.clone(),
         });
         if yields {
             self.stand_by(id, &routing_id);
@@ -151,14 +151,14 @@ impl Engine {
         let (Some(new), Some(peer)) = (self.peers.get(id), self.peers.get(old)) else {
             return Claim::Replaces { is_crossing: false };
         };
-        let own = &self.config.identity;
+        let own = &self.config.routing_id;
         let is_crossing = new.is_accepted() != peer.is_accepted()
             && !own.is_empty()
-            && *own != newcomer.identity
-            && !newcomer.identity.is_empty()
+            && *own != newcomer.routing_id
+            && !newcomer.routing_id.is_empty()
             && !security.proves_users();
         if is_crossing {
-            let ours_wins = own < &newcomer.identity;
+            let ours_wins = own < &newcomer.routing_id;
             return match new.is_accepted() == ours_wins {
                 true => Claim::Yields,
                 false => Claim::Replaces { is_crossing: true },
@@ -355,11 +355,11 @@ impl Engine {
         let messages = peer.queue.message_count();
         self.queued_bytes -= peer.queue.bytes();
         peer.queue.clear();
-        let identity = peer.routing_id.clone();
+        let routing_id = peer.routing_id.clone();
         if messages > 0 {
             self.report(Event::Unsent {
                 peer: id,
-                identity,
+                routing_id,
                 messages,
             });
         }

@@ -19,7 +19,7 @@
 //! - The totals of queued and received bytes are the sums over all peers.
 //! - Every peer with a deadline has a timer that is due no later.
 //! - A peer is in the ring of ready peers or in the list of peers to write to at most once, and
-//!   exactly if its flag says so.
+//!   exactly if its flag is set.
 
 mod accept;
 mod action;
@@ -66,7 +66,7 @@ pub(super) struct Engine {
     /// The peer of each routing ID: of established peers, and of connecting peers that keep theirs
     /// (ROUTER only).
     routes: HashMap<Vec<u8>, PeerId>,
-    /// Ring of peers that may have input, for fair queueing.
+    /// Ring of peers that may have input, for fair queueing. IDs of removed peers may be among them.
     ready: VecDeque<PeerId>,
     /// The peer whose message was returned last, if it is not in `ready`.
     taken: Option<PeerId>,
@@ -74,7 +74,7 @@ pub(super) struct Engine {
     was_read: Option<PeerId>,
     /// Number of held messages.
     held: usize,
-    /// Peers to which the next flush tries to write.
+    /// Peers to which the next flush tries to write, as in `ready`.
     dirty: Vec<PeerId>,
     /// DEALER: the peers to which messages may be sent, in round-robin order. `next_peer` is the
     /// index of the next one.
@@ -122,7 +122,7 @@ impl Engine {
     pub(super) fn new(socket_type: SocketType, options: Options, seed: u64) -> Self {
         let config = Config {
             socket_type,
-            identity: options.routing_id.clone(),
+            routing_id: options.routing_id.clone(),
             limits: options.limits,
             read_ahead: options.rcvhwm_bytes,
             rcvhwm: options.rcvhwm,

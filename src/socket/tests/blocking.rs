@@ -63,7 +63,7 @@ fn a_refusal_is_not_followed_by_an_immediate_retry() {
 }
 
 #[test]
-fn an_owner_that_was_away_waits_no_longer_than_it_says() {
+fn an_owner_that_made_no_calls_waits_no_longer_than_its_timeout() {
     let mut router = Router::new(Options::new()).unwrap();
     router.bind("tcp://127.0.0.1:*").unwrap();
     std::thread::sleep(Duration::from_secs(2));
@@ -107,7 +107,7 @@ fn what_is_sent_after_a_connection_has_ended_goes_to_the_next() {
 }
 
 #[test]
-fn a_message_that_the_peer_never_takes_is_told_and_given_up() {
+fn a_message_that_the_peer_never_takes_is_reported_and_dropped() {
     let mut router = Router::new(Options::new().maxmsgsize(10_000)).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
     let options = options(b"d").reconnect_ivl(Duration::from_millis(1));
@@ -166,7 +166,7 @@ fn a_dealer_has_one_connection_to_an_endpoint() {
 }
 
 #[test]
-fn the_descriptor_tells_of_what_is_held() {
+fn the_descriptor_is_readable_for_a_held_message() {
     use std::os::fd::AsRawFd;
     let mut router = Router::new(Options::new()).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();

@@ -61,20 +61,20 @@ impl Stepped {
     }
 
     /// A TCP stream that has done the handshake of a DEALER.
-    fn raw(&mut self, identity: &[u8]) -> std::net::TcpStream {
+    fn raw(&mut self, routing_id: &[u8]) -> std::net::TcpStream {
         use std::io::Write;
         let address = self.bound.addresses().unwrap()[0];
         let mut raw = std::net::TcpStream::connect(address).unwrap();
         let mut bytes = crate::zmtp::Greeting::encode("NULL").to_vec();
         let mut body = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity".to_vec();
-        body.extend((identity.len() as u32).to_be_bytes());
-        body.extend(identity);
+        body.extend((routing_id.len() as u32).to_be_bytes());
+        body.extend(routing_id);
         bytes.extend([4, body.len() as u8]);
         bytes.extend(body);
         raw.write_all(&bytes).unwrap();
         until(|| {
             self.drive();
-            self.socket.route(identity)
+            self.socket.route(routing_id)
         });
         raw
     }
@@ -103,7 +103,7 @@ fn a_ttl_is_noted_however_the_reads_fall() {
 }
 
 #[test]
-fn who_takes_nothing_keeps_nobody_else_from_a_little() {
+fn a_stalled_peer_leaves_others_a_small_queue() {
     let total = 1 << 20;
     let mut router = Stepped::new(Options::new().sndhwm_total_bytes(total).sndbuf(4096));
     let _stalled = router.raw(b"stalled");
@@ -133,7 +133,7 @@ fn who_takes_nothing_keeps_nobody_else_from_a_little() {
 }
 
 #[test]
-fn an_identity_that_the_owner_gave_stays_with_its_peer() {
+fn a_routing_id_that_the_owner_assigned_stays_with_its_peer() {
     let now = Instant::now();
     let mut router = Stepped::new(Options::new().router_handover(true));
     let nowhere = "ipc:///nowhere/at/all".parse().unwrap();
@@ -151,7 +151,7 @@ fn an_identity_that_the_owner_gave_stays_with_its_peer() {
 }
 
 #[test]
-fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
+fn a_silent_peer_whose_message_waits_keeps_no_routing_id() {
     use std::io::Write;
     // The first read fills the first buffer completely, or does not, depending on the size.
     for (size, is_received) in [(10, true), (600, true), (5000, true), (600, false)] {

@@ -4,10 +4,10 @@ use crate::zmtp::encode_head;
 use crate::zmtp::{Heartbeat, Limits, SendQueue, SocketType};
 use proptest::prelude::*;
 
-pub(super) fn config(socket_type: SocketType, identity: &[u8]) -> Arc<Config> {
+pub(super) fn config(socket_type: SocketType, routing_id: &[u8]) -> Arc<Config> {
     Arc::new(Config {
         socket_type,
-        identity: identity.to_vec(),
+        routing_id: routing_id.to_vec(),
         limits: Limits::default(),
         handshake_timeout: Duration::from_secs(30),
         heartbeat: None,
@@ -19,10 +19,10 @@ pub(super) fn config(socket_type: SocketType, identity: &[u8]) -> Arc<Config> {
 }
 
 /// Appends a READY command frame of a peer.
-fn ready(out: &mut Vec<u8>, socket_type: &str, identity: &[u8]) {
+fn ready(out: &mut Vec<u8>, socket_type: &str, routing_id: &[u8]) {
     let mut metadata = Vec::new();
     encode_property(&mut metadata, "Socket-Type", socket_type.as_bytes());
-    encode_property(&mut metadata, "Identity", identity);
+    encode_property(&mut metadata, "Identity", routing_id);
     encode_ready(out, &metadata);
 }
 
@@ -99,7 +99,7 @@ fn captured_libzmq_conversations_parse_at_every_split() {
         ("null_heartbeat.client", SocketType::Router, b"", 1),
         ("null_heartbeat.server", SocketType::Dealer, b"", 1),
     ];
-    for (name, ours, identity, messages) in cases {
+    for (name, ours, routing_id, messages) in cases {
         let bytes = capture(name);
         let whole = feed(
             &mut Connection::new(config(ours, b""), now),
@@ -110,8 +110,8 @@ fn captured_libzmq_conversations_parse_at_every_split() {
         assert_eq!(whole.error, None, "{name}");
         let peer = whole.peer.as_ref().expect(name);
         assert!(ours.is_compatible(peer.socket_type.as_bytes()), "{name}");
-        if !identity.is_empty() {
-            assert_eq!(peer.identity, identity, "{name}");
+        if !routing_id.is_empty() {
+            assert_eq!(peer.routing_id, routing_id, "{name}");
         }
         assert!(
             whole.messages.len() >= messages || name.contains("heartbeat"),
@@ -243,7 +243,7 @@ fn two_connections_shake_hands_and_exchange_messages() {
     to_server.push(&[b"queued before the handshake"]);
     let first = output(&mut client, &mut to_server);
     let seen = feed(&mut server, &first, &[usize::MAX], now);
-    assert_eq!(seen.peer.unwrap().identity, b"id");
+    assert_eq!(seen.peer.unwrap().routing_id, b"id");
     assert!(
         seen.messages.is_empty(),
         "nothing leaves before the handshake"
@@ -348,9 +348,9 @@ fn commands_within_a_message_are_bounded() {
 #[test]
 fn handshake_violations_are_refused() {
     let now = Instant::now();
-    let ready = |socket_type: &str, identity: &[u8]| {
+    let ready = |socket_type: &str, routing_id: &[u8]| {
         let mut out = Vec::new();
-        self::ready(&mut out, socket_type, identity);
+        self::ready(&mut out, socket_type, routing_id);
         out
     };
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
@@ -364,9 +364,9 @@ fn handshake_violations_are_refused() {
         (
             "identity begins with zero",
             ready("DEALER", b"\0x"),
-            "identity",
+            "routing ID",
         ),
-        ("identity of 256", ready("DEALER", &[1; 256]), "identity"),
+        ("identity of 256", ready("DEALER", &[1; 256]), "routing ID"),
         (
             "no socket type",
             vec![4, 6, 5, b'R', b'E', b'A', b'D', b'Y'],
@@ -486,7 +486,7 @@ proptest! {
     }
 
     #[test]
-    fn no_more_messages_are_read_ahead_than_the_mark_says(
+    fn no_more_messages_are_read_ahead_than_the_mark_allows(
         messages in prop::collection::vec(
             prop::collection::vec(prop::collection::vec(any::<u8>(), 0..400), 1..4), 1..30),
         rcvhwm in 1usize..5,

@@ -83,7 +83,7 @@ impl Client {
                 Ok(Step::Continue)
             }
             Client::Initiated(cipher) => ready(body, cipher),
-            Client::New | Client::Done => Err(bad("command out of turn")),
+            Client::New | Client::Done => Err(bad("command in the wrong order")),
         })
     }
 }

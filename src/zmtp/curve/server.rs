@@ -79,7 +79,7 @@ impl Server {
                 }
                 initiate(body, config, &cookie_key, hello_nonce, metadata, out)
             }
-            Server::Done => Err(bad("command out of turn")),
+            Server::Done => Err(bad("command in the wrong order")),
         })
     }
 }

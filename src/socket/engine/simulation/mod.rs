@@ -76,7 +76,7 @@ pub(crate) struct World {
     due: BTreeMap<(Instant, u64), Due>,
     count: u64,
     random: u64,
-    /// Hosts that resolve to these addresses, and addresses at which nobody answers.
+    /// Hosts that resolve to these addresses, and addresses that do not answer.
     pub(crate) hosts: BTreeMap<String, Vec<core::net::SocketAddr>>,
     pub(crate) silent: Vec<core::net::SocketAddr>,
     /// Connects that were started, with their times.
@@ -499,7 +499,7 @@ impl World {
         let room = space.len();
         assert!(room > 0, "a read without space");
         let result = self.pipes[pipe].read(side, space.get_mut(..room.min(most)).unwrap());
-        // A short read tells that nothing more is waiting, except for an end.
+        // After a short read nothing more is waiting, except for an end.
         let is_full = self.pipes[pipe].has_unread(side)
             || matches!(result, Read::Bytes(count) if count == room);
         if let Read::Bytes(_) = result {

@@ -302,7 +302,7 @@ fn strangers_push_no_event_of_a_peer_out() {
         while world.receive(router).is_some() {}
     }
     let events = world.events(router);
-    let is_good = |event: &&Event| matches!(event, Event::Established { identity, .. } if identity == b"good");
+    let is_good = |event: &&Event| matches!(event, Event::Established { routing_id, .. } if routing_id == b"good");
     assert_eq!(events.iter().filter(is_good).count(), 1);
     assert!(world.nodes[router].engine.counters().events_dropped > 0);
 }
@@ -343,12 +343,12 @@ fn at_the_limit_of_memory_no_peer_is_disconnected_for_what_was_read_ahead() {
         .into_iter()
         .filter_map(|event| match event {
             Event::Disconnected {
-                identity, reason, ..
-            } => Some((identity, reason)),
+                routing_id, reason, ..
+            } => Some((routing_id, reason)),
             _ => None,
         });
-    for (identity, reason) in gone {
-        assert_eq!(identity, b"greedy", "{reason}");
+    for (routing_id, reason) in gone {
+        assert_eq!(routing_id, b"greedy", "{reason}");
     }
 }
 

@@ -15,7 +15,7 @@ fn plain(user: &str, password: &str) -> Arc<Config> {
 }
 
 fn plain_server() -> Arc<Config> {
-    let users = PlainServer::new([("worker", "secret"), ("nobody", "")]);
+    let users = PlainServer::new([("worker", "secret"), ("empty", "")]);
     with(SocketType::Router, Security::PlainServer(users))
 }
 

@@ -48,7 +48,7 @@ fn curve_shakes_hands_at_every_split() {
 }
 
 #[test]
-fn the_handshake_has_the_sizes_of_rfc_26_and_tells_who_came() {
+fn the_handshake_has_the_sizes_of_rfc_26_and_names_the_client() {
     let now = Instant::now();
     let mut a = Connection::new(client(1, 2), now);
     let mut b = Connection::new(server(2, listed(&[(9, "x"), (1, "node-1")])), now);
@@ -130,7 +130,7 @@ fn outer_command_flags_are_accepted_and_heartbeats_run_inside() {
 }
 
 #[test]
-fn who_may_not_connect_is_told_so_and_delivers_nothing() {
+fn an_unauthorized_client_gets_the_reason_and_delivers_nothing() {
     let now = Instant::now();
     type Case = (
         &'static str,
@@ -148,7 +148,7 @@ fn who_may_not_connect_is_told_so_and_delivers_nothing() {
             "is not authorized",
         ),
         (
-            "nobody listed",
+            "no key listed",
             client(1, 2),
             server(2, listed(&[])),
             "not authorized (400)",
@@ -307,11 +307,11 @@ fn commands_of_a_bad_server_are_refused() {
 }
 
 #[test]
-fn a_client_says_nothing_in_the_clear_to_a_server_that_has_sealed() {
+fn a_client_sends_no_plaintext_to_a_server_that_has_sealed() {
     let now = Instant::now();
     let mut config = (*server(2, Clients::Any)).clone();
     // An invalid routing ID: it begins with a zero byte.
-    config.identity = vec![0, 1];
+    config.routing_id = vec![0, 1];
     let mut a = Connection::new(client(1, 2), now);
     let mut b = Connection::new(Arc::new(config), now);
     let [(client_seen, up), (server_seen, _)] = talk(&mut a, &mut b);
@@ -573,7 +573,7 @@ fn a_lost_connection_seals_the_unfinished_message_again_for_the_next() {
 }
 
 #[test]
-fn keys_and_key_lists_parse_or_say_what_is_wrong() {
+fn keys_and_key_lists_parse_or_name_the_error() {
     // A test key from RFC 26, which libzmq's own tests also use.
     let text = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID";
     let key: curve::PublicKey = text.parse().unwrap();
