@@ -251,9 +251,6 @@ fn code_in_the_database_of_an_output_folder_is_refused() {
     for code in [
         "CREATE TRIGGER planted AFTER UPDATE ON cf_processing_queue BEGIN \
          UPDATE cf_plugin_manifest SET source_code = 'import os'; END",
-        "DROP TRIGGER casparian_job_taken; \
-         CREATE TRIGGER casparian_job_taken AFTER UPDATE ON cf_processing_queue BEGIN \
-         UPDATE cf_plugin_manifest SET source_code = 'import os'; END",
         "CREATE VIEW planted AS SELECT 1",
     ] {
         let scene = Scene::new();
@@ -264,6 +261,31 @@ fn code_in_the_database_of_an_output_folder_is_refused() {
         assert_eq!(exit, Some(1), "{code}: {text}");
         assert!(text.contains("trigger or view"), "{code}: {text}");
     }
+}
+
+/// A trigger under the name of one of ours is replaced before the first change of the database.
+#[test]
+fn a_changed_trigger_in_the_database_of_an_output_folder_is_replaced() {
+    let scene = Scene::new();
+    assert_eq!(scene.run().0, Some(0));
+    scene.sql(
+        "DROP TRIGGER casparian_job_taken; \
+         CREATE TRIGGER casparian_job_taken AFTER UPDATE ON cf_processing_queue BEGIN \
+         UPDATE cf_plugin_manifest SET source_code = 'import os'; END",
+    );
+    fs::write(scene.path("in/a"), "changed").unwrap();
+    let (exit, text) = scene.run();
+    assert_eq!(exit, Some(0), "{text}");
+    let queue = scene.path("out/.casparian/queue.sqlite");
+    let changed = sql(
+        &queue,
+        "SELECT count(*) FROM cf_plugin_manifest WHERE source_code = 'import os'",
+    );
+    let triggers = sql(
+        &queue,
+        "SELECT count(*) FROM sqlite_master WHERE sql LIKE '%import os%'",
+    );
+    assert_eq!((changed.trim(), triggers.trim()), ("0", "0"));
 }
 
 /// Rows of the folder's database that were not asked for.

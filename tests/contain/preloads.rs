@@ -385,7 +385,7 @@ fn whatever_a_fork_server_sends_the_worker_serves_others() {
         submit(&database, "liar", &inputs);
         let (_sentinel, endpoint) = sentinel(&database, &[]);
         let mut worker = worker(&endpoint, &dir.path().join("out"), &["--slots", "2"]);
-        worker.line_with("interpreter");
+        worker.line_with("fork server");
         for job in submit(&database, "good", &inputs) {
             let job = ended(&database, job);
             assert_eq!(job["status"], "COMPLETED", "{messages}: {job}");
