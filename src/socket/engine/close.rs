@@ -152,6 +152,18 @@ impl Engine {
                 messages: 1,
             });
         }
+        if let Phase::Draining(drain) = &up.phase
+            && let Some(successor) = drain.successor
+            && let Some(next) = self.peers.get_mut(successor).and_then(Peer::up_mut)
+            && next.waits_for.take_if(|old| *old == id).is_some()
+        {
+            match up.waits_for {
+                Some(earlier) if self.peers.get(earlier).is_some_and(Peer::is_draining) => {
+                    self.succeed(earlier, successor);
+                }
+                _ => self.mark_ready(successor),
+            }
+        }
         match up.phase {
             Phase::Draining(drain) if reason != DisconnectReason::Owner => drain.reason,
             _ => reason,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::action::Action;
-use super::peer::{Drain, Input, Output, Peer, Phase, Probe, State};
+use super::peer::{Drain, Input, Output, Peer, Phase, Probe, State, Up};
 use super::{DisconnectReason, Engine, Event, PeerId};
 use crate::limits;
 use crate::zmtp::PeerInfo;
@@ -94,6 +94,7 @@ impl Engine {
             self.rename(id, &routing_id, now);
             if !yields {
                 self.routes.insert(routing_id.clone(), id);
+                self.wait_for_drained(id, &routing_id);
             }
         } else if !self.round_robin.contains(&id) {
             self.round_robin.push(id);
@@ -217,6 +218,30 @@ impl Engine {
         }
     }
 
+    /// A new connection is received from when the last connection that drains under its routing ID
+    /// has ended.
+    fn wait_for_drained(&mut self, id: PeerId, routing_id: &[u8]) {
+        let is_it = |old: &&PeerId| {
+            let peer = self.peers.get(**old);
+            let is_named = peer.is_some_and(|peer| peer.routing_id == routing_id);
+            is_named && **old != id && peer.and_then(Peer::up).is_some_and(ends_when_blocked)
+        };
+        if let Some(&old) = self.draining.iter().rev().find(is_it) {
+            self.succeed(old, id);
+        }
+    }
+
+    /// The new connection is received from when the old one has ended.
+    pub(super) fn succeed(&mut self, old: PeerId, new: PeerId) {
+        let up = self.peers.get_mut(old).and_then(Peer::up_mut);
+        if let Some(Phase::Draining(drain)) = up.map(|up| &mut up.phase) {
+            drain.successor = Some(new);
+            if let Some(up) = self.peers.get_mut(new).and_then(Peer::up_mut) {
+                up.waits_for = Some(old);
+            }
+        }
+    }
+
     /// A connecting peer is not connected again while another peer has its routing ID.
     fn stand_by(&mut self, id: PeerId, routing_id: &[u8]) {
         if let Some(target) = self.peers.get_mut(id).and_then(Peer::target_mut) {
@@ -256,6 +281,7 @@ impl Engine {
         up.phase = Phase::Draining(Drain {
             reason,
             delivers: true,
+            successor: None,
             deadline,
             bytes_left: limits::DRAIN_BYTES_MAX,
         });
@@ -336,6 +362,7 @@ impl Engine {
         up.phase = Phase::Draining(Drain {
             reason,
             delivers: false,
+            successor: None,
             deadline,
             bytes_left: limits::REFUSED_BYTES_MAX,
         });
@@ -387,6 +414,11 @@ impl Engine {
             );
         }
     }
+}
+
+/// It drains until no more bytes are waiting, whatever its peer does.
+fn ends_when_blocked(up: &Up) -> bool {
+    matches!(&up.phase, Phase::Draining(drain) if drain.deadline.is_none())
 }
 
 impl Input {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::action::{Failure, LinkId};
 use crate::reactor::Endpoint;
-use crate::socket::DisconnectReason;
+use crate::socket::{DisconnectReason, PeerId};
 use crate::zmtp::{Connection, SendQueue};
 
 #[derive(Debug)]
@@ -106,6 +106,9 @@ pub(super) struct Up {
     pub(super) probe: Probe,
     /// A complete message was parsed by `poll_drive` and waits for the owner's next receive.
     pub(super) is_held: bool,
+    /// It is received from only after this connection has ended, whose routing ID it has taken: so
+    /// messages under one routing ID are in order.
+    pub(super) waits_for: Option<PeerId>,
     /// Bytes of the queue have been written on this connection.
     pub(super) has_sent: bool,
     /// Its part of `Engine::received_bytes`.
@@ -135,6 +138,8 @@ pub(super) struct Drain {
     pub(super) reason: DisconnectReason,
     /// Messages are delivered to the owner; otherwise they are counted as unreceived.
     pub(super) delivers: bool,
+    /// The connection that has its routing ID now, and is not received from before this one has ended.
+    pub(super) successor: Option<PeerId>,
     /// Until then the connection ends only when the peer closes its end. Without a deadline it ends
     /// when no more bytes are waiting.
     pub(super) deadline: Option<Instant>,
@@ -280,6 +285,7 @@ impl Up {
             output: Output::Writable,
             probe: Probe::None,
             is_held: false,
+            waits_for: None,
             has_sent: false,
             counted: 0,
             #[cfg(feature = "process")]

@@ -173,6 +173,10 @@ impl Engine {
                 peer.is_ready = false;
                 return Outcome::Idle;
             };
+            if up.waits_for.is_some() {
+                peer.is_ready = false;
+                return Outcome::Idle;
+            }
             let is_complete = if std::mem::take(&mut up.is_held) {
                 self.held -= 1;
                 true
