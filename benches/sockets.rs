@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use casparian::socket::{Dealer, Options, Router, SendError};
+use casparian::socket::{Dealer, Error, Options, Router};
 
 const FOREVER: Option<Duration> = Some(Duration::from_secs(60));
 
@@ -35,7 +35,7 @@ fn throughput(payload: usize, messages: u64) -> f64 {
         for count in [warm_up, messages] {
             for _ in 0..count {
                 while let Err(error) = dealer.send(&[&header, &body]) {
-                    assert_eq!(error, SendError::Full);
+                    assert_eq!(error, Error::Full);
                     dealer.wait_writable(Duration::from_secs(1)).expect("wait");
                 }
             }

@@ -25,6 +25,7 @@
 #[cfg(any(feature = "sentinel", feature = "worker"))]
 mod beside;
 #[cfg(all(feature = "cli", any(feature = "sentinel", feature = "worker")))]
+#[doc(hidden)]
 pub mod cli;
 #[cfg(feature = "worker")]
 mod descriptors;
@@ -35,30 +36,39 @@ pub mod fuzzing;
 #[cfg(feature = "worker")]
 mod input_file;
 #[cfg(feature = "json")]
+#[doc(hidden)]
 pub mod job;
 #[cfg(any(feature = "worker", all(feature = "sentinel", feature = "cli")))]
 mod keys_in_use;
+#[doc(hidden)]
 pub mod limits;
 #[cfg(any(feature = "sentinel", feature = "worker"))]
 mod lock_file;
 #[cfg(feature = "worker")]
+#[doc(hidden)]
 pub mod plugin;
 #[cfg(feature = "worker")]
 mod proc_file;
+#[doc(hidden)]
 pub mod protocol;
 pub mod reactor;
 #[cfg(feature = "worker")]
 mod remover;
 #[cfg(feature = "worker")]
+#[doc(hidden)]
 pub mod sandbox;
 #[cfg(feature = "sentinel")]
+#[doc(hidden)]
 pub mod sentinel;
 #[cfg(feature = "worker")]
+#[doc(hidden)]
 pub mod sink;
 pub mod socket;
 #[cfg(feature = "sentinel")]
+#[doc(hidden)]
 pub mod store;
 mod thread;
 #[cfg(feature = "worker")]
+#[doc(hidden)]
 pub mod worker;
 pub mod zmtp;

@@ -8,7 +8,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::{Duration, Instant};
 
-use casparian::socket::{Dealer, Options, Router, SendError};
+use casparian::socket::{Dealer, Options, Router, Error};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::connection::hands_shaken;
@@ -99,7 +99,7 @@ fn blocking(scene: &mut Scene, choice: u8) {
     match choice % 8 {
         0 => {
             let sent = scene.router.send_timeout(b"unknown", &[b"x"], Some(short));
-            assert_eq!(sent, Err(SendError::Unroutable));
+            assert_eq!(sent, Err(Error::Unroutable));
         }
         1 => drop(scene.router.wait_writable(short).unwrap()),
         2 => drop(scene.router.drain(short).unwrap()),
@@ -123,7 +123,7 @@ fn blocking(scene: &mut Scene, choice: u8) {
             let endpoint = format!("ipc://@{name}");
             let mut dealer = Dealer::new(Options::new().sndhwm(2)).unwrap();
             let nobody = dealer.send_timeout(&[b"x"], Some(short));
-            assert_eq!(nobody, Err(SendError::NoPeer));
+            assert_eq!(nobody, Err(Error::NoPeer));
             dealer.bind(&endpoint).unwrap();
             let address = SocketAddr::from_abstract_name(name).unwrap();
             let mut raw = UnixStream::connect_addr(&address).unwrap();
@@ -136,7 +136,7 @@ fn blocking(scene: &mut Scene, choice: u8) {
             assert_eq!(sent, Ok(()));
             while dealer.send(&[&body]).is_ok() {}
             let full = dealer.send_timeout(&[&body], Some(short));
-            assert_eq!(full, Err(SendError::Full));
+            assert_eq!(full, Err(Error::Full));
             assert!(!dealer.drain(short).unwrap() && !dealer.wait_writable(short).unwrap());
             assert_eq!(dealer.counters().established, 1);
             assert!(dealer.as_raw_fd() >= 0);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Unstructured;
 use casparian::reactor::{Endpoint, Reactor, token};
 use casparian::socket::{
-    Counters, Event, Options, PeerId, PlainClient, PlainServer, ReconnectStop, Security, SendError,
+    Counters, Event, Options, PeerId, PlainClient, PlainServer, ReconnectStop, Security, Error,
     Socket, SocketType,
 };
 
@@ -181,12 +181,12 @@ impl Scene {
                 };
                 match sent {
                     Ok(()) => self.sent += u32::from(side == 1),
-                    Err(SendError::Invalid) => assert!(body.len() > 4000),
+                    Err(Error::InvalidMessage) => assert!(body.len() > 4000),
                     Err(error) => assert!(!error.to_string().is_empty()),
                 }
                 assert_eq!(
                     socket.send_to(PeerId::from_u64(u64::MAX), &[b"x"]),
-                    Err(SendError::Unroutable)
+                    Err(Error::Unroutable)
                 );
                 assert_eq!(socket.send(&[]).is_ok(), false);
             }

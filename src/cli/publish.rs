@@ -225,12 +225,10 @@ fn exchange(
         .encode(0)
         .map_err(failed)?;
     let header: [u8; HEADER_SIZE] = header;
-    let reach = |error: std::io::Error| failed(format!("{endpoint}: {error}"));
+    let reach = |error: crate::socket::Error| failed(format!("{endpoint}: {error}"));
     let mut dealer = Dealer::new(options).map_err(reach)?;
     dealer.connect(&endpoint.to_string()).map_err(reach)?;
-    dealer
-        .send(&[&header, &body])
-        .map_err(|error| failed(format!("{endpoint}: {error}")))?;
+    dealer.send(&[&header, &body]).map_err(reach)?;
     let began = Instant::now();
     let mut no_connection = None;
     while began.elapsed() < limits::DEPLOY_ANSWER_TIMEOUT {

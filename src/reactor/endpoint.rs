@@ -1,9 +1,10 @@
 //! Endpoints: `tcp://host:port`, `ipc:///path`, `ipc://@abstract`.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::{fmt, io};
 
 /// An address to bind or connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,26 +24,66 @@ pub enum Endpoint {
     IpcAbstract(String),
 }
 
-/// Why a text is not an endpoint, or why an endpoint's host cannot be resolved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointError {
-    endpoint: String,
-    reason: String,
+/// Why a text is not an endpoint, or why an endpoint cannot be used.
+#[derive(Clone, Debug)]
+pub struct EndpointError(Box<(String, Reason)>);
+
+#[derive(Clone, Debug)]
+enum Reason {
     /// The text is not an endpoint.
-    is_text: bool,
+    Text(&'static str),
+    /// Nothing can connect to an endpoint whose port or file the system chooses.
+    Wildcard,
+    /// The lookup of the host failed.
+    Lookup(Arc<io::Error>),
+    /// The host has no address.
+    NoAddress,
 }
+
+impl EndpointError {
+    fn text(text: &str, reason: &'static str) -> Self {
+        let shown = text.chars().take(200).collect();
+        EndpointError(Box::new((shown, Reason::Text(reason))))
+    }
+
+    fn of(endpoint: &Endpoint, reason: Reason) -> Self {
+        EndpointError(Box::new((endpoint.to_string(), reason)))
+    }
+}
+
+/// Errors are equal if their texts are.
+impl PartialEq for EndpointError {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for EndpointError {}
 
 impl fmt::Display for EndpointError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "endpoint {:?}: {}", self.endpoint, self.reason)?;
-        match self.is_text {
-            true => f.write_str("; expected tcp://host:port, ipc:///path or ipc://@name"),
-            false => Ok(()),
+        let (endpoint, reason) = self.0.as_ref();
+        write!(f, "endpoint {endpoint:?}: ")?;
+        match reason {
+            Reason::Text(what) => write!(
+                f,
+                "{what}; expected tcp://host:port, ipc:///path or ipc://@name"
+            ),
+            Reason::Wildcard => f.write_str("cannot connect to a wildcard"),
+            Reason::Lookup(error) => write!(f, "cannot resolve the host: {error}"),
+            Reason::NoAddress => f.write_str("the host has no address"),
         }
     }
 }
 
-impl std::error::Error for EndpointError {}
+impl std::error::Error for EndpointError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.0.1 {
+            Reason::Lookup(error) => Some(error.as_ref()),
+            _ => None,
+        }
+    }
+}
 
 /// Size of the path in `sockaddr_un`, including its terminating zero.
 const UNIX_PATH_SIZE_MAX: usize = 108;
@@ -51,11 +92,7 @@ impl FromStr for Endpoint {
     type Err = EndpointError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let fail = |reason: &str| EndpointError {
-            endpoint: text.chars().take(200).collect(),
-            reason: reason.to_owned(),
-            is_text: true,
-        };
+        let fail = |reason| EndpointError::text(text, reason);
         if let Some(address) = text.strip_prefix("tcp://") {
             let (host, port) = address.rsplit_once(':').ok_or_else(|| fail("no port"))?;
             let host = match host.strip_prefix('[') {
@@ -149,6 +186,14 @@ impl Endpoint {
         }
     }
 
+    /// Fails unless the endpoint is definite ([`Endpoint::is_definite`]).
+    pub fn require_definite(&self) -> Result<(), EndpointError> {
+        match self.is_definite() {
+            true => Ok(()),
+            false => Err(EndpointError::of(self, Reason::Wildcard)),
+        }
+    }
+
     /// This endpoint with the host of `asked`.
     pub(crate) fn with_host_of(self, asked: &Endpoint) -> Self {
         match (self, asked) {
@@ -176,11 +221,6 @@ impl Endpoint {
     /// The socket addresses of an endpoint, in the resolver's order. With a host name, this blocks
     /// until the resolver returns.
     pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, EndpointError> {
-        let fail = |reason: String| EndpointError {
-            endpoint: self.to_string(),
-            reason,
-            is_text: false,
-        };
         if let Some(addresses) = self.literal_addresses() {
             return Ok(addresses);
         }
@@ -189,10 +229,10 @@ impl Endpoint {
         };
         let found: Vec<_> = (host.as_str(), *port)
             .to_socket_addrs()
-            .map_err(|error| fail(format!("cannot resolve the host: {error}")))?
+            .map_err(|error| EndpointError::of(self, Reason::Lookup(Arc::new(error))))?
             .collect();
         if found.is_empty() {
-            return Err(fail("the host has no address".to_owned()));
+            return Err(EndpointError::of(self, Reason::NoAddress));
         }
         Ok(found)
     }

@@ -205,6 +205,15 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         libc::SYS_clone,
         vec![has_flag(0, libc::CLONE_PARENT as u32)],
     )?;
+    // Nor would orphans be counted of a process that is no subreaper any more. The kernel takes any other
+    // value as "is one".
+    when(
+        libc::SYS_prctl,
+        vec![
+            is(0, libc::PR_SET_CHILD_SUBREAPER as u32),
+            SeccompCondition::new(1, Len::Qword, Op::Eq, 0),
+        ],
+    )?;
     if is_strict(kind) {
         // Unix sockets are allowed, for communication between the plugin's own processes.
         when(libc::SYS_socket, vec![is_not(0, libc::AF_UNIX as u32)])?;

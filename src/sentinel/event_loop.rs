@@ -307,10 +307,11 @@ impl Sentinel {
             reactor.registry(),
             token::new(SOCKET, 0),
             Instant::now(),
-        )?;
-        let endpoint = socket.bind(&options.bind).map_err(|source| Error::Bind {
+        )
+        .map_err(io::Error::from)?;
+        let endpoint = socket.bind(&options.bind).map_err(|error| Error::Bind {
             endpoint: options.bind.clone(),
-            source,
+            source: error.into(),
         })?;
         let signals = match options.signals {
             true => Some(Signals::register(
@@ -490,7 +491,7 @@ impl Sentinel {
             .and_then(|(header, payload)| {
                 self.socket
                     .send_to(message.peer, &[&header, &payload])
-                    .map_err(|error| (error.to_string(), error == socket::SendError::Invalid))
+                    .map_err(|error| (error.to_string(), error == socket::Error::InvalidMessage))
             });
         let Err((reason, is_its_own)) = sent else {
             return;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,14 @@ use mio::Token;
 
 use super::engine::Size;
 use super::watched::Watched;
-use super::{Counters, DisconnectReason, Event, Options, PeerId, SendError, Socket};
+use super::{Counters, DisconnectReason, Error, Event, Options, PeerId, Socket};
 use crate::limits::{MESSAGES_PER_ITERATION, after};
 use crate::reactor::{CoarseTime, Endpoint, Reactor};
 use crate::zmtp::{Message, SendQueue, SocketType};
 
+/// A socket with its reactor.
 #[derive(Debug)]
-struct Driven {
+pub struct Driven {
     reactor: Reactor,
     socket: Socket,
     watched: Watched,
@@ -31,6 +32,8 @@ struct Driven {
     waker: Option<Arc<mio::Waker>>,
     /// Another thread has asked to end the wait.
     is_woken: bool,
+    /// Linger time of a drop.
+    linger: Duration,
 }
 
 /// Tokens in the reactor: the socket's come first.
@@ -42,17 +45,12 @@ const CALLS_PER_CLOCK: u32 = 2;
 /// An owner that made no calls for this long may have missed events.
 const ITERATION_INTERVAL: Duration = Duration::from_millis(1);
 
-fn parse(endpoint: &str) -> io::Result<Endpoint> {
-    endpoint
-        .parse()
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
-}
-
 impl Driven {
-    fn new(socket_type: SocketType, options: Options) -> io::Result<Self> {
+    fn new(socket_type: SocketType, options: Options) -> Result<Self, Error> {
         let reactor = Reactor::new()?;
         let watched = Watched::new(&reactor)?;
         let now = Instant::now();
+        let linger = options.linger;
         let socket = Socket::new(socket_type, options, reactor.registry(), FIRST_TOKEN, now)?;
         Ok(Driven {
             reactor,
@@ -64,31 +62,29 @@ impl Driven {
             calls: 0,
             waker: None,
             is_woken: false,
+            linger,
         })
     }
 
-    fn bind(&mut self, endpoint: &str) -> io::Result<Endpoint> {
-        let bound = self.socket.bind(&parse(endpoint)?);
+    fn bind(&mut self, endpoint: &str) -> Result<Endpoint, Error> {
+        let bound = self.socket.bind(&endpoint.parse()?);
         self.update_watched();
         bound
     }
 
-    fn unbind(&mut self, endpoint: &str) -> io::Result<bool> {
-        let found = self.socket.unbind(&parse(endpoint)?);
+    fn unbind(&mut self, endpoint: &str) -> Result<bool, Error> {
+        let found = self.socket.unbind(&endpoint.parse()?);
         self.update_watched();
         Ok(found)
     }
 
-    fn definite(endpoint: &str) -> io::Result<Endpoint> {
-        let endpoint = parse(endpoint)?;
-        if !endpoint.is_definite() {
-            let what = format!("{endpoint}: cannot connect to a wildcard");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-        }
+    fn definite(endpoint: &str) -> Result<Endpoint, Error> {
+        let endpoint: Endpoint = endpoint.parse()?;
+        endpoint.require_definite()?;
         Ok(endpoint)
     }
 
-    fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
+    fn connect(&mut self, endpoint: &str) -> Result<PeerId, Error> {
         let endpoint = Self::definite(endpoint)?;
         self.now = Instant::now();
         let id = self.socket.connect(&endpoint, self.now);
@@ -96,7 +92,7 @@ impl Driven {
         Ok(id)
     }
 
-    fn connect_as(&mut self, endpoint: &str, routing_id: &[u8]) -> io::Result<PeerId> {
+    fn connect_as(&mut self, endpoint: &str, routing_id: &[u8]) -> Result<PeerId, Error> {
         let endpoint = Self::definite(endpoint)?;
         self.now = Instant::now();
         let id = self.socket.connect_as(&endpoint, routing_id, self.now);
@@ -104,8 +100,8 @@ impl Driven {
         id
     }
 
-    fn disconnect(&mut self, endpoint: &str) -> io::Result<bool> {
-        let endpoint = parse(endpoint)?;
+    fn disconnect(&mut self, endpoint: &str) -> Result<bool, Error> {
+        let endpoint = endpoint.parse()?;
         self.now = Instant::now();
         let found = self.socket.disconnect_endpoint(&endpoint, self.now);
         self.update_watched();
@@ -118,7 +114,7 @@ impl Driven {
         event
     }
 
-    fn iterate(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+    fn iterate(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         let deadline = if self.socket.has_ready() {
             Some(self.now)
         } else {
@@ -130,7 +126,7 @@ impl Driven {
         self.wait(deadline)
     }
 
-    fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         // `self.now` may be long ago.
         self.reactor.wait(deadline, Instant::now())?;
         self.now = Instant::now();
@@ -161,7 +157,7 @@ impl Driven {
 
     /// Processes events, because messages that are written to a closed connection are lost, and
     /// writes what is queued.
-    fn process(&mut self) -> io::Result<()> {
+    fn process(&mut self) -> Result<(), Error> {
         self.wait(Some(self.now))?;
         self.drive();
         self.update_watched();
@@ -187,7 +183,7 @@ impl Driven {
         self.watched.set(is_ready);
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> Result<(), Error> {
         self.now = Instant::now();
         self.iterate(Some(self.now))?;
         self.drive();
@@ -196,7 +192,11 @@ impl Driven {
     }
 
     /// Receives a message. With `or_event`, returns `None` also when an event waits.
-    fn receive(&mut self, timeout: Option<Duration>, or_event: bool) -> io::Result<Option<PeerId>> {
+    fn receive(
+        &mut self,
+        timeout: Option<Duration>,
+        or_event: bool,
+    ) -> Result<Option<PeerId>, Error> {
         let received = self.receive_from(timeout, or_event);
         self.update_watched();
         received
@@ -207,7 +207,7 @@ impl Driven {
         &mut self,
         timeout: Option<Duration>,
         or_event: bool,
-    ) -> io::Result<Option<PeerId>> {
+    ) -> Result<Option<PeerId>, Error> {
         let mut deadline = None;
         let mut has_processed = false;
         if std::mem::take(&mut self.must_process) {
@@ -257,7 +257,7 @@ impl Driven {
 
     /// Waits until an event may allow sending. To be called after [`Driven::drive`]. Messages that
     /// wait for the owner do not end the wait.
-    fn wait_to_send(&mut self, deadline: Instant) -> io::Result<()> {
+    fn wait_to_send(&mut self, deadline: Instant) -> Result<(), Error> {
         // Readiness is reported only once, so there is no wait while reported readiness is
         // unprocessed.
         let wait = match self.socket.has_ready_to_drive() {
@@ -275,7 +275,7 @@ impl Driven {
         &mut self,
         deadline: Instant,
         mut is_done: impl FnMut(&mut Socket) -> bool,
-    ) -> io::Result<bool> {
+    ) -> Result<bool, Error> {
         self.process()?;
         let result = loop {
             if is_done(&mut self.socket) {
@@ -293,7 +293,7 @@ impl Driven {
         result
     }
 
-    fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
+    fn wait_writable(&mut self, timeout: Duration) -> Result<bool, Error> {
         let before = self.socket.pending_bytes();
         let deadline = after(Instant::now(), timeout);
         self.drive_until(deadline, |socket| {
@@ -305,20 +305,20 @@ impl Driven {
     fn send(
         &mut self,
         timeout: Option<Duration>,
-        mut send: impl FnMut(&mut Socket) -> Result<(), SendError>,
-    ) -> Result<(), SendError> {
+        mut send: impl FnMut(&mut Socket) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let deadline = after(Instant::now(), timeout.unwrap_or(Duration::MAX));
-        let mut result = Err(SendError::NoPeer);
+        let mut result = Err(Error::NoPeer);
         self.drive_until(deadline, |socket| {
             result = send(socket);
-            !matches!(result, Err(SendError::Full | SendError::NoPeer))
+            !matches!(result, Err(Error::Full | Error::NoPeer))
         })?;
         result
     }
 
     /// Shuts down sending on all connections, and reads until the peers have closed them. Returns
     /// false if a connection on which messages were sent ended in another way, or `linger` is over.
-    fn finish(&mut self, linger: Duration) -> io::Result<bool> {
+    fn finish(&mut self, linger: Duration) -> Result<bool, Error> {
         let deadline = after(Instant::now(), linger);
         let mut unfinished: HashSet<PeerId> = self.socket.peers_sent_to().into_iter().collect();
         while self.socket.poll_event().is_some() {}
@@ -349,25 +349,59 @@ impl Driven {
         Ok(is_whole)
     }
 
-    fn drain(&mut self, linger: Duration) -> io::Result<bool> {
+    fn drain(&mut self, linger: Duration) -> Result<bool, Error> {
         let deadline = after(Instant::now(), linger);
         self.drive_until(deadline, |socket| socket.pending_bytes() == 0)
     }
 
-    fn close(&mut self, linger: Duration) -> io::Result<bool> {
+    pub(super) fn close(&mut self, linger: Duration) -> Result<bool, Error> {
+        self.linger = Duration::ZERO;
         let began = Instant::now();
         let has_drained = self.drain(linger)?;
         let left = linger.saturating_sub(began.elapsed());
         Ok(self.finish(left)? && has_drained)
     }
 
-    fn waker(&mut self) -> io::Result<Waker> {
+    /// The descriptor of the reactor. An edge-triggered poll reports it when there are events.
+    pub(super) fn events_fd(&self) -> RawFd {
+        self.reactor.as_raw_fd()
+    }
+
+    /// When [`Driven::drive_now`] is due; a time in the past if at once.
+    pub(super) fn drive_at(&self) -> Option<Instant> {
+        match self.socket.has_ready_to_drive() || self.socket.has_unflushed() {
+            true => Some(self.now),
+            false => self.socket.poll_timeout(),
+        }
+    }
+
+    /// Does the work that waits, without taking messages from the socket; never blocks.
+    pub(super) fn drive_now(&mut self) -> io::Result<()> {
+        self.now = Instant::now();
+        Ok(self.process()?)
+    }
+
+    fn waker(&mut self) -> Result<Waker, Error> {
         let waker = match &self.waker {
             Some(waker) => waker.clone(),
             None => Arc::new(self.reactor.waker(WAKER_TOKEN)?),
         };
         self.waker = Some(waker.clone());
         Ok(Waker { waker })
+    }
+}
+
+/// Waits as [`Driven::close`] does, if there is a linger time.
+impl Drop for Driven {
+    fn drop(&mut self) {
+        if self.linger.is_zero() {
+            return;
+        }
+        match self.close(self.linger) {
+            Ok(true) => {}
+            Ok(false) => log::warn!("a socket was dropped, and not all its messages are delivered"),
+            Err(error) => log::warn!("a socket was dropped: {error}"),
+        }
     }
 }
 
@@ -380,8 +414,8 @@ pub struct Waker {
 impl Waker {
     /// Ends the present blocking call of the socket, or the next one: `receive` returns `None`,
     /// other calls return as if their time were over.
-    pub fn wake(&self) -> io::Result<()> {
-        self.waker.wake()
+    pub fn wake(&self) -> Result<(), Error> {
+        Ok(self.waker.wake()?)
     }
 }
 
@@ -403,53 +437,53 @@ macro_rules! common_methods {
         impl $name {
             /// Creates a socket without peers. Fails if the options are invalid or the system has
             /// no more descriptors.
-            pub fn new(options: Options) -> io::Result<Self> {
+            pub fn new(options: Options) -> Result<Self, Error> {
                 Ok($name {
                     inner: Driven::new($socket_type, options)?,
                 })
             }
 
             /// Binds a listener. Returns its endpoint, with the port or file that the system chose.
-            pub fn bind(&mut self, endpoint: &str) -> io::Result<Endpoint> {
+            pub fn bind(&mut self, endpoint: &str) -> Result<Endpoint, Error> {
                 self.inner.bind(endpoint)
             }
 
             /// Closes the listener of an endpoint that `bind` returned. Accepted peers stay
             /// connected. Returns false if there is no such listener.
-            pub fn unbind(&mut self, endpoint: &str) -> io::Result<bool> {
+            pub fn unbind(&mut self, endpoint: &str) -> Result<bool, Error> {
                 self.inner.unbind(endpoint)
             }
 
             /// Connects in the background, and retries after failures; see [`Socket::connect`].
             /// Fails if the endpoint is a wildcard (port `*` or 0, `ipc://*`).
-            pub fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
+            pub fn connect(&mut self, endpoint: &str) -> Result<PeerId, Error> {
                 self.inner.connect(endpoint)
             }
 
             /// Closes the connections to an endpoint that was passed to `connect`, and drops the
             /// messages queued for them. Returns false if there is none.
-            pub fn disconnect(&mut self, endpoint: &str) -> io::Result<bool> {
+            pub fn disconnect(&mut self, endpoint: &str) -> Result<bool, Error> {
                 self.inner.disconnect(endpoint)
             }
 
             /// Writes queued messages as far as the kernel accepts them, continues handshakes,
             /// answers PINGs and detects closed connections; never blocks. Received messages are
             /// kept for `receive`.
-            pub fn flush(&mut self) -> io::Result<()> {
+            pub fn flush(&mut self) -> Result<(), Error> {
                 self.inner.flush()
             }
 
-            /// For use after [`SendError::Full`]: writes, and waits until the number of queued
+            /// For use after [`Error::Full`]: writes, and waits until the number of queued
             /// bytes has decreased (returns true; at once if none are queued) or `timeout` is over
             /// (returns false).
-            pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
+            pub fn wait_writable(&mut self, timeout: Duration) -> Result<bool, Error> {
                 self.inner.wait_writable(timeout)
             }
 
             /// Waits until all queued messages are written, for `linger` at most. Returns true if
             /// all are written. If the socket is dropped then, the others are lost. See also
             /// `close`.
-            pub fn drain(&mut self, linger: Duration) -> io::Result<bool> {
+            pub fn drain(&mut self, linger: Duration) -> Result<bool, Error> {
                 self.inner.drain(linger)
             }
 
@@ -459,7 +493,7 @@ macro_rules! common_methods {
             /// all messages were written and every connection ended in this way. Returns false if a
             /// connection was reset or a peer did not close in time; a peer with a blocking socket
             /// of this module closes only during its calls.
-            pub fn close(mut self, linger: Duration) -> io::Result<bool> {
+            pub fn close(mut self, linger: Duration) -> Result<bool, Error> {
                 self.inner.close(linger)
             }
 
@@ -469,7 +503,7 @@ macro_rules! common_methods {
             }
 
             /// A handle by which another thread can end a blocking call of this socket.
-            pub fn waker(&mut self) -> io::Result<Waker> {
+            pub fn waker(&mut self) -> Result<Waker, Error> {
                 self.inner.waker()
             }
 
@@ -488,9 +522,21 @@ macro_rules! common_methods {
         /// or the socket may have work: then call `receive` with a timeout of zero until it returns
         /// `None`, and `poll_event`. Timers (heartbeats, reconnects) are processed only in calls, so
         /// also make a call when [`Socket::poll_timeout`] is due. Do not read from it.
+        impl super::background::sealed::Driver for $name {
+            fn driven(&mut self) -> &mut Driven {
+                &mut self.inner
+            }
+        }
+
+        impl AsFd for $name {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.inner.watched.as_fd()
+            }
+        }
+
         impl AsRawFd for $name {
             fn as_raw_fd(&self) -> RawFd {
-                self.inner.watched.as_raw_fd()
+                self.as_fd().as_raw_fd()
             }
         }
     };
@@ -500,12 +546,12 @@ macro_rules! common_methods {
 ///
 /// ```
 /// use std::time::Duration;
-/// use casparian::socket::{Options, Router, SendError};
+/// use casparian::socket::{Options, Router, Error};
 ///
 /// let mut router = Router::new(Options::new().router_handover(true))?;
 /// let bound = router.bind("tcp://127.0.0.1:*")?;
 /// assert!(bound.to_string().starts_with("tcp://127.0.0.1:"));
-/// assert_eq!(router.send(b"unknown", &[b"hello"]), Err(SendError::Unroutable));
+/// assert_eq!(router.send(b"unknown", &[b"hello"]), Err(Error::Unroutable));
 /// assert!(router.receive(Some(Duration::ZERO))?.is_none());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -519,13 +565,13 @@ common_methods!(Router, SocketType::Router);
 impl Router {
     /// Connects to a peer that is addressed by `routing_id` from now on; see
     /// [`Socket::connect_as`].
-    pub fn connect_as(&mut self, endpoint: &str, routing_id: &[u8]) -> io::Result<PeerId> {
+    pub fn connect_as(&mut self, endpoint: &str, routing_id: &[u8]) -> Result<PeerId, Error> {
         self.inner.connect_as(endpoint, routing_id)
     }
 
     /// Receives the next message, with the routing ID of its peer. Returns `None` if `timeout` is
     /// over (`None` = no limit). Queued messages are written during the wait.
-    pub fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<Routed<'_>>> {
+    pub fn receive(&mut self, timeout: Option<Duration>) -> Result<Option<Routed<'_>>, Error> {
         let Some(id) = self.inner.receive(timeout, false)? else {
             return Ok(None);
         };
@@ -534,7 +580,7 @@ impl Router {
 
     /// Receives the next message, with the routing ID of its peer, or the next lifecycle event.
     /// Returns `None` if `timeout` is over. Waiting events come before messages.
-    pub fn next(&mut self, timeout: Option<Duration>) -> io::Result<Option<Next<Routed<'_>>>> {
+    pub fn next(&mut self, timeout: Option<Duration>) -> Result<Option<Next<Routed<'_>>>, Error> {
         match self.inner.receive(timeout, true)? {
             Some(id) => Ok(self.inner.socket.received(id).map(Next::Message)),
             None => Ok(self.inner.poll_event().map(Next::Event)),
@@ -544,13 +590,13 @@ impl Router {
     /// Queues a message for the peer with a routing ID; never blocks. It is written by the next
     /// `flush` or by a `receive` that has to wait, or at once when 64 KiB are queued.
     #[inline]
-    pub fn send(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
+    pub fn send(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), Error> {
         self.inner.process_before_sending();
         self.inner.socket.send_routed(routing_id, parts)
     }
 
     /// Like [`Router::send`], for any parts.
-    pub fn send_parts<P>(&mut self, routing_id: &[u8], parts: P) -> Result<(), SendError>
+    pub fn send_parts<P>(&mut self, routing_id: &[u8], parts: P) -> Result<(), Error>
     where
         P: IntoIterator<Item: AsRef<[u8]>, IntoIter: Clone>,
     {
@@ -567,7 +613,7 @@ impl Router {
         routing_id: &[u8],
         parts: &[&[u8]],
         last: &Arc<[u8]>,
-    ) -> Result<(), SendError> {
+    ) -> Result<(), Error> {
         self.inner.process_before_sending();
         let (size, push) = sharing(parts, last);
         self.inner.socket.queue_routed(routing_id, size, push)
@@ -580,7 +626,7 @@ impl Router {
         routing_id: &[u8],
         parts: &[&[u8]],
         timeout: Option<Duration>,
-    ) -> Result<(), SendError> {
+    ) -> Result<(), Error> {
         self.inner
             .send(timeout, |socket| socket.send_routed(routing_id, parts))
     }
@@ -589,13 +635,13 @@ impl Router {
 /// A blocking DEALER socket with its own reactor.
 ///
 /// ```
-/// use casparian::socket::{Dealer, Options, SendError};
+/// use casparian::socket::{Dealer, Options, Error};
 ///
 /// let mut dealer = Dealer::new(Options::new().routing_id("w-1").sndhwm(1))?;
-/// assert_eq!(dealer.send(&[b"hello"]), Err(SendError::NoPeer));
+/// assert_eq!(dealer.send(&[b"hello"]), Err(Error::NoPeer));
 /// dealer.connect("ipc://@casparian-doc-example")?;
 /// dealer.send(&[b"queued until a peer listens"])?;
-/// assert_eq!(dealer.send(&[b"one too many"]), Err(SendError::Full));
+/// assert_eq!(dealer.send(&[b"one too many"]), Err(Error::Full));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -608,7 +654,7 @@ common_methods!(Dealer, SocketType::Dealer);
 impl Dealer {
     /// Receives the next message. Returns `None` if `timeout` is over (`None` = no limit). Queued
     /// messages are written during the wait.
-    pub fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<Message<'_>>> {
+    pub fn receive(&mut self, timeout: Option<Duration>) -> Result<Option<Message<'_>>, Error> {
         match self.inner.receive(timeout, false)? {
             Some(id) => Ok(self.inner.socket.message(id)),
             None => Ok(None),
@@ -617,7 +663,7 @@ impl Dealer {
 
     /// Receives the next message or lifecycle event. Returns `None` if `timeout` is over. Waiting
     /// events come before messages.
-    pub fn next(&mut self, timeout: Option<Duration>) -> io::Result<Option<Next<Message<'_>>>> {
+    pub fn next(&mut self, timeout: Option<Duration>) -> Result<Option<Next<Message<'_>>>, Error> {
         match self.inner.receive(timeout, true)? {
             Some(id) => Ok(self.inner.socket.message(id).map(Next::Message)),
             None => Ok(self.inner.poll_event().map(Next::Event)),
@@ -628,13 +674,13 @@ impl Dealer {
     /// blocks. It is written by the next `flush` or by a `receive` that has to wait, or at once
     /// when 64 KiB are queued.
     #[inline]
-    pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
+    pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), Error> {
         self.inner.process_before_sending();
         self.inner.socket.send(parts)
     }
 
     /// Like [`Dealer::send`], for any parts, such as those of a received [`Message`].
-    pub fn send_parts<P>(&mut self, parts: P) -> Result<(), SendError>
+    pub fn send_parts<P>(&mut self, parts: P) -> Result<(), Error>
     where
         P: IntoIterator<Item: AsRef<[u8]>, IntoIter: Clone>,
     {
@@ -646,7 +692,7 @@ impl Dealer {
     }
 
     /// Like [`Dealer::send`]. The last part is kept by reference instead of copied.
-    pub fn send_shared(&mut self, parts: &[&[u8]], last: &Arc<[u8]>) -> Result<(), SendError> {
+    pub fn send_shared(&mut self, parts: &[&[u8]], last: &Arc<[u8]>) -> Result<(), Error> {
         self.inner.process_before_sending();
         let (size, push) = sharing(parts, last);
         self.inner.socket.queue_dealt(size, push)
@@ -658,7 +704,7 @@ impl Dealer {
         &mut self,
         parts: &[&[u8]],
         timeout: Option<Duration>,
-    ) -> Result<(), SendError> {
+    ) -> Result<(), Error> {
         self.inner.send(timeout, |socket| socket.send(parts))
     }
 }

@@ -18,7 +18,7 @@
 //!
 //! | subject | libzmq | here | why |
 //! |---|---|---|---|
-//! | ROUTER: no peer with that routing ID | The message is dropped without a report, unless `ZMQ_ROUTER_MANDATORY`. | [`SendError::Unroutable`], unless [`Options::router_mandatory`] is off. | A dropped message is reported. |
+//! | ROUTER: no peer with that routing ID | The message is dropped without a report, unless `ZMQ_ROUTER_MANDATORY`. | [`Error::Unroutable`], unless [`Options::router_mandatory`] is off. | A dropped message is reported. |
 //! | Messages that will not be sent any more | Dropped. | Reported by [`Event::Unsent`]. | As above. |
 //! | A message during which ten connections have ended | No such limit. | Dropped, and reported by [`Event::Unsent`]. | The messages behind it could never be sent. |
 //! | A routing ID that another peer has | The new connection stays open and is not read, unless `ZMQ_ROUTER_HANDOVER`. | It is refused with ERROR, unless [`Options::router_handover`]. | The refused peer gets the reason. |
@@ -52,4 +52,4 @@
 //! | Invalid input | The connection is closed. | The same, with a log line (at most ten a second for a socket) and a count in [`Counters`]. | Operators see it. |
 
 #[cfg(doc)]
-use super::{Counters, Event, Options, SendError};
+use super::{Counters, Error, Event, Options};

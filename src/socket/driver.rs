@@ -9,10 +9,10 @@ use std::time::Instant;
 use mio::{Registry, Token};
 
 use super::engine::{
-    Action, Budget, ConnectError, Engine, Failure, LinkId, Read, Readiness, Size, Step, Written,
+    Action, Budget, Engine, Failure, LinkId, Read, Readiness, Size, Step, Written,
 };
-use super::options::{ROUTING_ID_RULE, check_options, check_security};
-use super::{Counters, Event, Options, PeerId, SendError};
+use super::options::{check_options, check_security};
+use super::{Counters, Error, Event, InvalidOption, Options, PeerId};
 use crate::limits;
 use crate::reactor::{Endpoint, Listener, Lookup, Stream};
 use crate::zmtp::{Message, PeerInfo, Security, SendQueue, Slices, SocketType};
@@ -116,11 +116,10 @@ impl Socket {
         registry: &Registry,
         first_token: Token,
         now: Instant,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, Error> {
         check_options(&options)?;
         if first_token.0.checked_add(Self::TOKENS).is_none() {
-            let what = "a socket's tokens must not exceed the largest token";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+            return Err(InvalidOption::Tokens.into());
         }
         Ok(Socket {
             engine: Engine::new(socket_type, options, RandomState::new().hash_one(0u64)),
@@ -149,7 +148,7 @@ impl Socket {
 
     /// Binds a listener for each address of an endpoint. Returns the endpoint, with the port that the
     /// system chose.
-    pub fn bind(&mut self, endpoint: &Endpoint) -> io::Result<Endpoint> {
+    pub fn bind(&mut self, endpoint: &Endpoint) -> Result<Endpoint, Error> {
         let options = self.engine.options();
         #[cfg(feature = "process")]
         let is_private = {
@@ -179,7 +178,7 @@ impl Socket {
             let token = self.token(LISTENER_TOKENS + index);
             if let Err(error) = listener.register(&self.registry, token) {
                 self.unbind(&bound);
-                return Err(error);
+                return Err(error.into());
             }
             if index >= self.listeners.len() {
                 self.listeners.resize_with(index + 1, || None);
@@ -223,23 +222,11 @@ impl Socket {
         endpoint: &Endpoint,
         routing_id: &[u8],
         now: Instant,
-    ) -> io::Result<PeerId> {
+    ) -> Result<PeerId, Error> {
         self.now = now;
         let connected = self.engine.connect_as(endpoint, routing_id, now);
         self.perform();
-        connected.map_err(|error| {
-            let (kind, text) = match error {
-                ConnectError::NotRouter => (
-                    io::ErrorKind::InvalidInput,
-                    "only a ROUTER addresses its peers",
-                ),
-                ConnectError::RoutingId => (io::ErrorKind::InvalidInput, ROUTING_ID_RULE),
-                ConnectError::InUse => {
-                    (io::ErrorKind::AddrInUse, "another peer has that routing ID")
-                }
-            };
-            io::Error::new(kind, text)
-        })
+        connected
     }
 
     /// Closes the connection of a peer and removes the peer; a connecting one is not connected
@@ -289,7 +276,7 @@ impl Socket {
 
     /// Replaces the credentials. Connections in their handshake are closed, and established ones
     /// whose handshake would fail with these credentials.
-    pub fn set_security(&mut self, security: Security, now: Instant) -> io::Result<()> {
+    pub fn set_security(&mut self, security: Security, now: Instant) -> Result<(), Error> {
         check_security(&security)?;
         self.now = now;
         self.engine.set_security(security, now);
@@ -411,7 +398,7 @@ impl Socket {
                 }
                 Err(error) => {
                     self.close(id);
-                    let failure = failure(&error);
+                    let failure = failure(error);
                     self.engine
                         .handle_connect_failed(peer, Some(id), failure, self.now);
                     return;
@@ -441,7 +428,7 @@ impl Socket {
         // Dropping the lookup closes its source, which also removes it from the reactor.
         *slot = None;
         self.lookup_of.remove(&peer);
-        let found = found.map_err(|error| failure(&error));
+        let found = found.map_err(failure);
         self.engine.handle_resolved(peer, found, self.now);
     }
 
@@ -535,7 +522,7 @@ impl Socket {
                 (Read::Bytes(count), count == room)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => (Read::Blocked, false),
-            Err(error) => (Read::Failed(error.to_string()), false),
+            Err(error) => (Read::Failed(error.into()), false),
         };
         self.engine.handle_read(id, result, is_full, self.now);
     }
@@ -584,7 +571,7 @@ impl Socket {
                         let is_out_of_files = matches!(error.raw_os_error(), Some(23 | 24));
                         let again = self.engine.handle_accept_failed(
                             index,
-                            error.to_string(),
+                            error.into(),
                             is_out_of_files,
                             self.now,
                         );
@@ -656,7 +643,7 @@ impl Socket {
 
     /// Queues a message for one peer.
     #[inline]
-    pub fn send_to(&mut self, id: PeerId, parts: &[&[u8]]) -> Result<(), SendError> {
+    pub fn send_to(&mut self, id: PeerId, parts: &[&[u8]]) -> Result<(), Error> {
         self.queue(id, size_of_parts(parts), |queue| queue.push(parts))
     }
 
@@ -667,9 +654,9 @@ impl Socket {
         id: PeerId,
         size: Size,
         push: impl Fn(&mut SendQueue),
-    ) -> Result<(), SendError> {
+    ) -> Result<(), Error> {
         let mut sent = self.engine.send_to(id, size, &push);
-        if sent == Err(SendError::Full) && self.engine.is_writable(id) {
+        if sent == Err(Error::Full) && self.engine.is_writable(id) {
             self.write(id);
             self.perform();
             sent = self.engine.send_to(id, size, &push);
@@ -683,7 +670,7 @@ impl Socket {
 
     /// ROUTER: queues a message for the peer with a routing ID.
     #[inline]
-    pub fn send_routed(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
+    pub fn send_routed(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), Error> {
         self.queue_routed(routing_id, size_of_parts(parts), |queue| queue.push(parts))
     }
 
@@ -693,20 +680,20 @@ impl Socket {
         routing_id: &[u8],
         size: Size,
         push: impl Fn(&mut SendQueue),
-    ) -> Result<(), SendError> {
+    ) -> Result<(), Error> {
         let sent = match self.engine.route(routing_id) {
             Some(id) => self.queue(id, size, push),
-            None => Err(SendError::Unroutable),
+            None => Err(Error::Unroutable),
         };
         match sent {
-            Err(SendError::Unroutable) if !self.engine.options().router_mandatory => Ok(()),
+            Err(Error::Unroutable) if !self.engine.options().router_mandatory => Ok(()),
             sent => sent,
         }
     }
 
     /// DEALER: queues a message for the next peer, in round-robin order, whose queue is not full.
     #[inline]
-    pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
+    pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), Error> {
         self.queue_dealt(size_of_parts(parts), |queue| queue.push(parts))
     }
 
@@ -715,15 +702,15 @@ impl Socket {
         &mut self,
         size: Size,
         push: impl Fn(&mut SendQueue),
-    ) -> Result<(), SendError> {
-        let mut result = Err(SendError::NoPeer);
+    ) -> Result<(), Error> {
+        let mut result = Err(Error::NoPeer);
         for _ in 0..self.engine.round_robin_count() {
             let Some(id) = self.engine.next_dealt() else {
                 break;
             };
             match self.queue(id, size, &push) {
                 Ok(()) => return Ok(()),
-                Err(SendError::Unroutable) => {}
+                Err(Error::Unroutable) => {}
                 Err(error) => result = Err(error),
             }
         }
@@ -762,7 +749,7 @@ impl Socket {
                 Ok(count) => Written::Bytes(count as u64),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Written::Blocked,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => Written::Failed(error.to_string()),
+                Err(error) => Written::Failed(error.into()),
             };
             if !self.engine.handle_written(id, size, result, self.now) {
                 return;
@@ -818,7 +805,7 @@ impl Socket {
                     Ok(link) if self.engine.handle_connecting(peer, link) => {}
                     Ok(link) => self.close(link),
                     Err(error) => {
-                        let failure = failure(&error);
+                        let failure = failure(error);
                         self.engine
                             .handle_connect_failed(peer, None, failure, self.now);
                     }
@@ -867,7 +854,7 @@ impl Socket {
                 self.engine.handle_resolve_later(peer, self.now);
             }
             Err(error) => {
-                let failure = failure(&error);
+                let failure = failure(error);
                 self.engine.handle_resolved(peer, Err(failure), self.now);
             }
         }
@@ -936,12 +923,12 @@ fn size_of_parts(parts: &[&[u8]]) -> Size {
     }
 }
 
-fn failure(error: &io::Error) -> Failure {
+fn failure(error: io::Error) -> Failure {
     Failure {
         is_refused: matches!(
             error.kind(),
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
         ),
-        text: error.to_string(),
+        error: error.into(),
     }
 }

@@ -5,13 +5,14 @@
 //! - [`Router`] and [`Dealer`] own a reactor and block with a timeout (`receive`, `send_timeout`,
 //!   `drain`, `close`). They are for programs that do nothing else on that thread. Between calls
 //!   nothing is processed: no PING is answered, so the heartbeat timeouts of peers must be longer
-//!   than the longest time between calls. Events stay queued ([`Router::poll_event`]). End these
-//!   sockets by `close`; otherwise messages that were sent may be lost.
+//!   than the longest time between calls, or [`Background`] starts a thread that answers them. Events
+//!   stay queued ([`Router::poll_event`]). End these sockets by `close`, or set [`Options::linger`];
+//!   otherwise messages that were sent may be lost.
 //! - [`Socket`] is driven by an event loop of the caller, which may have other sources too. The
 //!   sentinel and the worker use it.
 //!
-//! In this documentation the *owner* of a socket is the code that calls it. No thread is started
-//! except to resolve a host name, and there are no locks. A received message is borrowed from its
+//! In this documentation the *owner* of a socket is the code that calls it. Except for [`Background`],
+//! no thread is started but to resolve a host name, and there are no locks. A received message is borrowed from its
 //! peer's receive buffer and valid until the next receive. A sent message is encoded into the
 //! peer's queue at once, and written by [`Socket::flush`], or earlier when 64 KiB are queued.
 //!
@@ -58,10 +59,12 @@
     )
 )]
 
+mod background;
 mod blocking;
 pub mod differences;
 mod driver;
 mod engine;
+mod error;
 #[cfg(feature = "curve")]
 pub mod keyfile;
 mod log_limit;
@@ -76,8 +79,10 @@ pub mod secured;
 mod users;
 mod watched;
 
+pub use background::{Background, Blocking, Guard};
 pub use blocking::{Dealer, Next, Routed, Router, Waker};
 pub use driver::Socket;
+pub use error::{Error, InvalidOption, TransportError};
 pub use monitor::{Counters, DisconnectReason, Event};
 pub use options::{Options, ReconnectStop};
 #[cfg(feature = "process")]
@@ -86,66 +91,11 @@ pub use peer_id::PeerId;
 #[cfg(feature = "process")]
 pub use users::NotAdmitted;
 
-pub use crate::reactor::Endpoint;
+pub use crate::reactor::{Endpoint, EndpointError};
 pub use crate::zmtp::Error as ProtocolError;
 #[cfg(feature = "curve")]
 pub use crate::zmtp::curve;
 pub use crate::zmtp::{Message, PeerInfo, PlainClient, PlainServer, Security, SocketType};
-
-use std::{fmt, io};
-
-/// Why a message was not queued. No part of it was.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum SendError {
-    /// No peer has that routing ID.
-    Unroutable,
-    /// The peer's queue is at its high-water mark (DEALER: the queues of all peers are).
-    Full,
-    /// There is no peer to send to.
-    NoPeer,
-    /// The message has no frames or exceeds the limits of [`Options`].
-    Invalid,
-    /// The reactor has failed.
-    Io(io::Error),
-}
-
-/// Errors of the reactor are equal if their kinds are.
-impl PartialEq for SendError {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (SendError::Io(one), SendError::Io(other)) => one.kind() == other.kind(),
-            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
-        }
-    }
-}
-
-impl fmt::Display for SendError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SendError::Unroutable => "no peer has that routing ID",
-            SendError::Full => "the peer's queue is at its high-water mark",
-            SendError::NoPeer => "there is no peer to send to",
-            SendError::Invalid => "the message is empty or larger than the limits",
-            SendError::Io(_) => "the reactor of the socket has failed",
-        })
-    }
-}
-
-impl std::error::Error for SendError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            SendError::Io(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
-impl From<io::Error> for SendError {
-    fn from(error: io::Error) -> Self {
-        SendError::Io(error)
-    }
-}
 
 #[cfg(test)]
 mod tests;

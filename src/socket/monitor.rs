@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::PeerId;
+use super::{PeerId, TransportError};
 use crate::reactor::Endpoint;
 use crate::zmtp;
 
@@ -28,8 +28,8 @@ pub enum Event {
     AcceptFailed {
         /// The listener's endpoint.
         endpoint: Endpoint,
-        /// The system's reason.
-        reason: String,
+        /// The system's error.
+        error: TransportError,
     },
     /// A listener accepted a connection; its handshake is not done yet.
     Accepted {
@@ -111,9 +111,9 @@ pub enum DisconnectReason {
     /// server's key is not the one configured here.
     Unanswered,
     /// The transport failed.
-    Io(String),
+    Io(TransportError),
     /// Connection refused.
-    ConnRefused(String),
+    ConnRefused(TransportError),
     /// The peer violated the protocol, refused the connection, or sent nothing for too long.
     Protocol(zmtp::Error),
     /// A new connection with the same routing ID replaced it.
@@ -146,9 +146,7 @@ impl fmt::Display for DisconnectReason {
                 "closed by the peer after HELLO of CURVE: most likely it has another key than the \
                  server key configured here",
             ),
-            DisconnectReason::Io(error) | DisconnectReason::ConnRefused(error) => {
-                f.write_str(error)
-            }
+            DisconnectReason::Io(error) | DisconnectReason::ConnRefused(error) => error.fmt(f),
             DisconnectReason::Protocol(error) => error.fmt(f),
             DisconnectReason::Handover => f.write_str("a new connection took its routing ID"),
             DisconnectReason::RoutingIdInUse => f.write_str("its routing ID is in use"),
@@ -162,6 +160,17 @@ impl fmt::Display for DisconnectReason {
             DisconnectReason::CredentialsChanged => f.write_str("the credentials were changed"),
             DisconnectReason::Owner => f.write_str("closed by us"),
             DisconnectReason::Rejected(why) => f.write_str(why),
+        }
+    }
+}
+
+/// The errors that it holds are shown as its text, so `source` is the source of those.
+impl std::error::Error for DisconnectReason {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            DisconnectReason::Io(error) | DisconnectReason::ConnRefused(error) => error.source(),
+            DisconnectReason::Protocol(error) => error.source(),
+            _ => None,
         }
     }
 }

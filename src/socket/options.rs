@@ -1,8 +1,8 @@
 //! Options of a socket.
 
-use std::io;
 use std::time::Duration;
 
+use super::InvalidOption;
 use crate::limits;
 use crate::reactor::{Keepalive, StreamOptions};
 use crate::zmtp::{Heartbeat, Limits, PlainClient, PlainServer, Security};
@@ -24,8 +24,7 @@ pub struct ReconnectStop {
 /// Options of a socket. The methods are named after libzmq's options.
 ///
 /// The defaults are for a control plane on a local network. They are libzmq's unless noted
-/// otherwise. Linger is an argument of [`close`](super::Router::close). A socket that is dropped
-/// without it drops its queued messages.
+/// otherwise.
 ///
 /// ```
 /// use std::time::Duration;
@@ -41,6 +40,7 @@ pub struct ReconnectStop {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub(super) routing_id: Vec<u8>,
+    pub(super) linger: Duration,
     pub(super) sndhwm: usize,
     pub(super) sndhwm_bytes: u64,
     pub(super) sndhwm_total_bytes: u64,
@@ -73,6 +73,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             routing_id: Vec::new(),
+            linger: Duration::ZERO,
             sndhwm: limits::SEND_HWM,
             sndhwm_bytes: limits::SEND_HWM_BYTES,
             sndhwm_total_bytes: limits::SEND_TOTAL_BYTES,
@@ -114,6 +115,16 @@ impl Options {
     #[must_use]
     pub fn routing_id(mut self, id: impl Into<Vec<u8>>) -> Self {
         self.routing_id = id.into();
+        self
+    }
+
+    /// How long the drop of a [`Router`](super::Router) or [`Dealer`](super::Dealer) waits at most until
+    /// its queued messages are delivered, as [`close`](super::Router::close) does (default 0: they are
+    /// dropped at once; libzmq's default is no limit). A drop cannot report whether they were, `close`
+    /// does. `ZMQ_LINGER`.
+    #[must_use]
+    pub fn linger(mut self, time: Duration) -> Self {
+        self.linger = time;
         self
     }
 
@@ -425,21 +436,17 @@ fn unbounded_if_zero(time: Duration) -> Duration {
     }
 }
 
-pub(super) const ROUTING_ID_RULE: &str =
-    "a routing ID is at most 255 bytes, the first of them not zero";
-
 pub(super) fn is_routing_id(id: &[u8]) -> bool {
     id.len() <= 255 && id.first() != Some(&0)
 }
 
-pub(super) fn check_options(options: &Options) -> io::Result<()> {
-    let refused = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+pub(super) fn check_options(options: &Options) -> Result<(), InvalidOption> {
     if !is_routing_id(&options.routing_id) {
-        return refused(ROUTING_ID_RULE);
+        return Err(InvalidOption::RoutingId);
     }
     let named = |(name, _): &(String, Vec<u8>)| name.starts_with("X-") && name.len() <= 255;
     if !options.metadata.iter().all(named) {
-        return refused("the name of a property begins with X- and has at most 255 bytes");
+        return Err(InvalidOption::PropertyName);
     }
     let size: usize = options
         .metadata
@@ -447,20 +454,17 @@ pub(super) fn check_options(options: &Options) -> io::Result<()> {
         .map(|(name, value)| 5 + name.len() + value.len())
         .sum();
     if size > limits::METADATA_KEPT_MAX {
-        return refused("the properties take more than 4096 bytes");
+        return Err(InvalidOption::PropertiesTooLarge);
     }
     check_security(&options.security)
 }
 
-pub(super) fn check_security(security: &Security) -> io::Result<()> {
+pub(super) fn check_security(security: &Security) -> Result<(), InvalidOption> {
     #[cfg(feature = "curve")]
     if let Security::CurveClient(client) = security
         && client.server.is_low_order()
     {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the server's key is no usable key: its order is low",
-        ));
+        return Err(InvalidOption::ServerKey);
     }
     let _ = security;
     Ok(())

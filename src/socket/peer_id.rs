@@ -1,5 +1,7 @@
 //! IDs of peers.
 
+use std::fmt;
+
 /// The ID of a peer of one socket. The ID of a removed peer never refers to a later peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerId {
@@ -19,5 +21,12 @@ impl PeerId {
             index: number as u32,
             generation: (number >> 32) as u32,
         }
+    }
+}
+
+/// Index and generation, for logs.
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.generation)
     }
 }

@@ -2,6 +2,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
+mod background;
 mod blocking;
 mod faults;
 mod stepped;
@@ -149,16 +150,16 @@ fn a_routing_id_in_use_is_handed_over_or_refused_by_option() {
 #[test]
 fn full_unknown_and_empty_sends_are_refused_and_nothing_is_lost() {
     let mut dealer = Dealer::new(Options::new().sndhwm(3)).unwrap();
-    assert_eq!(dealer.send(&[b"x"]), Err(SendError::NoPeer));
+    assert_eq!(dealer.send(&[b"x"]), Err(Error::NoPeer));
     let mut router = Router::new(Options::default()).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
     dealer.connect(&bound).unwrap();
     for count in 0..3u8 {
         dealer.send(&[&[count]]).unwrap();
     }
-    assert_eq!(dealer.send(&[b"x"]), Err(SendError::Full));
-    assert_eq!(dealer.send(&[]), Err(SendError::Invalid));
-    assert_eq!(router.send(b"unknown", &[b"x"]), Err(SendError::Unroutable));
+    assert_eq!(dealer.send(&[b"x"]), Err(Error::Full));
+    assert_eq!(dealer.send(&[]), Err(Error::InvalidMessage));
+    assert_eq!(router.send(b"unknown", &[b"x"]), Err(Error::Unroutable));
     for count in 0..3u8 {
         until(|| {
             dealer.flush().unwrap();

@@ -1,7 +1,7 @@
 //! The descriptor of a blocking socket, for another event loop.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use mio::unix::SourceFd;
@@ -59,7 +59,7 @@ impl Watched {
         }
     }
 
-    pub(super) fn as_raw_fd(&self) -> RawFd {
-        self.poll.as_raw_fd()
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.registry().as_fd()
     }
 }

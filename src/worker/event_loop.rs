@@ -318,6 +318,7 @@ impl Worker {
             token::new(SOCKET, 0),
             Instant::now(),
         )
+        .map_err(io::Error::from)
         .map_err(io_error("control socket"))?;
         let sentinel = socket.connect(&options.connect, Instant::now());
         let waker = Arc::new(

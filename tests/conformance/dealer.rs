@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use casparian::socket::{Dealer, Options, Router, SendError};
+use casparian::socket::{Dealer, Error, Options, Router};
 
 use crate::support::*;
 
@@ -25,7 +25,7 @@ pub(crate) fn routers(net: &Net, dealer: &mut Dealer, count: usize) -> Vec<Route
 
 pub(crate) fn spec_dealer(net: &Net) {
     let mut dealer = Dealer::new(Options::new().routing_id("d")).unwrap();
-    assert_eq!(dealer.send(&[b"x"]), Err(SendError::NoPeer));
+    assert_eq!(dealer.send(&[b"x"]), Err(Error::NoPeer));
     let mut routers = routers(net, &mut dealer, 5);
     for round in 0..3u8 {
         for count in 0..5u8 {
@@ -114,7 +114,7 @@ pub(crate) fn immediate(net: &Net) {
         let mut dealer = Dealer::new(Options::new().immediate(immediate)).unwrap();
         dealer.connect(&net.unbound()).unwrap();
         if immediate {
-            assert_eq!(dealer.send(&[b"x"]), Err(SendError::NoPeer));
+            assert_eq!(dealer.send(&[b"x"]), Err(Error::NoPeer));
         }
         let mut router = Router::new(Options::new()).unwrap();
         let bound = router.bind(&net.endpoint()).unwrap().to_string();
@@ -176,8 +176,8 @@ pub(crate) fn msg_flags(net: &Net) {
             Some(())
         });
     }
-    assert_eq!(dealer.send(&[]), Err(SendError::Invalid));
-    assert_eq!(router.send(b"d", &[]), Err(SendError::Invalid));
+    assert_eq!(dealer.send(&[]), Err(Error::InvalidMessage));
+    assert_eq!(router.send(b"d", &[]), Err(Error::InvalidMessage));
 }
 
 pub(crate) fn order_before_the_end(net: &Net) {

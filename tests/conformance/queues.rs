@@ -1,6 +1,6 @@
 //! High-water marks.
 
-use casparian::socket::{Dealer, Options, Router, SendError};
+use casparian::socket::{Dealer, Error, Options, Router};
 
 use crate::raw::established;
 use crate::router::{fill, router};
@@ -15,7 +15,7 @@ pub(crate) fn hwm(net: &Net) {
             dealer.send(&[&count.to_be_bytes()]).unwrap();
         }
         if mark > 0 {
-            assert_eq!(dealer.send(&[b"one too many"]), Err(SendError::Full));
+            assert_eq!(dealer.send(&[b"one too many"]), Err(Error::Full));
         }
         // Messages that have left make room, whether or not they were received.
         let mut router = casparian::socket::Router::new(Options::new()).unwrap();
@@ -142,7 +142,7 @@ pub(crate) fn sockopt_hwm(net: &Net) {
         dealer.send(&[&[count]]).unwrap();
     }
     dealer.socket().set_sndhwm(10);
-    assert_eq!(dealer.send(&[b"x"]), Err(SendError::Full));
+    assert_eq!(dealer.send(&[b"x"]), Err(Error::Full));
     let mut router = casparian::socket::Router::new(Options::new()).unwrap();
     router.bind(&endpoint).unwrap();
     for count in 0..100u8 {
@@ -159,10 +159,10 @@ pub(crate) fn sockopt_hwm(net: &Net) {
         .disconnect_endpoint(&endpoint.parse().unwrap(), std::time::Instant::now());
     dealer.connect(&net.unbound()).unwrap();
     dealer.send(&[b"x"]).unwrap();
-    assert_eq!(dealer.send(&[b"x"]), Err(SendError::Full));
+    assert_eq!(dealer.send(&[b"x"]), Err(Error::Full));
     dealer.socket().set_sndhwm(2);
     dealer.send(&[b"x"]).unwrap();
-    assert_eq!(dealer.send(&[b"x"]), Err(SendError::Full));
+    assert_eq!(dealer.send(&[b"x"]), Err(Error::Full));
 }
 
 pub(crate) fn backpressure(net: &Net) {
@@ -179,7 +179,7 @@ pub(crate) fn backpressure(net: &Net) {
     let body = vec![5; 10_000];
     let taken = fill(&mut server, b"d", &body);
     for_a_while(std::time::Duration::from_millis(20), || dealer.drive());
-    assert_eq!(server.send(b"d", &[&body]), Err(SendError::Full));
+    assert_eq!(server.send(b"d", &[&body]), Err(Error::Full));
     for received in 1..=taken {
         until("each arrives", || {
             server.drive();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use casparian::socket::curve::{Clients, SecretKey};
 use casparian::socket::{
-    Dealer, DisconnectReason, Event, Options, PlainClient, PlainServer, Router, SendError,
+    Dealer, DisconnectReason, Error, Event, Options, PlainClient, PlainServer, Router,
 };
 
 use crate::support::*;
@@ -81,7 +81,7 @@ pub(crate) fn spec_router(net: &Net) {
 
 pub(crate) fn router_mandatory(net: &Net) {
     let (mut strict, _) = router(net, Options::new());
-    assert_eq!(strict.send(b"nobody", &[b"x"]), Err(SendError::Unroutable));
+    assert_eq!(strict.send(b"nobody", &[b"x"]), Err(Error::Unroutable));
     let (mut lax, bound) = router(net, Options::new().router_mandatory(false));
     lax.send(b"nobody", &[b"x"]).unwrap();
     let mut dealer = dealer("d", &bound);
@@ -99,9 +99,9 @@ pub(crate) fn fill(router: &mut Router, id: &[u8], body: &[u8]) -> usize {
     loop {
         match router.send(id, &[body]) {
             Ok(()) => count += 1,
-            Err(SendError::Full) => {
+            Err(Error::Full) => {
                 router.drive();
-                if router.send(id, &[body]) == Err(SendError::Full) {
+                if router.send(id, &[body]) == Err(Error::Full) {
                     return count;
                 }
                 count += 1;
@@ -120,7 +120,7 @@ pub(crate) fn router_mandatory_hwm(net: &Net) {
     let body = vec![1; 64 << 10];
     let taken = fill(&mut router, b"stalled", &body);
     for count in 0..50u8 {
-        assert_eq!(router.send(b"stalled", &[b"x"]), Err(SendError::Full));
+        assert_eq!(router.send(b"stalled", &[b"x"]), Err(Error::Full));
         until("there is room for the good one", || {
             router.drive();
             router.send(b"good", &[&[count]]).ok()
@@ -386,7 +386,7 @@ pub(crate) fn peer_disconnect(net: &Net) {
     drop(dealer);
     until("it is unroutable", || {
         assert_eq!(take(&mut router), None);
-        (router.send(b"d", &[b"x"]) == Err(SendError::Unroutable)).then_some(())
+        (router.send(b"d", &[b"x"]) == Err(Error::Unroutable)).then_some(())
     });
     assert_eq!(router.socket().peer_count(), 0);
 }

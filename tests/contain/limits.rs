@@ -59,6 +59,18 @@ def processes():
     for _ in range(40):
         daemon(lambda: time.sleep(600))
     time.sleep(600)
+def without_reaper(work):
+    # Its orphans would not be below it any more.
+    import ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(36, 0, 0, 0, 0) == -1 and ctypes.get_errno() == 1
+    # Not a value that only looks like zero to a filter.
+    assert libc.prctl(36, ctypes.c_ulong(1 << 32), 0, 0, 0) == 0
+    for number in range(30):
+        daemon(work)
+    time.sleep(600)
+def processes_without_reaper():
+    without_reaper(lambda: time.sleep(600))
 def log():
     while True:
         print("x" * 100)
@@ -125,6 +137,10 @@ fn the_limit_that_is_passed_ends_the_job_and_is_named() {
         ),
         ("cpu@", "2 s (--job-cpu)"),
         ("processes", "its limit is 20 (--job-processes)"),
+        (
+            "processes_without_reaper",
+            "its limit is 20 (--job-processes)",
+        ),
         ("log", "its limit is 10000000 (--job-log)"),
         ("scratch", "its limit is 20000000 (--job-scratch)"),
         ("open_files", "may open 50 files each: --job-open-files"),

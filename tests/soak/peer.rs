@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use casparian::socket::{Dealer, Options, SendError};
+use casparian::socket::{Dealer, Error, Options};
 
 use crate::support::*;
 use crate::{Random, Shared};
@@ -62,7 +62,7 @@ impl Peer {
         }
         match self.dealer.send(&[&head, &vec![number as u8; size]]) {
             Ok(()) => self.number = number,
-            Err(SendError::Full) => return false,
+            Err(Error::Full) => return false,
             Err(error) => panic!("{error}"),
         }
         true

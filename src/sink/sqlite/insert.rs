@@ -20,7 +20,7 @@ enum Affinity {
     Numeric,
 }
 
-/// The affinity of a declared type (https://sqlite.org/datatype3.html, 3.1).
+/// The affinity of a declared type (<https://sqlite.org/datatype3.html>, 3.1).
 fn affinity(declared: &str) -> Affinity {
     let declared = declared.to_ascii_uppercase();
     let has = |parts: &[&str]| parts.iter().any(|part| declared.contains(part));

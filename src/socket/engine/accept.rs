@@ -7,6 +7,7 @@ use super::peer::{Origin, Peer, State, Up};
 use super::{Bound, DisconnectReason, Engine, Event, PeerId};
 use crate::limits;
 use crate::reactor::Endpoint;
+use crate::socket::TransportError;
 use crate::zmtp::Connection;
 
 impl Engine {
@@ -153,7 +154,7 @@ impl Engine {
     pub(in crate::socket) fn handle_accept_failed(
         &mut self,
         index: usize,
-        reason: String,
+        error: TransportError,
         is_out_of_files: bool,
         now: Instant,
     ) -> bool {
@@ -172,8 +173,8 @@ impl Engine {
         };
         bound.rest_until = Some(now + limits::ACCEPT_REST);
         let endpoint = bound.endpoint.clone();
-        self.warn(format_args!("cannot accept on {endpoint}: {reason}"), now);
-        self.report(Event::AcceptFailed { endpoint, reason });
+        self.warn(format_args!("cannot accept on {endpoint}: {error}"), now);
+        self.report(Event::AcceptFailed { endpoint, error });
         false
     }
 

@@ -2,7 +2,7 @@
 
 use core::net::SocketAddr;
 
-use super::super::PeerId;
+use super::super::{PeerId, TransportError};
 use crate::reactor::Endpoint;
 
 /// A transport, named by the driver. The driver may use a number again after [`Action::Close`].
@@ -36,7 +36,7 @@ pub(in crate::socket) enum Action {
 pub(in crate::socket) struct Failure {
     /// No process listens there.
     pub(in crate::socket) is_refused: bool,
-    pub(in crate::socket) text: String,
+    pub(in crate::socket) error: TransportError,
 }
 
 /// What `poll_receive` or `poll_drive` returns.
@@ -62,7 +62,7 @@ pub(in crate::socket) enum Read {
     End,
     /// Nothing is waiting.
     Blocked,
-    Failed(String),
+    Failed(TransportError),
 }
 
 /// Result of a write.
@@ -72,7 +72,7 @@ pub(in crate::socket) enum Written {
     Bytes(u64),
     /// No byte can be accepted now.
     Blocked,
-    Failed(String),
+    Failed(TransportError),
 }
 
 /// A readiness event of a transport.

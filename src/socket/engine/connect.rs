@@ -10,18 +10,8 @@ use super::{DisconnectReason, Engine, Event, PeerId};
 use crate::limits;
 use crate::reactor::Endpoint;
 use crate::socket::options::is_routing_id;
+use crate::socket::{Error, InvalidOption};
 use crate::zmtp::Connection;
-
-/// Why `connect_as` failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::socket) enum ConnectError {
-    /// The socket is a DEALER.
-    NotRouter,
-    /// The routing ID is invalid.
-    RoutingId,
-    /// Another peer has the routing ID.
-    InUse,
-}
 
 impl Engine {
     /// See [`Socket::connect`](crate::socket::Socket::connect).
@@ -45,15 +35,15 @@ impl Engine {
         endpoint: &Endpoint,
         routing_id: &[u8],
         now: Instant,
-    ) -> Result<PeerId, ConnectError> {
+    ) -> Result<PeerId, Error> {
         if !self.is_router() {
-            return Err(ConnectError::NotRouter);
+            return Err(InvalidOption::NotRouter.into());
         }
         if routing_id.is_empty() || !is_routing_id(routing_id) {
-            return Err(ConnectError::RoutingId);
+            return Err(InvalidOption::RoutingId.into());
         }
         if self.routes.contains_key(routing_id) {
-            return Err(ConnectError::InUse);
+            return Err(Error::RoutingIdInUse);
         }
         let id = self.insert_target(endpoint, routing_id.to_vec(), now);
         self.routes.insert(routing_id.to_vec(), id);
@@ -240,15 +230,14 @@ impl Engine {
             None => attempts.starting = attempts.starting.saturating_sub(1),
         }
         let earlier = attempts.failure.take();
-        let is_first = earlier.is_none();
         let are_refused = earlier.as_ref().is_none_or(|earlier| earlier.is_refused);
-        let text = match earlier {
-            Some(earlier) if !is_first => format!("{}; {}", earlier.text, failure.text),
-            _ => failure.text,
+        let error = match earlier {
+            Some(earlier) => failure.error.after(&earlier.error),
+            None => failure.error,
         };
         let failure = Failure {
             is_refused: failure.is_refused && are_refused,
-            text,
+            error,
         };
         if !attempts.left.is_empty() {
             attempts.failure = Some(failure);
@@ -369,8 +358,8 @@ fn in_order(addresses: Vec<SocketAddr>) -> VecDeque<Option<SocketAddr>> {
 impl From<Failure> for DisconnectReason {
     fn from(failure: Failure) -> Self {
         match failure.is_refused {
-            true => DisconnectReason::ConnRefused(failure.text),
-            false => DisconnectReason::Io(failure.text),
+            true => DisconnectReason::ConnRefused(failure.error),
+            false => DisconnectReason::Io(failure.error),
         }
     }
 }

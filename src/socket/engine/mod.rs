@@ -45,7 +45,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) use action::{Action, Failure, LinkId, Read, Readiness, Step, Written};
-pub(super) use connect::ConnectError;
 use events::Events;
 use peer::{Peer, State};
 pub(super) use receive::Budget;

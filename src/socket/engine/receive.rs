@@ -371,7 +371,7 @@ impl Engine {
                 peer.is_ready = false;
                 self.set_timer(id, timeout);
             }
-            Read::Failed(text) => self.lose(id, DisconnectReason::Io(text), now),
+            Read::Failed(error) => self.lose(id, DisconnectReason::Io(error), now),
         }
     }
 

@@ -6,7 +6,7 @@ use super::action::{LinkId, Readiness, Written};
 use super::peer::{Input, Output, Peer, State};
 use super::{DisconnectReason, Engine, PeerId};
 use crate::limits;
-use crate::socket::{Options, SendError};
+use crate::socket::{Error, Options};
 use crate::zmtp::{SendQueue, Slices};
 
 /// The size of a message that is to be queued.
@@ -25,20 +25,20 @@ impl Engine {
         id: PeerId,
         size: Size,
         push: impl FnOnce(&mut SendQueue),
-    ) -> Result<bool, SendError> {
+    ) -> Result<bool, Error> {
         let limits = &self.options.limits;
         if size.frames == 0
             || size.bytes as u64 > limits.message_size_max
             || size.frames > limits.frames_max
         {
-            return Err(SendError::Invalid);
+            return Err(Error::InvalidMessage);
         }
         let Some(peer) = self.peers.get_mut(id) else {
-            return Err(SendError::Unroutable);
+            return Err(Error::Unroutable);
         };
         if self.config.socket_type == crate::zmtp::SocketType::Router && peer.routing_id.is_empty()
         {
-            return Err(SendError::Unroutable);
+            return Err(Error::Unroutable);
         }
         let is_writable = match &peer.state {
             // Messages to an accepted peer would be lost with its connection.
@@ -46,19 +46,19 @@ impl Engine {
                 if up.output.has_ended()
                     && (peer.is_accepted() || self.options.immediate || peer.is_draining()) =>
             {
-                return Err(SendError::Unroutable);
+                return Err(Error::Unroutable);
             }
             State::Up(up) => up.output == Output::Writable,
             _ if peer
                 .target()
                 .is_some_and(|target| target.stands_by_for.is_some()) =>
             {
-                return Err(SendError::Unroutable);
+                return Err(Error::Unroutable);
             }
             _ => false,
         };
         if is_full(peer, &self.options, size.bytes, self.queued_bytes) {
-            return Err(SendError::Full);
+            return Err(Error::Full);
         }
         let before = peer.queue.bytes();
         push(&mut peer.queue);
@@ -190,8 +190,8 @@ impl Engine {
                 up.output = Output::Blocked;
                 false
             }
-            Written::Failed(text) => {
-                log::debug!("{}: {text}", peer.address);
+            Written::Failed(error) => {
+                log::debug!("{}: {error}", peer.address);
                 self.stop_sending(id, Output::Failed);
                 false
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::simulation::World;
 use super::*;
-use crate::socket::{DisconnectReason, Options, SendError};
+use crate::socket::{DisconnectReason, Error, Options};
 
 mod scenarios;
 mod seeds;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::peer::{Input, Output, Phase, Probe, State};
 use super::{DisconnectReason, Engine, PeerId};
 use crate::limits;
+use crate::socket::TransportError;
 use crate::zmtp::Error;
 
 /// Interval of checks of an overdue peer whose received bytes may still be unread.
@@ -101,8 +102,9 @@ impl Engine {
             State::Resolving(_) => {
                 let endpoint = peer.target().map(|target| target.endpoint.to_string());
                 let endpoint = endpoint.unwrap_or_default();
-                let reason = format!("{endpoint}: the lookup of the host timed out");
-                self.lose(id, DisconnectReason::Io(reason), now);
+                let what = format!("{endpoint}: the lookup of the host timed out");
+                let error = TransportError::timed_out(what);
+                self.lose(id, DisconnectReason::Io(error), now);
             }
             State::Connecting(attempts) if attempts.deadline > now => {
                 let (deadline, next_at) = (attempts.deadline, attempts.next_at);
@@ -113,11 +115,12 @@ impl Engine {
                 }
             }
             State::Connecting(attempts) => {
-                let reason = match &attempts.failure {
-                    Some(failure) => format!("connect timed out; {}", failure.text),
+                let what = match &attempts.failure {
+                    Some(failure) => format!("connect timed out; {}", failure.error),
                     None => "connect timed out".to_owned(),
                 };
-                self.lose(id, DisconnectReason::Io(reason), now);
+                let error = TransportError::timed_out(what);
+                self.lose(id, DisconnectReason::Io(error), now);
             }
             State::Up(up) => match &up.phase {
                 Phase::Draining(drain) if drain.deadline.is_some_and(|at| at <= now) => {

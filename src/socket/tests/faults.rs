@@ -113,7 +113,7 @@ fn a_tcp_socket_that_connects_to_itself_is_refused() {
         socket.set_nonblocking(true).unwrap();
         let stream = crate::reactor::Stream::Tcp(mio::net::TcpStream::from_std(socket.into()));
         let error = stream.connect_result(&Default::default()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
         refused += 1;
         if refused == 3 {
             break;
@@ -250,7 +250,7 @@ fn parts_may_be_of_any_kind_and_a_message_is_forwarded_as_it_is() {
     dealer.send_shared(&[b"head"], &large).unwrap();
     assert_eq!(
         dealer.send_parts([[0u8; 0]; 0]),
-        Err(SendError::Invalid),
+        Err(Error::InvalidMessage),
         "no parts"
     );
     let mut got = Vec::new();

@@ -112,16 +112,13 @@ fn a_stalled_peer_leaves_others_a_small_queue() {
     let stalled = router.socket.route(b"stalled").unwrap();
     until(|| {
         router.iterate();
-        (router.socket.send_to(stalled, &[&filler]) == Err(SendError::Full)).then_some(())
+        (router.socket.send_to(stalled, &[&filler]) == Err(Error::Full)).then_some(())
     });
     assert!(router.socket.pending_bytes() > total / 2);
     let to_good = router.socket.route(b"good").unwrap();
     assert_eq!(router.socket.send_to(to_good, &[b"a little"]), Ok(()));
     let much = vec![7; total as usize];
-    assert_eq!(
-        router.socket.send_to(to_good, &[&much]),
-        Err(SendError::Full)
-    );
+    assert_eq!(router.socket.send_to(to_good, &[&much]), Err(Error::Full));
     router.socket.flush(Instant::now());
     let mut got = vec![0; 4096];
     until(|| {
@@ -170,7 +167,7 @@ fn a_silent_peer_whose_message_waits_keeps_no_routing_id() {
         // The owner only sends.
         until(|| {
             router.drive();
-            (router.socket.send_to(old, &[b"x"]) == Err(SendError::Unroutable)).then_some(())
+            (router.socket.send_to(old, &[b"x"]) == Err(Error::Unroutable)).then_some(())
         });
         if is_received {
             let back = router.socket.receive(Instant::now());

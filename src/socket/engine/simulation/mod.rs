@@ -15,7 +15,7 @@ use self::pipe::{Pipe, Side};
 use super::action::{Action, Failure, LinkId, Read, Readiness, Step, Written};
 use super::{Engine, PeerId, Size};
 use crate::reactor::Endpoint;
-use crate::socket::{Event, Options, SendError};
+use crate::socket::{Error, Event, Options, TransportError};
 use crate::zmtp::{Slices, SocketType};
 
 /// Bounds of what the simulated transports do.
@@ -168,7 +168,7 @@ impl World {
         node: usize,
         to: Option<&[u8]>,
         parts: &[&[u8]],
-    ) -> Result<(), SendError> {
+    ) -> Result<(), Error> {
         let size = Size {
             frames: parts.len(),
             bytes: parts.iter().map(|part| part.len()).sum(),
@@ -181,8 +181,8 @@ impl World {
                 .collect(),
         };
         let mut result = Err(match to {
-            Some(_) => SendError::Unroutable,
-            None => SendError::NoPeer,
+            Some(_) => Error::Unroutable,
+            None => Error::NoPeer,
         });
         for id in ids {
             let engine = &mut self.nodes[node].engine;
@@ -193,7 +193,7 @@ impl World {
                     }
                     return Ok(());
                 }
-                Err(SendError::Unroutable) => {}
+                Err(Error::Unroutable) => {}
                 Err(error) => result = Err(error),
             }
         }
@@ -344,7 +344,7 @@ impl World {
                 }
                 let failure = Failure {
                     is_refused: true,
-                    text: "refused".to_owned(),
+                    error: TransportError::timed_out("refused".to_owned()),
                 };
                 let now = self.now;
                 self.nodes[node]
@@ -400,7 +400,7 @@ impl World {
                     };
                     let found = found.ok_or(Failure {
                         is_refused: false,
-                        text: "unknown host".to_owned(),
+                        error: TransportError::timed_out("unknown host".to_owned()),
                     });
                     let now = self.now;
                     self.nodes[node].engine.handle_resolved(peer, found, now);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::super::action::{LinkId, Read, Readiness, Written};
+use crate::socket::TransportError;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Side {
@@ -117,7 +118,7 @@ impl Pipe {
             return Read::Bytes(count);
         }
         if inbox.is_reset {
-            return Read::Failed("reset".to_owned());
+            return Read::Failed(TransportError::timed_out("reset".to_owned()));
         }
         match inbox.has_ended {
             true => Read::End,
@@ -137,7 +138,10 @@ impl Pipe {
     /// Writes by `side`, to arrive at `at` or later. Returns when they arrive.
     pub(super) fn write(&mut self, side: Side, bytes: &[u8], at: Instant) -> (Written, Instant) {
         if self.inbox(side).is_reset {
-            return (Written::Failed("reset".to_owned()), at);
+            return (
+                Written::Failed(TransportError::timed_out("reset".to_owned())),
+                at,
+            );
         }
         let at = self.in_order(side.other(), at);
         let capacity = self.capacity;

@@ -383,7 +383,7 @@ fn a_peer_that_stops_reading_holds_up_no_other() {
         let body = vec![0; 100_000];
         let mut is_full = false;
         for _ in 0..200 {
-            is_full |= world.send(router, Some(b"stalled"), &[&body]) == Err(SendError::Full);
+            is_full |= world.send(router, Some(b"stalled"), &[&body]) == Err(Error::Full);
             world.flush(router);
         }
         assert!(is_full);
