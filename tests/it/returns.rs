@@ -25,9 +25,12 @@ use Want::{Fails, Nothing, Rows};
 /// Name and body of a method of the plugin, and what becomes of the file of that name.
 pub(crate) type Case = (&'static str, &'static str, Want);
 
+/// pyarrow imports pandas where it is installed, so without `preload` each process would.
 pub(crate) const HEADER: &str = "\
 # /// script
 # dependencies = [\"pyarrow\", \"pandas\", \"polars\", \"duckdb\", \"numpy\", \"joblib\"]
+# [tool.casparian]
+# preload = [\"pandas\"]
 # ///
 import os, sys, time, threading
 from casparian_flow.sdk import BasePlugin
