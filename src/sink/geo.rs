@@ -296,7 +296,8 @@ fn complete(name: &str, column: &mut Object, fields: &[FieldRef], notes: &mut Ve
     }
 }
 
-/// True for a covering of which each path leads to a field of a struct of the file.
+/// True for a covering of which each path leads to a field of a struct of the file. Those of z and m may be
+/// absent.
 fn is_covering(covering: &Value, fields: &[FieldRef]) -> bool {
     let bounds = covering.get(BOUNDS);
     let leads = |side: &str| {
@@ -312,8 +313,11 @@ fn is_covering(covering: &Value, fields: &[FieldRef]) -> bool {
         let inner: &Field = fields.iter().find(|field| field.name() == inner)?;
         Some(inner.data_type().is_floating())
     };
-    let sides = ["xmin", "ymin", "xmax", "ymax"];
-    sides.into_iter().all(|side| leads(side) == Some(true))
+    let is_absent = |side: &str| bounds.is_none_or(|bounds| bounds.get(side).is_none());
+    let mut required = ["xmin", "ymin", "xmax", "ymax"].into_iter();
+    let mut optional = ["zmin", "zmax", "mmin", "mmax"].into_iter();
+    required.all(|side| leads(side) == Some(true))
+        && optional.all(|side| is_absent(side) || leads(side) == Some(true))
 }
 
 /// Removes bounds and geometry types, which may be valid for a part of the rows only.
@@ -402,7 +406,12 @@ mod tests {
         let covering = json!({"bbox": {
             "xmin": ["b", "xmin"], "ymin": ["b", "ymin"], "xmax": ["b", "xmax"], "ymax": ["b", "ymax"],
         }});
-        let sides = ["xmin", "ymin", "xmax", "ymax"].map(|name| Field::new(name, T::Float32, true));
+        let deep = with(
+            covering["bbox"].clone(),
+            json!({"zmin": ["b", "zmin"], "zmax": ["b", "zmax"]}),
+        );
+        let sides = ["xmin", "ymin", "zmin", "xmax", "ymax", "zmax"];
+        let sides = sides.map(|name| Field::new(name, T::Float32, true));
         let bounds = T::Struct(sides.to_vec().into());
         for (data_type, more) in [
             (T::Binary, json!({})),
@@ -416,6 +425,7 @@ mod tests {
                 json!({"crs": {"name": "x"}, "bbox": [0, 0, 0, 1, 1, 1]}),
             ),
             (T::Binary, json!({"covering": covering})),
+            (T::Binary, json!({"covering": {"bbox": deep}})),
             (point(), json!({"encoding": "point"})),
             (list(point()), json!({"encoding": "linestring"})),
             (list(point()), json!({"encoding": "multipoint"})),
@@ -430,6 +440,46 @@ mod tests {
             let text = format!(" {} ", geo(with(wkb(), more)));
             assert_eq!(of_file(&text, &fields, &mut notes), Some(text));
             assert_eq!(notes, [""; 0]);
+        }
+    }
+
+    #[test]
+    fn a_covering_is_left_out_if_the_file_lacks_one_of_its_columns() {
+        let number = |name: &str| Field::new(name, DataType::Float64, true);
+        let sides = ["xmin", "ymin", "xmax", "ymax", "mmin", "mmax"].map(number);
+        let bounds = DataType::Struct(sides.to_vec().into());
+        let fields = fields(&[("g", DataType::Binary), ("b", bounds)]);
+        let sides =
+            ["xmin", "ymin", "xmax", "ymax"].map(|side| (side.to_owned(), json!(["b", side])));
+        let flat = Value::Object(sides.into_iter().collect());
+        for (more, stays) in [
+            (json!({}), true),
+            (json!({"mmin": ["b", "mmin"], "mmax": ["b", "mmax"]}), true),
+            (json!({"zmin": ["b", "zmin"], "zmax": ["b", "zmax"]}), false),
+            (json!({"zmax": ["q", "z"]}), false),
+            (json!({"mmax": ["b", "z"]}), false),
+            (json!({"zmin": null}), false),
+            (json!({"xmin": ["b", "zmin"]}), false),
+        ] {
+            let given = geo(with(
+                wkb(),
+                json!({"covering": {"bbox": with(flat.clone(), more.clone())}}),
+            ));
+            let mut notes = Vec::new();
+            let found = of_file(&given.to_string(), &fields, &mut notes).unwrap();
+            let found: Value = serde_json::from_str(&found).unwrap();
+            match stays {
+                true => assert_eq!((found, notes.len()), (given, 0), "{more}"),
+                false => {
+                    assert_eq!(found, geo(wkb()), "{more}");
+                    let note =
+                        r#"column "g": in the metadata of GeoParquet, its covering names columns"#;
+                    assert!(
+                        notes.iter().any(|it| it.starts_with(note)),
+                        "{more}: {notes:?}"
+                    );
+                }
+            }
         }
     }
 
