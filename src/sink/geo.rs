@@ -72,7 +72,7 @@ pub(super) fn merge(first: &str, second: &str) -> Result<Option<String>, Error> 
 
 fn merge_columns(name: &str, mine: &mut Object, other: &Object) -> Result<(), Error> {
     for key in MEANING {
-        if mine.get(key) != other.get(key) {
+        if meaning(mine, key) != meaning(other, key) {
             let shown = |value: Option<&Value>| match value {
                 Some(value) => prefix(&value.to_string(), 200).to_owned(),
                 None => "its default".to_owned(),
@@ -93,6 +93,20 @@ fn merge_columns(name: &str, mine: &mut Object, other: &Object) -> Result<(), Er
     mine.retain(|key, value| other.get(key) == Some(value));
     mine.insert(TYPES.to_owned(), types);
     Ok(())
+}
+
+/// The value of a key. The specification's default, where an entry has it, counts as absent.
+fn meaning<'a>(column: &'a Object, key: &str) -> Option<&'a Value> {
+    column.get(key).filter(|value| match key {
+        "edges" => *value != "planar",
+        "crs" => {
+            let id = value.get("id");
+            let has =
+                |part: &str, text: &str| id.and_then(|id| id.get(part)?.as_str()) == Some(text);
+            !(has("authority", "OGC") && has("code", "CRS84"))
+        }
+        _ => true,
+    })
 }
 
 /// The geometry types of both. An empty list means unknown types.
@@ -479,6 +493,67 @@ mod tests {
                         "{more}: {notes:?}"
                     );
                 }
+            }
+        }
+    }
+
+    /// <https://geoparquet.org/releases/v1.1.0/>: `crs` is OGC:CRS84 and `edges` are planar by default.
+    #[test]
+    fn a_default_that_one_batch_spells_out_is_the_same() {
+        let crs84 = json!({"type": "GeographicCRS", "id": {"authority": "OGC", "code": "CRS84"}});
+        let merged = |first: &Value, second: &Value| {
+            let of = |more: &Value| geo(with(wkb(), more.clone())).to_string();
+            let found = merge(&of(first), &of(second)).map_err(|error| error.to_string())?;
+            Ok::<Value, String>(serde_json::from_str(&found.unwrap()).unwrap())
+        };
+        let spelled_out = json!({"edges": "planar", "crs": crs84});
+        let in_other_words = json!({"crs": with(crs84.clone(), json!({"name": "WGS 84 (CRS84)"}))});
+        for (first, second, want) in [
+            (json!({}), json!({"edges": "planar"}), json!({})),
+            (json!({}), json!({"crs": crs84}), json!({})),
+            (json!({}), spelled_out.clone(), json!({})),
+            (
+                spelled_out.clone(),
+                spelled_out.clone(),
+                spelled_out.clone(),
+            ),
+            (spelled_out.clone(), in_other_words, json!({})),
+        ] {
+            let want = Ok(geo(with(wkb(), want)));
+            assert_eq!(merged(&first, &second), want, "{first} {second}");
+            assert_eq!(merged(&second, &first), want, "{second} {first}");
+        }
+        for (first, second, words) in [
+            (json!({}), json!({"edges": "spherical"}), "its edges in"),
+            (
+                json!({"edges": "planar"}),
+                json!({"edges": "spherical"}),
+                "its edges in",
+            ),
+            (json!({}), json!({"edges": null}), "its edges in"),
+            (json!({}), json!({"crs": null}), "its crs in"),
+            (json!({"crs": crs84}), json!({"crs": null}), "its crs in"),
+            (
+                json!({}),
+                json!({"crs": {"id": {"authority": "EPSG", "code": 4326}}}),
+                "its crs in",
+            ),
+            (
+                json!({}),
+                json!({"crs": {"id": {"authority": "OGC", "code": "CRS84h"}}}),
+                "its crs in",
+            ),
+            (json!({}), json!({"crs": {"name": "x"}}), "its crs in"),
+            (
+                json!({}),
+                json!({"orientation": "counterclockwise"}),
+                "its orientation in",
+            ),
+            (json!({}), json!({"epoch": 2020}), "its epoch in"),
+        ] {
+            for (first, second) in [(&first, &second), (&second, &first)] {
+                let error = merged(first, second).unwrap_err();
+                assert!(error.contains(words), "{first} {second}: {error}");
             }
         }
     }
