@@ -33,6 +33,8 @@ DUCKDB_EXACT = frozenset((
 DUCKDB_AMBIGUOUS = re.compile(r"decimal128\(38, 0\)|time64\[us\]|binary")
 # Integer types of Polars that Arrow does not have.
 INT128 = ("Int128", "UInt128")
+# Key in the metadata of a frame's schema. Its value is the topic to which the data was published.
+TOPIC_KEY = b"casparian.topic"
 # Limit of the nesting of lists and generators.
 NESTING_MAX = 32
 ACCEPTED = (
@@ -659,12 +661,16 @@ def of_ndarray(array, pa):
 class Frames:
     """Converts batches of one schema to batches that the engine reads."""
 
-    def __init__(self, schema, pa, topic_metadata, warn):
+    def __init__(self, schema, pa, topic, warn):
         self.pa = pa
         self.warn = warn
         fields = [self.named(field.name, self.plain_field, field, field.name) for field in schema]
         metadata = self.metadata(schema.metadata, "the schema")
-        metadata.update(topic_metadata)
+        # Data that was read from a file may have this key in its metadata.
+        if metadata.pop(TOPIC_KEY, None) is not None:
+            self.warn(f"metadata {TOPIC_KEY!r} of the schema was left out: `ctx.publish` chooses the topic")
+        if topic is not None:
+            metadata[TOPIC_KEY] = topic.encode()
         self.schema = pa.schema(fields, metadata=metadata or None)
         self.views = [self.has(field.type, self.is_view) for field in schema]
         self.dictionaries = [self.has(field.type, pa.types.is_dictionary) for field in schema]

@@ -1394,6 +1394,94 @@ fn metadata_that_is_no_text_is_left_out_with_a_line_in_the_log() {
     assert_eq!(log.matches(line).count(), 1, "{log}");
 }
 
+/// Prints the metadata of the schema of a Parquet file, with the file's folder.
+const METADATA: &str = "\
+import json, os, sys
+import pyarrow.parquet as pq
+for path in json.loads(sys.argv[1]):
+    found = pq.read_schema(path).metadata or {}
+    keys = {key.decode(): value.decode() for key, value in found.items() if key != b'pandas'}
+    print(os.path.basename(os.path.dirname(path)), json.dumps(keys, sort_keys=True))
+";
+
+/// The key under which the topic is sent may be in an input, because pyarrow returns a footer's metadata
+/// with the table.
+#[test]
+fn metadata_of_data_does_not_choose_the_topic() {
+    let cases = [
+        ("table", "return pq.read_table(INPUT)"),
+        ("batch", "yield TABLE.to_batches()[0]"),
+        ("reader", "yield TABLE.to_reader()"),
+        ("list", "return [None, (TABLE,)]"),
+        ("dataset", "return ds.dataset(INPUT)"),
+        ("stream", "yield Stream()"),
+        ("array", "yield Array()"),
+        (
+            "views",
+            "yield TABLE.set_column(0, 'a', pa.array(['x'], pa.string_view()))",
+        ),
+        ("published", "self.ctx.publish('t', pq.read_table(INPUT))"),
+        (
+            "published_first",
+            "self.ctx.publish('t', TABLE)\nreturn TABLE",
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let inputs = dir.path().join("in");
+    std::fs::create_dir(&inputs).unwrap();
+    let mut source = format!(
+        "{HEADER}\
+         import pyarrow as pa, pyarrow.dataset as ds, pyarrow.parquet as pq\n\
+         INPUT = 'input.parquet'\n\
+         KEYS = {{'casparian.topic': '../zz', 'casparian.other': 'kept', 'by': 'us'}}\n\
+         TABLE = pa.table({{'a': [1]}}).replace_schema_metadata(KEYS)\n\
+         pq.write_table(TABLE, INPUT)\n\
+         class Stream:\n    def __arrow_c_stream__(self, schema=None): return TABLE.__arrow_c_stream__(schema)\n\
+         class Array:\n    def __arrow_c_array__(self, schema=None): return TABLE.to_batches()[0].__arrow_c_array__(schema)\n\
+         {HANDLER}"
+    );
+    for (name, body) in &cases {
+        std::fs::write(inputs.join(name), "").unwrap();
+        let body = body.replace('\n', "\n        ");
+        write!(source, "\n    def {name}(self, path):\n        {body}\n").unwrap();
+    }
+    let plugin = dir.path().join("p.py");
+    std::fs::write(&plugin, source).unwrap();
+    let inputs = [inputs.to_str().unwrap()];
+    let out = dir.path().join("out");
+    let (summary, code) = run_json(plugin.to_str().unwrap(), &inputs, &out, &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    for file in summary["files"].as_array().unwrap() {
+        let name = Path::new(file["file"].as_str().unwrap())
+            .file_name()
+            .unwrap();
+        let folders: &[&str] = match name.to_str().unwrap() {
+            "published" => &["p_t"],
+            "published_first" => &["p", "p_t"],
+            _ => &["p"],
+        };
+        let outputs = file["outputs"].as_array().unwrap().iter();
+        let paths: Vec<&str> = outputs
+            .map(|uri| uri.as_str().unwrap().strip_prefix("file://").unwrap())
+            .collect();
+        let paths = serde_json::to_string(&paths).unwrap();
+        let output = output(Command::new(python()).args(["-c", METADATA, &paths]));
+        assert!(output.status.success(), "{}", stderr(&output));
+        let keys = r#"{"by": "us", "casparian.other": "kept"}"#;
+        let printed = stdout(&output);
+        let mut found: Vec<&str> = printed.lines().collect();
+        found.sort_unstable();
+        let want: Vec<String> = folders
+            .iter()
+            .map(|folder| format!("{folder} {keys}"))
+            .collect();
+        assert_eq!(found, want, "{name:?}");
+        let log = crate::types::log_of(out.to_str().unwrap(), file["job"].as_i64().unwrap());
+        let line = "casparian: metadata b'casparian.topic' of the schema was left out";
+        assert_eq!(log.matches(line).count(), 1, "{name:?}: {log}");
+    }
+}
+
 #[test]
 fn a_byte_order_mark_and_windows_lines_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
