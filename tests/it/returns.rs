@@ -225,6 +225,43 @@ const ACCEPTED: &[Case] = &[
         Rows(r#"[{"a": 1}]"#),
     ),
     (
+        "structs_of_polars",
+        "yield pl.Series([{'a': 1, 'b': None}, None, {'a': 2, 'b': 'x'}])\nyield pl.Series([{'a': 3, 'b': 'y'}])",
+        Rows(
+            r#"[{"a": 1, "b": null}, {"a": null, "b": null}, {"a": 2, "b": "x"}, {"a": 3, "b": "y"}]"#,
+        ),
+    ),
+    (
+        "structs_of_pandas",
+        "kind = pd.ArrowDtype(pa.struct([('a', pa.int64())]))\nyield pd.Series([{'a': 1}, None], dtype=kind)\nyield pd.Series([{'a': 2}])",
+        Rows(r#"[{"a": 1}, {"a": null}, {"a": 2}]"#),
+    ),
+    (
+        "structs_of_pandas_with_an_index",
+        "return pd.Series([{'a': 1}, None], index=pd.Index(['x', 'y'], name='i'))",
+        Rows(r#"[{"a": 1, "i": "x"}, {"a": null, "i": "y"}]"#),
+    ),
+    (
+        "structs_in_chunks",
+        "field = pa.field('a', pa.int64(), False)\nstructs = pa.StructArray.from_arrays([pa.array([1, 2])], fields=[field], mask=pa.array([False, True]))\nreturn pa.chunked_array([structs.slice(0, 1), structs, structs[1:]])",
+        Rows(r#"[{"a": 1}, {"a": 1}, {"a": null}, {"a": null}]"#),
+    ),
+    (
+        "structs_of_a_slice",
+        "return pa.array([{'a': 1}, {'a': 2}, None, {'a': 3}])[1:]",
+        Rows(r#"[{"a": 2}, {"a": null}, {"a": 3}]"#),
+    ),
+    (
+        "structs_without_rows",
+        "return pa.chunked_array([], pa.struct([('a', pa.int64())]))",
+        Rows("[]"),
+    ),
+    (
+        "structs_without_fields",
+        "return pa.array([{}, None], pa.struct([]))",
+        Nothing,
+    ),
+    (
         "relation",
         "return duckdb.sql(\"select 1 a, 'x' s, {'q': [1, 2]} t\")",
         Rows(r#"[{"a": 1, "s": "x", "t": {"q": [1, 2]}}]"#),
@@ -1139,9 +1176,39 @@ const REFUSED: &[Case] = &[
         Fails("pandas.Series is not accepted"),
     ),
     (
+        "pandas_row",
+        "return pd.read_csv(path).iloc[0]",
+        Fails("pandas.Series is not accepted: a plugin's output must be a pandas DataFrame"),
+    ),
+    (
+        "pandas_mixed",
+        "return pd.Series([1, 'x'])",
+        Fails("pandas.Series is not accepted"),
+    ),
+    (
+        "pandas_structs_of_several_kinds",
+        "return pd.Series([{'a': 1}, {'a': 'x'}])",
+        Fails("pandas.Series is not accepted (column '"),
+    ),
+    (
         "polars_series",
         "return pl.Series([1])",
-        Fails("is not accepted"),
+        Fails("is not accepted: a plugin's output must be a pandas DataFrame"),
+    ),
+    (
+        "chunks_of_numbers",
+        "return pa.chunked_array([[1, None]])",
+        Fails("pyarrow.lib.ChunkedArray is not accepted: a plugin's output must be"),
+    ),
+    (
+        "null_rows_of_a_stream",
+        "class Own:\n    def __arrow_c_stream__(self, schema=None): return pa.chunked_array([pa.array([{'a': 1}]), pa.array([{'a': 2}, None])]).__arrow_c_stream__(schema)\nreturn Own()",
+        Fails("Own is not accepted (a row of its structs is null): a plugin's output must be"),
+    ),
+    (
+        "null_rows_of_an_array",
+        "class Own:\n    def __arrow_c_array__(self, schema=None): return pa.array([{'a': 2}, None]).__arrow_c_array__(schema)\nreturn Own()",
+        Fails("Own is not accepted (a row of its structs is null): a plugin's output must be"),
     ),
     (
         "array",
