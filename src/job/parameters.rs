@@ -7,12 +7,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::Error as _;
+use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::limits;
+
+/// Bytes of the longest value that an error shows.
+const EXAMPLE_SIZE_MAX: usize = 80;
 
 /// A JSON object. The order of keys does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +34,15 @@ pub enum ParametersError {
     NoKey(String),
     /// A key is given twice.
     Twice(String),
+    /// The value of a word is valid JSON that is not supported.
+    Value {
+        /// The key.
+        key: String,
+        /// The value as it was given.
+        value: String,
+        /// Why it is not supported.
+        reason: String,
+    },
 }
 
 impl fmt::Display for ParametersError {
@@ -44,6 +56,21 @@ impl fmt::Display for ParametersError {
             }
             ParametersError::NoKey(word) => write!(f, "{word:?}: expected NAME=VALUE"),
             ParametersError::Twice(key) => write!(f, "{key} is given twice"),
+            ParametersError::Value { key, value, reason } => {
+                write!(
+                    f,
+                    "{key}: its value is valid JSON that cannot be passed to a plugin ({reason})"
+                )?;
+                // A value that is not shown whole would be another value.
+                match value.len() <= EXAMPLE_SIZE_MAX {
+                    true => write!(
+                        f,
+                        ": for a string, give {key}={}",
+                        Value::from(value.as_str())
+                    ),
+                    false => f.write_str(": for a string, give a JSON string"),
+                }
+            }
         }
     }
 }
@@ -76,17 +103,26 @@ impl Parameters {
         Ok(Parameters(values.collect()))
     }
 
-    /// Parses words `NAME=VALUE` of a command line. A value that is not JSON is read as a string.
+    /// Parses words `NAME=VALUE` of a command line. A value that is not JSON is read as a string. JSON that
+    /// is not supported is an error: a number beyond the range of a double, half of a surrogate pair, and
+    /// nesting that is too deep.
     pub fn of_words(words: &[String]) -> Result<Self, ParametersError> {
         let mut read = BTreeMap::new();
         for word in words {
             let Some((key, value)) = word.split_once('=').filter(|(key, _)| !key.is_empty()) else {
                 return Err(ParametersError::NoKey(word.clone()));
             };
-            let json = match serde_json::from_str::<Value>(value) {
-                Ok(_) => value.trim().to_owned(),
-                Err(_) => Value::from(value).to_string(),
+            let json = match is_json(value) {
+                true => value.trim().to_owned(),
+                false => Value::from(value).to_string(),
             };
+            if let Some(reason) = unsupported(&json) {
+                return Err(ParametersError::Value {
+                    key: key.to_owned(),
+                    value: value.to_owned(),
+                    reason,
+                });
+            }
             if read.insert(key.to_owned(), json).is_some() {
                 return Err(ParametersError::Twice(key.to_owned()));
             }
@@ -119,6 +155,20 @@ impl Parameters {
         let parts: Vec<String> = self.0.iter().map(part).collect();
         format!("{{{}}}", parts.join(","))
     }
+}
+
+/// True for text that the grammar of JSON allows, even if no [`Value`] can represent it.
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+/// Why an object with this JSON value cannot be parsed; `None` if it can.
+fn unsupported(json: &str) -> Option<String> {
+    let object = format!("{{\"\":{json}}}");
+    let error = serde_json::from_str::<Value>(&object).err()?.to_string();
+    // The line and column of the object, which the user has not written, are left out.
+    let end = error.find(" at line ").unwrap_or(error.len());
+    error.get(..end).map(str::to_owned)
 }
 
 impl Serialize for Parameters {
@@ -163,17 +213,39 @@ mod tests {
                 r#"{"n":"NaN","t":true,"u":"True"}"#,
             ),
             (&["é= \"ü\""], r#"{"é":"ü"}"#),
+            (
+                &[r#"e="\ud83d\ude00""#, "s=1e400x", "m=1e-400", r"t=\ud800"],
+                r#"{"e":"\ud83d\ude00","m":1e-400,"s":"1e400x","t":"\\ud800"}"#,
+            ),
         ];
         for (words, want) in cases {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
             assert_eq!(Parameters::of_words(&words).unwrap().to_json(), *want);
         }
+        let nested = |depth| format!("n={}{}", "[".repeat(depth), "]".repeat(depth));
+        let most = Parameters::of_words(&[nested(126)]).unwrap();
+        assert_eq!(Parameters::parse(&most.to_json()), Ok(most));
+        let (deep, deeper) = (nested(127), nested(1000));
         let large = format!("a={}", "x".repeat(limits::PARAMETERS_SIZE_MAX));
         let cases: &[(&[&str], &str)] = &[
             (&["n"], "expected NAME=VALUE"),
             (&["=5"], "expected NAME=VALUE"),
             (&["a=1", "a=2"], "a is given twice"),
             (&[&large], "at most 32768"),
+            (
+                &["n=1e400"],
+                "n: its value is valid JSON that cannot be passed to a plugin (number out of \
+                 range): for a string, give n=\"1e400\"",
+            ),
+            (&["n=[-1e999]"], "for a string, give n=\"[-1e999]\""),
+            (&[r#"n="\ud800""#], r#"for a string, give n="\"\\ud800\"""#),
+            (&[r#"n={"\ude00": 1}"#], "n: its value is valid JSON"),
+            (
+                &[&deep],
+                "n: its value is valid JSON that cannot be passed to a plugin (recursion limit exceeded): \
+                 for a string, give a JSON string",
+            ),
+            (&[&deeper], "n: its value is valid JSON"),
         ];
         for (words, want) in cases {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();

@@ -33,13 +33,15 @@ DUCKDB_EXACT = frozenset((
 DUCKDB_AMBIGUOUS = re.compile(r"decimal128\(38, 0\)|time64\[us\]|binary")
 # Integer types of Polars that Arrow does not have.
 INT128 = ("Int128", "UInt128")
+# Key in the metadata of a frame's schema. Its value is the topic to which the data was published.
+TOPIC_KEY = b"casparian.topic"
 # Limit of the nesting of lists and generators.
 NESTING_MAX = 32
 ACCEPTED = (
     "a plugin's output must be a pandas DataFrame, a Polars DataFrame or LazyFrame, a pyarrow Table,"
     " RecordBatch or RecordBatchReader, a DuckDB relation, a dict of columns, a list of dicts (rows), a"
-    " numpy structured array, another object with __arrow_c_stream__ or __arrow_c_array__, None, or a"
-    " generator, iterator, list or tuple of these"
+    " numpy structured array, a Series or Arrow array of structs, another object with __arrow_c_stream__ or"
+    " __arrow_c_array__, None, or a generator, iterator, list or tuple of these"
 )
 
 
@@ -73,6 +75,7 @@ def is_table(value):
         or is_of(value, "polars", "DataFrame", "LazyFrame")
         or is_of(value, "numpy", "ndarray", "void") and value.dtype.names is not None
         or has_batches(value)
+        or is_series(value)
         or hasattr(value, "__arrow_c_stream__")
         or hasattr(value, "__arrow_c_array__")
     )
@@ -97,8 +100,8 @@ def parts(value, depth=0):
         yield rows
         return
     single = (str, bytes, bytearray, memoryview)
-    if (isinstance(value, single) or is_of(value, "pandas", "Series", "Index")
-            or is_of(value, "polars", "Series", "Expr") or is_of(value, "numpy", "ndarray", "generic")
+    if (isinstance(value, single) or is_of(value, "pandas", "Index")
+            or is_of(value, "polars", "Expr") or is_of(value, "numpy", "ndarray", "generic")
             or isinstance(value, type) or not hasattr(value, "__iter__")):
         raise not_accepted(value)
     if depth == NESTING_MAX:
@@ -174,8 +177,10 @@ def raw_batches(value, pa):
         yield from of_numpy(value, pa)
     elif has_batches(value):
         yield from raw_batches(reader_of(value), pa)
+    elif is_series(value):
+        yield from raw_batches(of_structs(value, pa), pa)
     else:
-        yield from raw_batches(of_capsule(value, pa), pa)
+        yield from of_capsule(value, pa)
 
 
 def compute():
@@ -263,15 +268,49 @@ def duckdb_error(name, kind):
         f" CAST({identifier} AS VARCHAR)")
 
 
-def of_capsule(value, pa):
-    """A reader, table or batch of an object with Arrow's C data interface."""
+def is_series(value):
+    """True for an array or a series. It is a table if its values are structs."""
+    return (is_of(value, "pyarrow", "Array", "ChunkedArray") or is_of(value, "pandas", "Series")
+            or is_of(value, "polars", "Series"))
+
+
+def of_structs(value, pa):
+    """The table of the fields of structs, and of the named levels of a pandas index. A null struct becomes a
+    row of nulls, as in `pyarrow.Table.from_struct_array`."""
     try:
-        if hasattr(value, "__arrow_c_stream__"):
-            if hasattr(pa.RecordBatchReader, "from_stream"):
-                return pa.RecordBatchReader.from_stream(value)
-            return pa.table(value)
-        return pa.record_batch(value)
+        if is_of(value, "pandas", "Series"):
+            table = of_pandas(value.to_frame("structs"), pa)
+        else:
+            table = pa.table([array_of("structs", value, pa)], names=["structs"])
+    except Exception as error:
+        raise not_accepted(value, error) from error
+    structs, levels = table.column(0), table.columns[1:]
+    if not pa.types.is_struct(structs.type):
+        raise not_accepted(value)
+    fields = [structs.type.field(index) for index in range(structs.type.num_fields)]
+    if structs.null_count:
+        fields = [field.with_nullable(True) for field in fields]
+    schema = pa.schema(fields + list(table.schema)[1:])
+    return pa.Table.from_arrays(structs.flatten() + levels, schema=schema)
+
+
+def of_capsule(value, pa):
+    """The batches of an object with Arrow's C data interface."""
+    table = None
+    try:
+        if not hasattr(value, "__arrow_c_stream__"):
+            table = pa.record_batch(value)
+        elif hasattr(pa.RecordBatchReader, "from_stream"):
+            table = pa.RecordBatchReader.from_stream(value)
+        else:
+            table = pa.table(value)
+        yield from raw_batches(table, pa)
     except (TypeError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        if "null count" in str(error):
+            # A batch has no null rows.
+            raise not_accepted(value, "a row of its structs is null") from error
+        if table is not None:
+            raise
         raise not_accepted(value, error) from error
 
 
@@ -659,12 +698,16 @@ def of_ndarray(array, pa):
 class Frames:
     """Converts batches of one schema to batches that the engine reads."""
 
-    def __init__(self, schema, pa, topic_metadata, warn):
+    def __init__(self, schema, pa, topic, warn):
         self.pa = pa
         self.warn = warn
         fields = [self.named(field.name, self.plain_field, field, field.name) for field in schema]
         metadata = self.metadata(schema.metadata, "the schema")
-        metadata.update(topic_metadata)
+        # Data that was read from a file may have this key in its metadata.
+        if metadata.pop(TOPIC_KEY, None) is not None:
+            self.warn(f"metadata {TOPIC_KEY!r} of the schema was left out: `ctx.publish` chooses the topic")
+        if topic is not None:
+            metadata[TOPIC_KEY] = topic.encode()
         self.schema = pa.schema(fields, metadata=metadata or None)
         self.views = [self.has(field.type, self.is_view) for field in schema]
         self.dictionaries = [self.has(field.type, pa.types.is_dictionary) for field in schema]

@@ -74,7 +74,6 @@ OWN_FOLDERS = []
 NOT_A_CHILD = "a child process of the plugin cannot publish: hand the data to the process that started it"
 # Limit of distinct warnings that the shim writes to a job's log.
 WARNINGS_MAX = 100
-TOPIC_KEY = b"casparian.topic"
 # Limits, in characters, of an exception's message, and of each note and cause.
 MESSAGE_MAX = 8 << 10
 LINE_MAX = 1 << 10
@@ -171,12 +170,11 @@ class Bridge:
             self.refused[0] = 1
             raise RuntimeError(NOT_A_CHILD)
         pa = import_pyarrow()
-        metadata = {} if topic is None else {TOPIC_KEY: topic.encode()}
         for part in parts(data):
             frames = None
             for batch in batches(part, pa):
                 if frames is None:
-                    frames = Frames(batch.schema, pa, metadata, self.warn)
+                    frames = Frames(batch.schema, pa, topic, self.warn)
                     self.compare_metadata(topic, frames.schema.metadata or {})
                 for piece in frames.of(batch):
                     self.send_frame(piece, pa)

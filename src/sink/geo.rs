@@ -72,7 +72,7 @@ pub(super) fn merge(first: &str, second: &str) -> Result<Option<String>, Error> 
 
 fn merge_columns(name: &str, mine: &mut Object, other: &Object) -> Result<(), Error> {
     for key in MEANING {
-        if mine.get(key) != other.get(key) {
+        if meaning(mine, key) != meaning(other, key) {
             let shown = |value: Option<&Value>| match value {
                 Some(value) => prefix(&value.to_string(), 200).to_owned(),
                 None => "its default".to_owned(),
@@ -93,6 +93,20 @@ fn merge_columns(name: &str, mine: &mut Object, other: &Object) -> Result<(), Er
     mine.retain(|key, value| other.get(key) == Some(value));
     mine.insert(TYPES.to_owned(), types);
     Ok(())
+}
+
+/// The value of a key. The specification's default, where an entry has it, counts as absent.
+fn meaning<'a>(column: &'a Object, key: &str) -> Option<&'a Value> {
+    column.get(key).filter(|value| match key {
+        "edges" => *value != "planar",
+        "crs" => {
+            let id = value.get("id");
+            let has =
+                |part: &str, text: &str| id.and_then(|id| id.get(part)?.as_str()) == Some(text);
+            !(has("authority", "OGC") && has("code", "CRS84"))
+        }
+        _ => true,
+    })
 }
 
 /// The geometry types of both. An empty list means unknown types.
@@ -296,7 +310,8 @@ fn complete(name: &str, column: &mut Object, fields: &[FieldRef], notes: &mut Ve
     }
 }
 
-/// True for a covering of which each path leads to a field of a struct of the file.
+/// True for a covering of which each path leads to a field of a struct of the file. Those of z and m may be
+/// absent.
 fn is_covering(covering: &Value, fields: &[FieldRef]) -> bool {
     let bounds = covering.get(BOUNDS);
     let leads = |side: &str| {
@@ -312,8 +327,11 @@ fn is_covering(covering: &Value, fields: &[FieldRef]) -> bool {
         let inner: &Field = fields.iter().find(|field| field.name() == inner)?;
         Some(inner.data_type().is_floating())
     };
-    let sides = ["xmin", "ymin", "xmax", "ymax"];
-    sides.into_iter().all(|side| leads(side) == Some(true))
+    let is_absent = |side: &str| bounds.is_none_or(|bounds| bounds.get(side).is_none());
+    let mut required = ["xmin", "ymin", "xmax", "ymax"].into_iter();
+    let mut optional = ["zmin", "zmax", "mmin", "mmax"].into_iter();
+    required.all(|side| leads(side) == Some(true))
+        && optional.all(|side| is_absent(side) || leads(side) == Some(true))
 }
 
 /// Removes bounds and geometry types, which may be valid for a part of the rows only.
@@ -402,7 +420,12 @@ mod tests {
         let covering = json!({"bbox": {
             "xmin": ["b", "xmin"], "ymin": ["b", "ymin"], "xmax": ["b", "xmax"], "ymax": ["b", "ymax"],
         }});
-        let sides = ["xmin", "ymin", "xmax", "ymax"].map(|name| Field::new(name, T::Float32, true));
+        let deep = with(
+            covering["bbox"].clone(),
+            json!({"zmin": ["b", "zmin"], "zmax": ["b", "zmax"]}),
+        );
+        let sides = ["xmin", "ymin", "zmin", "xmax", "ymax", "zmax"];
+        let sides = sides.map(|name| Field::new(name, T::Float32, true));
         let bounds = T::Struct(sides.to_vec().into());
         for (data_type, more) in [
             (T::Binary, json!({})),
@@ -416,6 +439,7 @@ mod tests {
                 json!({"crs": {"name": "x"}, "bbox": [0, 0, 0, 1, 1, 1]}),
             ),
             (T::Binary, json!({"covering": covering})),
+            (T::Binary, json!({"covering": {"bbox": deep}})),
             (point(), json!({"encoding": "point"})),
             (list(point()), json!({"encoding": "linestring"})),
             (list(point()), json!({"encoding": "multipoint"})),
@@ -430,6 +454,107 @@ mod tests {
             let text = format!(" {} ", geo(with(wkb(), more)));
             assert_eq!(of_file(&text, &fields, &mut notes), Some(text));
             assert_eq!(notes, [""; 0]);
+        }
+    }
+
+    #[test]
+    fn a_covering_is_left_out_if_the_file_lacks_one_of_its_columns() {
+        let number = |name: &str| Field::new(name, DataType::Float64, true);
+        let sides = ["xmin", "ymin", "xmax", "ymax", "mmin", "mmax"].map(number);
+        let bounds = DataType::Struct(sides.to_vec().into());
+        let fields = fields(&[("g", DataType::Binary), ("b", bounds)]);
+        let sides =
+            ["xmin", "ymin", "xmax", "ymax"].map(|side| (side.to_owned(), json!(["b", side])));
+        let flat = Value::Object(sides.into_iter().collect());
+        for (more, stays) in [
+            (json!({}), true),
+            (json!({"mmin": ["b", "mmin"], "mmax": ["b", "mmax"]}), true),
+            (json!({"zmin": ["b", "zmin"], "zmax": ["b", "zmax"]}), false),
+            (json!({"zmax": ["q", "z"]}), false),
+            (json!({"mmax": ["b", "z"]}), false),
+            (json!({"zmin": null}), false),
+            (json!({"xmin": ["b", "zmin"]}), false),
+        ] {
+            let given = geo(with(
+                wkb(),
+                json!({"covering": {"bbox": with(flat.clone(), more.clone())}}),
+            ));
+            let mut notes = Vec::new();
+            let found = of_file(&given.to_string(), &fields, &mut notes).unwrap();
+            let found: Value = serde_json::from_str(&found).unwrap();
+            match stays {
+                true => assert_eq!((found, notes.len()), (given, 0), "{more}"),
+                false => {
+                    assert_eq!(found, geo(wkb()), "{more}");
+                    let note =
+                        r#"column "g": in the metadata of GeoParquet, its covering names columns"#;
+                    assert!(
+                        notes.iter().any(|it| it.starts_with(note)),
+                        "{more}: {notes:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// <https://geoparquet.org/releases/v1.1.0/>: `crs` is OGC:CRS84 and `edges` are planar by default.
+    #[test]
+    fn a_default_that_one_batch_spells_out_is_the_same() {
+        let crs84 = json!({"type": "GeographicCRS", "id": {"authority": "OGC", "code": "CRS84"}});
+        let merged = |first: &Value, second: &Value| {
+            let of = |more: &Value| geo(with(wkb(), more.clone())).to_string();
+            let found = merge(&of(first), &of(second)).map_err(|error| error.to_string())?;
+            Ok::<Value, String>(serde_json::from_str(&found.unwrap()).unwrap())
+        };
+        let spelled_out = json!({"edges": "planar", "crs": crs84});
+        let in_other_words = json!({"crs": with(crs84.clone(), json!({"name": "WGS 84 (CRS84)"}))});
+        for (first, second, want) in [
+            (json!({}), json!({"edges": "planar"}), json!({})),
+            (json!({}), json!({"crs": crs84}), json!({})),
+            (json!({}), spelled_out.clone(), json!({})),
+            (
+                spelled_out.clone(),
+                spelled_out.clone(),
+                spelled_out.clone(),
+            ),
+            (spelled_out.clone(), in_other_words, json!({})),
+        ] {
+            let want = Ok(geo(with(wkb(), want)));
+            assert_eq!(merged(&first, &second), want, "{first} {second}");
+            assert_eq!(merged(&second, &first), want, "{second} {first}");
+        }
+        for (first, second, words) in [
+            (json!({}), json!({"edges": "spherical"}), "its edges in"),
+            (
+                json!({"edges": "planar"}),
+                json!({"edges": "spherical"}),
+                "its edges in",
+            ),
+            (json!({}), json!({"edges": null}), "its edges in"),
+            (json!({}), json!({"crs": null}), "its crs in"),
+            (json!({"crs": crs84}), json!({"crs": null}), "its crs in"),
+            (
+                json!({}),
+                json!({"crs": {"id": {"authority": "EPSG", "code": 4326}}}),
+                "its crs in",
+            ),
+            (
+                json!({}),
+                json!({"crs": {"id": {"authority": "OGC", "code": "CRS84h"}}}),
+                "its crs in",
+            ),
+            (json!({}), json!({"crs": {"name": "x"}}), "its crs in"),
+            (
+                json!({}),
+                json!({"orientation": "counterclockwise"}),
+                "its orientation in",
+            ),
+            (json!({}), json!({"epoch": 2020}), "its epoch in"),
+        ] {
+            for (first, second) in [(&first, &second), (&second, &first)] {
+                let error = merged(first, second).unwrap_err();
+                assert!(error.contains(words), "{first} {second}: {error}");
+            }
         }
     }
 

@@ -115,6 +115,10 @@ fn words_that_are_no_parameters_are_refused() {
         (&["=1"], "expected NAME=VALUE"),
         (&["n=1", "n=2"], "n is given twice"),
         (&[&large], "at most 32768"),
+        (
+            &["n=1e400"],
+            "--param n: its value is valid JSON that cannot be passed",
+        ),
     ];
     let commands: &[&[&str]] = &[
         &["run", "p.py", "in", "--output", "out"],

@@ -228,6 +228,43 @@ const ACCEPTED: &[Case] = &[
         Rows(r#"[{"a": 1}]"#),
     ),
     (
+        "structs_of_polars",
+        "yield pl.Series([{'a': 1, 'b': None}, None, {'a': 2, 'b': 'x'}])\nyield pl.Series([{'a': 3, 'b': 'y'}])",
+        Rows(
+            r#"[{"a": 1, "b": null}, {"a": null, "b": null}, {"a": 2, "b": "x"}, {"a": 3, "b": "y"}]"#,
+        ),
+    ),
+    (
+        "structs_of_pandas",
+        "kind = pd.ArrowDtype(pa.struct([('a', pa.int64())]))\nyield pd.Series([{'a': 1}, None], dtype=kind)\nyield pd.Series([{'a': 2}])",
+        Rows(r#"[{"a": 1}, {"a": null}, {"a": 2}]"#),
+    ),
+    (
+        "structs_of_pandas_with_an_index",
+        "return pd.Series([{'a': 1}, None], index=pd.Index(['x', 'y'], name='i'))",
+        Rows(r#"[{"a": 1, "i": "x"}, {"a": null, "i": "y"}]"#),
+    ),
+    (
+        "structs_in_chunks",
+        "field = pa.field('a', pa.int64(), False)\nstructs = pa.StructArray.from_arrays([pa.array([1, 2])], fields=[field], mask=pa.array([False, True]))\nreturn pa.chunked_array([structs.slice(0, 1), structs, structs[1:]])",
+        Rows(r#"[{"a": 1}, {"a": 1}, {"a": null}, {"a": null}]"#),
+    ),
+    (
+        "structs_of_a_slice",
+        "return pa.array([{'a': 1}, {'a': 2}, None, {'a': 3}])[1:]",
+        Rows(r#"[{"a": 2}, {"a": null}, {"a": 3}]"#),
+    ),
+    (
+        "structs_without_rows",
+        "return pa.chunked_array([], pa.struct([('a', pa.int64())]))",
+        Rows("[]"),
+    ),
+    (
+        "structs_without_fields",
+        "return pa.array([{}, None], pa.struct([]))",
+        Nothing,
+    ),
+    (
         "relation",
         "return duckdb.sql(\"select 1 a, 'x' s, {'q': [1, 2]} t\")",
         Rows(r#"[{"a": 1, "s": "x", "t": {"q": [1, 2]}}]"#),
@@ -1142,9 +1179,39 @@ const REFUSED: &[Case] = &[
         Fails("pandas.Series is not accepted"),
     ),
     (
+        "pandas_row",
+        "return pd.read_csv(path).iloc[0]",
+        Fails("pandas.Series is not accepted: a plugin's output must be a pandas DataFrame"),
+    ),
+    (
+        "pandas_mixed",
+        "return pd.Series([1, 'x'])",
+        Fails("pandas.Series is not accepted"),
+    ),
+    (
+        "pandas_structs_of_several_kinds",
+        "return pd.Series([{'a': 1}, {'a': 'x'}])",
+        Fails("pandas.Series is not accepted (column '"),
+    ),
+    (
         "polars_series",
         "return pl.Series([1])",
-        Fails("is not accepted"),
+        Fails("is not accepted: a plugin's output must be a pandas DataFrame"),
+    ),
+    (
+        "chunks_of_numbers",
+        "return pa.chunked_array([[1, None]])",
+        Fails("pyarrow.lib.ChunkedArray is not accepted: a plugin's output must be"),
+    ),
+    (
+        "null_rows_of_a_stream",
+        "class Own:\n    def __arrow_c_stream__(self, schema=None): return pa.chunked_array([pa.array([{'a': 1}]), pa.array([{'a': 2}, None])]).__arrow_c_stream__(schema)\nreturn Own()",
+        Fails("Own is not accepted (a row of its structs is null): a plugin's output must be"),
+    ),
+    (
+        "null_rows_of_an_array",
+        "class Own:\n    def __arrow_c_array__(self, schema=None): return pa.array([{'a': 2}, None]).__arrow_c_array__(schema)\nreturn Own()",
+        Fails("Own is not accepted (a row of its structs is null): a plugin's output must be"),
     ),
     (
         "array",
@@ -1395,6 +1462,94 @@ fn metadata_that_is_no_text_is_left_out_with_a_line_in_the_log() {
     let log = job["log"].as_str().unwrap();
     let line = "casparian: metadata b'geo' of the schema is not UTF-8 and was left out";
     assert_eq!(log.matches(line).count(), 1, "{log}");
+}
+
+/// Prints the metadata of the schema of a Parquet file, with the file's folder.
+const METADATA: &str = "\
+import json, os, sys
+import pyarrow.parquet as pq
+for path in json.loads(sys.argv[1]):
+    found = pq.read_schema(path).metadata or {}
+    keys = {key.decode(): value.decode() for key, value in found.items() if key != b'pandas'}
+    print(os.path.basename(os.path.dirname(path)), json.dumps(keys, sort_keys=True))
+";
+
+/// The key under which the topic is sent may be in an input, because pyarrow returns a footer's metadata
+/// with the table.
+#[test]
+fn metadata_of_data_does_not_choose_the_topic() {
+    let cases = [
+        ("table", "return pq.read_table(INPUT)"),
+        ("batch", "yield TABLE.to_batches()[0]"),
+        ("reader", "yield TABLE.to_reader()"),
+        ("list", "return [None, (TABLE,)]"),
+        ("dataset", "return ds.dataset(INPUT)"),
+        ("stream", "yield Stream()"),
+        ("array", "yield Array()"),
+        (
+            "views",
+            "yield TABLE.set_column(0, 'a', pa.array(['x'], pa.string_view()))",
+        ),
+        ("published", "self.ctx.publish('t', pq.read_table(INPUT))"),
+        (
+            "published_first",
+            "self.ctx.publish('t', TABLE)\nreturn TABLE",
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let inputs = dir.path().join("in");
+    std::fs::create_dir(&inputs).unwrap();
+    let mut source = format!(
+        "{HEADER}\
+         import pyarrow as pa, pyarrow.dataset as ds, pyarrow.parquet as pq\n\
+         INPUT = 'input.parquet'\n\
+         KEYS = {{'casparian.topic': '../zz', 'casparian.other': 'kept', 'by': 'us'}}\n\
+         TABLE = pa.table({{'a': [1]}}).replace_schema_metadata(KEYS)\n\
+         pq.write_table(TABLE, INPUT)\n\
+         class Stream:\n    def __arrow_c_stream__(self, schema=None): return TABLE.__arrow_c_stream__(schema)\n\
+         class Array:\n    def __arrow_c_array__(self, schema=None): return TABLE.to_batches()[0].__arrow_c_array__(schema)\n\
+         {HANDLER}"
+    );
+    for (name, body) in &cases {
+        std::fs::write(inputs.join(name), "").unwrap();
+        let body = body.replace('\n', "\n        ");
+        write!(source, "\n    def {name}(self, path):\n        {body}\n").unwrap();
+    }
+    let plugin = dir.path().join("p.py");
+    std::fs::write(&plugin, source).unwrap();
+    let inputs = [inputs.to_str().unwrap()];
+    let out = dir.path().join("out");
+    let (summary, code) = run_json(plugin.to_str().unwrap(), &inputs, &out, &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    for file in summary["files"].as_array().unwrap() {
+        let name = Path::new(file["file"].as_str().unwrap())
+            .file_name()
+            .unwrap();
+        let folders: &[&str] = match name.to_str().unwrap() {
+            "published" => &["p_t"],
+            "published_first" => &["p", "p_t"],
+            _ => &["p"],
+        };
+        let outputs = file["outputs"].as_array().unwrap().iter();
+        let paths: Vec<&str> = outputs
+            .map(|uri| uri.as_str().unwrap().strip_prefix("file://").unwrap())
+            .collect();
+        let paths = serde_json::to_string(&paths).unwrap();
+        let output = output(Command::new(python()).args(["-c", METADATA, &paths]));
+        assert!(output.status.success(), "{}", stderr(&output));
+        let keys = r#"{"by": "us", "casparian.other": "kept"}"#;
+        let printed = stdout(&output);
+        let mut found: Vec<&str> = printed.lines().collect();
+        found.sort_unstable();
+        let want: Vec<String> = folders
+            .iter()
+            .map(|folder| format!("{folder} {keys}"))
+            .collect();
+        assert_eq!(found, want, "{name:?}");
+        let log = crate::types::log_of(out.to_str().unwrap(), file["job"].as_i64().unwrap());
+        let line = "casparian: metadata b'casparian.topic' of the schema was left out";
+        assert_eq!(log.matches(line).count(), 1, "{name:?}: {log}");
+    }
 }
 
 #[test]

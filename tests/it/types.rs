@@ -57,7 +57,7 @@ fn of_file<'a>(summary: &'a Value, end: &str) -> &'a Value {
 }
 
 /// The log of a job of an output folder.
-fn log_of(out: &str, job: i64) -> String {
+pub(crate) fn log_of(out: &str, job: i64) -> String {
     let queue = format!("{out}/.casparian/queue.sqlite");
     let found = casparian(&["job", &job.to_string(), "--database", &queue, "--json"]);
     let job: Value = serde_json::from_str(&stdout(&found)).unwrap();
