@@ -32,7 +32,8 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidOption {
-    /// A routing ID has more than 255 bytes or begins with a zero byte, or is empty where one is required.
+    /// A routing ID has more than 255 bytes, or is a zero byte and four others, as those that a ROUTER
+    /// generates; or it is empty where one is required.
     RoutingId,
     /// Only a ROUTER addresses its peers by routing IDs.
     NotRouter,
@@ -50,7 +51,7 @@ impl fmt::Display for InvalidOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             InvalidOption::RoutingId => {
-                "a routing ID is at most 255 bytes, the first of them not zero"
+                "a routing ID has at most 255 bytes, and is not a zero byte and four others"
             }
             InvalidOption::NotRouter => "only a ROUTER addresses its peers",
             InvalidOption::PropertyName => {

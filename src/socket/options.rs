@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::InvalidOption;
 use crate::limits;
 use crate::reactor::{Keepalive, StreamOptions};
-use crate::zmtp::{Heartbeat, Limits, PlainClient, PlainServer, Security};
+use crate::zmtp::{Heartbeat, Limits, PlainClient, PlainServer, Security, may_be_chosen};
 
 #[cfg(feature = "curve")]
 use crate::zmtp::curve::{Clients, CurveClient, CurveServer, PublicKey, SecretKey};
@@ -110,8 +110,9 @@ impl Options {
         Self::default()
     }
 
-    /// Our routing ID: at most 255 bytes, the first not zero; creating a socket with another one
-    /// fails. If it is empty (the default), each peer generates one. `ZMQ_ROUTING_ID`.
+    /// Our routing ID: at most 255 bytes, and not a zero byte and four others, as those that a ROUTER
+    /// generates; creating a socket with another one fails. If it is empty (the default), each peer
+    /// generates one. `ZMQ_ROUTING_ID`.
     #[must_use]
     pub fn routing_id(mut self, id: impl Into<Vec<u8>>) -> Self {
         self.routing_id = id.into();
@@ -436,12 +437,8 @@ fn unbounded_if_zero(time: Duration) -> Duration {
     }
 }
 
-pub(super) fn is_routing_id(id: &[u8]) -> bool {
-    id.len() <= 255 && id.first() != Some(&0)
-}
-
 pub(super) fn check_options(options: &Options) -> Result<(), InvalidOption> {
-    if !is_routing_id(&options.routing_id) {
+    if !may_be_chosen(&options.routing_id) {
         return Err(InvalidOption::RoutingId);
     }
     let named = |(name, _): &(String, Vec<u8>)| name.starts_with("X-") && name.len() <= 255;

@@ -89,3 +89,19 @@ pub struct PeerInfo {
     /// Its application properties, whose names begin with `X-`.
     pub metadata: Vec<(String, Vec<u8>)>,
 }
+
+/// Size of the routing IDs that a ROUTER generates for peers without one, as libzmq does: a zero byte and a
+/// number.
+pub(crate) const GENERATED_ROUTING_ID_SIZE: usize = 5;
+
+/// True for a routing ID that a ROUTER may have generated.
+pub(crate) fn is_generated(routing_id: &[u8]) -> bool {
+    routing_id.len() == GENERATED_ROUTING_ID_SIZE && routing_id.first() == Some(&0)
+}
+
+/// Whether a peer may choose a routing ID: it has at most 255 bytes. RFC 28 refuses those that begin with
+/// a zero byte. libzmq takes all; here only those that a ROUTER may have generated are refused, so that no
+/// peer can take one of another.
+pub(crate) fn may_be_chosen(routing_id: &[u8]) -> bool {
+    routing_id.len() <= 255 && !is_generated(routing_id)
+}

@@ -77,7 +77,8 @@ pub enum Error {
         /// The peer's type, printable; empty if missing.
         theirs: String,
     },
-    /// `Identity` is over 255 bytes or begins with a zero byte (RFC 28).
+    /// `Identity` is over 255 bytes, or is a zero byte and four others, as routing IDs that a ROUTER
+    /// generates.
     BadIdentity {
         /// Its length.
         size: usize,
@@ -164,7 +165,7 @@ impl fmt::Display for Error {
             }
             Error::BadIdentity { size } => write!(
                 f,
-                "routing ID of {size} bytes refused: 0 to 255 bytes, the first not zero"
+                "routing ID of {size} bytes refused: at most 255 bytes, and not a zero byte and four others"
             ),
             // The status code of ZAP handlers (RFC 27 §8).
             Error::Refused { reason } if reason == STATUS_UNAUTHORIZED => {

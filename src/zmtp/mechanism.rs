@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::command::{Command, Metadata, encode_property, encode_ready};
+use super::config::may_be_chosen;
 use super::plain::{self, PlainClient, PlainServer};
 use super::{Config, Error, PeerInfo};
 
@@ -275,7 +276,7 @@ fn checked_peer(properties: &[u8], config: &Config) -> Result<PeerInfo, Error> {
         });
     }
     let routing_id = metadata.get("Identity").unwrap_or(&[]);
-    if routing_id.len() > 255 || routing_id.first() == Some(&0) {
+    if !may_be_chosen(routing_id) {
         return Err(Error::BadIdentity {
             size: routing_id.len(),
         });

@@ -45,6 +45,7 @@ mod send;
 
 pub use command::{Command, Metadata};
 pub use config::{Config, Heartbeat, PeerInfo, SocketType};
+pub(crate) use config::{is_generated, may_be_chosen};
 pub use connection::{Connection, Progress};
 pub use error::Error;
 pub use frame::{Head, HeadResult, encode_head};

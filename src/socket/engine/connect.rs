@@ -9,9 +9,8 @@ use super::peer::{Attempts, Lookup, Origin, Peer, State, Target, Up};
 use super::{DisconnectReason, Engine, Event, PeerId};
 use crate::limits;
 use crate::reactor::Endpoint;
-use crate::socket::options::is_routing_id;
 use crate::socket::{Error, InvalidOption};
-use crate::zmtp::Connection;
+use crate::zmtp::{Connection, may_be_chosen};
 
 impl Engine {
     /// See [`Socket::connect`](crate::socket::Socket::connect).
@@ -39,7 +38,7 @@ impl Engine {
         if !self.is_router() {
             return Err(InvalidOption::NotRouter.into());
         }
-        if routing_id.is_empty() || !is_routing_id(routing_id) {
+        if routing_id.is_empty() || !may_be_chosen(routing_id) {
             return Err(InvalidOption::RoutingId.into());
         }
         if self.routes.contains_key(routing_id) {

@@ -6,7 +6,7 @@ use super::action::Action;
 use super::peer::{Drain, Input, Output, Peer, Phase, Probe, State, Up};
 use super::{DisconnectReason, Engine, Event, PeerId};
 use crate::limits;
-use crate::zmtp::PeerInfo;
+use crate::zmtp::{PeerInfo, is_generated};
 
 /// What happens to a connection whose routing ID another peer has.
 enum Claim {
@@ -68,7 +68,7 @@ impl Engine {
             peer.routing_id.clone()
         } else if !newcomer.routing_id.is_empty() {
             newcomer.routing_id.clone()
-        } else if peer.routing_id.first() == Some(&0) {
+        } else if is_generated(&peer.routing_id) {
             // A connecting peer without a routing ID keeps the one that was generated for it
             // earlier.
             peer.routing_id.clone()
