@@ -16,6 +16,7 @@ use arrow::buffer::{Buffer, MutableBuffer};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::ipc;
 use arrow::ipc::reader::{StreamDecoder, StreamReader};
+use byteorder::{BigEndian, ByteOrder};
 
 use super::frame_head;
 use crate::job::text::prefix;
@@ -52,7 +53,7 @@ const INPUT_SIZE: usize = 7 * 8;
 impl InputState {
     fn from_bytes(bytes: &[u8; INPUT_SIZE]) -> Self {
         let (values, _) = bytes.as_chunks::<8>();
-        let mut values = values.iter().map(|value| i64::from_be_bytes(*value));
+        let mut values = values.iter().map(|value| BigEndian::read_i64(value));
         let mut next = || values.next().unwrap_or_default();
         InputState {
             device: next().cast_unsigned(),
@@ -240,7 +241,7 @@ impl BridgeReader {
         }
         self.head_have = 0;
         self.have = 0;
-        let length = u32::from_be_bytes(self.head);
+        let length = BigEndian::read_u32(&self.head);
         if matches!(self.state, State::FailureLength) {
             self.size = length as usize;
             self.state = State::FailureText;
@@ -518,15 +519,10 @@ fn has_dictionary(data_type: &DataType) -> bool {
 fn check_lengths(stream: &[u8]) -> Result<(), Error> {
     let cut = || Error::Arrow("it ends inside a message".to_owned());
     let mut rest = stream;
-    let take_size = |rest: &mut &[u8]| -> Result<u32, Error> {
-        let (size, behind) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
-        *rest = behind;
-        Ok(u32::from_le_bytes(*size))
-    };
     while !rest.is_empty() {
-        let mut size = take_size(&mut rest)?;
+        let mut size = frame_head::take_size(&mut rest).ok_or_else(cut)?;
         if size == u32::MAX {
-            size = take_size(&mut rest)?;
+            size = frame_head::take_size(&mut rest).ok_or_else(cut)?;
         }
         if size == 0 {
             return Ok(());

@@ -5,6 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::ipc;
+use byteorder::{ByteOrder, LittleEndian};
 
 /// Bytes that are read of a refused frame. They contain its schema and the layout of its first batch.
 pub(super) const SIZE: usize = 1 << 20;
@@ -37,10 +38,11 @@ fn largest(head: &[u8]) -> Option<(String, u64)> {
     }
 }
 
-fn take_size(rest: &mut &[u8]) -> Option<u32> {
+/// Removes the next four bytes, the size of a message of an Arrow stream.
+pub(super) fn take_size(rest: &mut &[u8]) -> Option<u32> {
     let (size, behind) = rest.split_first_chunk::<4>()?;
     *rest = behind;
-    Some(u32::from_le_bytes(*size))
+    Some(LittleEndian::read_u32(size))
 }
 
 fn of_message(schema: &ipc::Schema<'_>, message: &ipc::Message<'_>) -> Option<(String, u64)> {

@@ -1,5 +1,7 @@
 //! Frame heads (RFC 37 §3.3): a flags byte and a length of one or eight bytes.
 
+use byteorder::{BigEndian, ByteOrder};
+
 use super::Error;
 
 /// Flag MORE: another frame of the same message follows.
@@ -53,8 +55,8 @@ impl Head {
                 None => return Ok(HeadResult::Incomplete),
             }
         } else {
-            match rest.first_chunk() {
-                Some(size) => (9, u64::from_be_bytes(*size)),
+            match rest.first_chunk::<8>() {
+                Some(size) => (9, BigEndian::read_u64(size)),
                 None => return Ok(HeadResult::Incomplete),
             }
         };
@@ -98,9 +100,8 @@ pub fn encode_head(out: &mut Vec<u8>, body_size: usize, more: bool, command: boo
         Ok(size) => out.extend_from_slice(&[flags, size]),
         Err(_) => {
             let mut head = [0u8; 9];
-            let [first, size @ ..] = &mut head;
-            *first = flags | LONG;
-            *size = (body_size as u64).to_be_bytes();
+            head[0] = flags | LONG;
+            BigEndian::write_u64(&mut head[1..9], body_size as u64);
             out.extend_from_slice(&head);
         }
     }
