@@ -1,6 +1,11 @@
 //! What the fuzz targets have found, as tests; `fuzz/README.md` lists the findings.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

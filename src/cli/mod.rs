@@ -3,16 +3,6 @@
 //! Exit codes: 0 = success, 1 = the command or some jobs failed, 2 = the command line is invalid, 130 = the
 //! command was interrupted. An error is one line on stderr. Results are written to stdout.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 // Some of it is used only by commands of the whole program.
 #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
 mod args;

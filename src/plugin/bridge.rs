@@ -6,6 +6,11 @@
 //! process and are checked. Buffers grow with bytes received, never with a declared length. A panic of the
 //! decoder is an error of the frame.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::cast_possible_truncation, clippy::cast_sign_loss)
+)]
+
 use std::fmt;
 use std::io::{self, Read};
 use std::ops::Range;

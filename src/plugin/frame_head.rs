@@ -2,6 +2,11 @@
 //! message about a frame that is refused because of its size, since only the beginning of such a frame is
 //! read.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::cast_possible_truncation, clippy::cast_sign_loss)
+)]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::ipc;

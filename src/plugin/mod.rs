@@ -20,16 +20,6 @@
 //!
 //! This module does not decide about jobs (see `crate::worker`) and does not write output.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 pub mod bridge;
 pub mod cache;
 mod direct;

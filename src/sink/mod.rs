@@ -33,16 +33,6 @@
 //!
 //! This module does not handle leases, plugin processes, frames or the control protocol.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 mod adopt;
 mod anchor;
 mod bar;

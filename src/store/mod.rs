@@ -17,16 +17,6 @@
 //! - Statements of the hot path name their index (`INDEXED BY`), so that the statistics of an
 //!   ANALYZE cannot make them read the whole queue.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 mod attempts;
 mod audit;
 mod catalogue;

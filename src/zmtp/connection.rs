@@ -322,8 +322,7 @@ impl Connection {
                 return Ok(Progress::NeedInput);
             };
             self.check_limits(&head)?;
-            // The limits keep both far below usize::MAX.
-            let body_size = head.body_size as usize;
+            let body_size = head.body_len();
             let Some(body) = rest
                 .get(head.head_size..)
                 .and_then(|bytes| bytes.get(..body_size))
@@ -379,7 +378,7 @@ impl Connection {
             if inner_size > ZMTP_COMMAND_SIZE_MAX {
                 within.clone()?;
             }
-            let body_size = head.body_size as usize;
+            let body_size = head.body_len();
             let Some(body) = rest
                 .get_mut(head.head_size..)
                 .and_then(|bytes| bytes.get_mut(..body_size))

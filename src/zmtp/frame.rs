@@ -74,17 +74,21 @@ impl Head {
             body_size,
         }))
     }
+
+    /// The body's size as a length in memory. A body too large for memory has `usize::MAX`, which no buffer has.
+    #[inline]
+    pub(super) fn body_len(&self) -> usize {
+        usize::try_from(self.body_size).unwrap_or(usize::MAX)
+    }
 }
 
 /// The number of bytes that the frame at the start of `bytes` lacks at least; never 0.
 pub(super) fn missing(bytes: &[u8]) -> usize {
     let lacks = match (Head::decode(bytes), bytes.first()) {
-        (Ok(HeadResult::Head(head)), _) => {
-            let body_size = usize::try_from(head.body_size).unwrap_or(usize::MAX);
-            head.head_size
-                .saturating_add(body_size)
-                .saturating_sub(bytes.len())
-        }
+        (Ok(HeadResult::Head(head)), _) => head
+            .head_size
+            .saturating_add(head.body_len())
+            .saturating_sub(bytes.len()),
         (_, None) => FRAME_SIZE_MIN,
         (_, Some(flags)) if flags & LONG != 0 => 9usize.saturating_sub(bytes.len()),
         _ => 1,

@@ -113,7 +113,7 @@ impl Sealed {
         let mut rest = std::mem::take(control);
         let mut commands = rest.as_mut_slice();
         while let Ok(HeadResult::Head(head)) = Head::decode(commands) {
-            let size = head.head_size + head.body_size as usize;
+            let size = head.head_size.saturating_add(head.body_len());
             let Some((frame, others)) = commands.split_at_mut_checked(size) else {
                 break;
             };
