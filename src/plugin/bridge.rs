@@ -799,14 +799,31 @@ mod tests {
         );
         let good = std::fs::read(path).unwrap();
         let body = &good[4..good.len() - 4];
+        let mut refused = 0;
         for at in 0..body.len() {
             for value in [0x00, 0x7F, 0x80, 0xFF] {
                 let mut bytes = body.to_vec();
                 bytes[at] = value;
-                // An error or other values, but no panic and no large allocation.
-                let _ = decode(Buffer::from_vec(bytes));
+                let decoded = match decode(Buffer::from_vec(bytes)) {
+                    Ok(decoded) => decoded,
+                    Err(error) => {
+                        refused += 1;
+                        let text = error.to_string();
+                        let named = ["no Arrow stream", "no valid Arrow data", "the limit is"];
+                        assert!(named.iter().any(|words| text.contains(words)), "{text}");
+                        continue;
+                    }
+                };
+                // Other values, but valid ones.
+                for batch in &decoded.batches {
+                    assert!(batch.num_rows() <= limits::BRIDGE_BATCH_ROWS_MAX, "{at}");
+                    for column in batch.columns() {
+                        column.to_data().validate_full().unwrap();
+                    }
+                }
             }
         }
+        assert!(refused > body.len(), "{refused} of {}", 4 * body.len());
         let mut trailing = body.to_vec();
         trailing.extend([1, 2, 3]);
         assert!(decode(Buffer::from_vec(trailing)).is_err());

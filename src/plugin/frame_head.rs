@@ -194,17 +194,24 @@ mod tests {
             for index in 0..=small.len() {
                 let mut columns = small.clone();
                 columns.insert(index, ("large", column.clone()));
+                let names: Vec<String> =
+                    columns.iter().map(|(name, _)| (*name).to_owned()).collect();
                 let frame = frame(columns);
                 let head = &frame[..frame.len().min(20_000)];
                 let (name, size) = largest_column(head).unwrap();
                 assert_eq!(name, "large", "{} at {index}", column.data_type());
                 assert!((100_000..200_000).contains(&size), "{size}");
-                // Truncated and damaged beginnings cause no panic.
                 for cut in (0..head.len()).step_by(41) {
-                    let _ = largest_column(&head[..cut]);
+                    // `largest` without its guard: it does not panic.
+                    if let Some((name, size)) = largest(&head[..cut]) {
+                        assert!(names.contains(&name), "{name} at {cut}");
+                        assert!(size <= frame.len() as u64, "{size} at {cut}");
+                    }
                     let mut other = head.to_vec();
                     other[cut] ^= 0x41;
-                    let _ = largest_column(&other);
+                    if let Some((name, _)) = largest(&other) {
+                        assert!(name.len() < head.len());
+                    }
                 }
             }
         }
