@@ -10,6 +10,8 @@ mod clean;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod content;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
+mod deploy;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod entry;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod env;
@@ -24,6 +26,8 @@ mod log_lines;
 mod operate;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod plugin;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+mod plugin_file;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod progress;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
@@ -244,7 +248,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match command.to_str().unwrap_or("") {
         "run" => run::main(arguments),
         "init" => operate::init(arguments),
-        "deploy" => plugin::deploy(arguments),
+        "deploy" => deploy::deploy(arguments),
         "submit" => plugin::submit(arguments),
         "jobs" => operate::jobs(arguments),
         "job" => operate::job(arguments),
@@ -293,7 +297,7 @@ fn commands() -> Vec<&'static args::Command> {
     vec![
         &run::COMMAND,
         &operate::INIT,
-        &plugin::DEPLOY,
+        &deploy::DEPLOY,
         &plugin::SUBMIT,
         &operate::JOBS,
         &operate::JOB,

@@ -6,8 +6,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use super::clock::moment;
 use super::control::deploy::Refusal;
 use super::control::{Body, Control, Outgoing, Sender};
 #[cfg(feature = "curve")]
@@ -25,7 +26,7 @@ use crate::socket::{
     curve::{AuthorizedKeys, Clients},
     keyfile::AuthorizedKeysFile,
 };
-use crate::store::{self, Now, Open, Store};
+use crate::store::{self, Open, Store};
 
 /// Settings of a sentinel.
 #[derive(Clone, Debug)]
@@ -228,20 +229,6 @@ fn local_users(options: &Options) -> Result<Option<LocalUsers>, Error> {
     }
     let what = "any user of this host may connect and run code on the workers";
     LocalUsers::of_endpoint(&options.bind, &options.allowed_uids, what).map_err(Error::Io)
-}
-
-/// The present time for the database.
-fn moment(now: BootTime) -> Now {
-    let unix_ms = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_millis()).ok())
-        .unwrap_or(0);
-    Now {
-        unix_ms,
-        boot_ms: u64::try_from(now.since_boot().as_millis()).unwrap_or(u64::MAX),
-        boot_id: store::boot_id(),
-    }
 }
 
 impl Sentinel {

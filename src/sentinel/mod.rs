@@ -10,6 +10,7 @@
 //!
 //! The sentinel never runs a plugin, reads an input or writes output.
 
+pub(crate) mod clock;
 pub mod control;
 mod deployments;
 mod event_loop;
