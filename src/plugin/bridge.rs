@@ -163,6 +163,9 @@ pub enum Step {
     More,
 }
 
+// Returned by each read of a bridge.
+const _: () = assert!(size_of::<Step>() <= 64);
+
 #[derive(Debug)]
 enum State {
     Length,

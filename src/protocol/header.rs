@@ -154,6 +154,9 @@ pub struct Header {
     pub payload_size: u32,
 }
 
+// Passed by value; as large as on the wire.
+const _: () = assert!(size_of::<Header>() <= 16);
+
 impl Header {
     /// Decodes a header from the first 16 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Header, Error> {

@@ -88,6 +88,9 @@ pub struct Connection {
     peer_ttl: Option<Duration>,
 }
 
+// One for each peer, of which there may be tens of thousands.
+const _: () = assert!(size_of::<Connection>() <= 400);
+
 /// Capacity of `spans`, in frames, that is kept for the next message.
 const SPANS_KEPT_MAX: usize = 64;
 /// While this many bytes of `control` are unwritten, no PING or PONG is added. So a peer that sends

@@ -27,6 +27,9 @@ pub struct Head {
     pub body_size: u64,
 }
 
+// Copied for each frame.
+const _: () = assert!(size_of::<Head>() <= 24);
+
 /// Result of [`Head::decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadResult {
