@@ -245,7 +245,8 @@ impl Control {
     }
 
     /// Number of connected workers.
-    pub fn online_count(&self) -> usize {
+    #[cfg(test)]
+    fn online_count(&self) -> usize {
         self.workers
             .values()
             .filter(|worker| worker.peer.is_some())

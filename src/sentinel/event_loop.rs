@@ -330,11 +330,6 @@ impl Sentinel {
         self.lock.clone()
     }
 
-    /// The endpoint to which it is bound, with the port that the system chose.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
     /// Sets a channel to which ends of jobs are reported after their commit.
     pub fn observe(&mut self, observer: std::sync::mpsc::Sender<JobEnd>) {
         self.scheduler.observe(observer);

@@ -103,7 +103,8 @@ impl Staged {
     }
 
     /// Number of rows of all sinks.
-    pub fn rows(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn rows(&self) -> u64 {
         self.sinks.iter().map(|sink| sink.rows).sum()
     }
 

@@ -39,7 +39,8 @@ pub enum Code {
 
 impl Code {
     /// The code, if there is usable code.
-    pub fn runs(self) -> Option<Arc<PluginCode>> {
+    #[cfg(test)]
+    pub(crate) fn runs(self) -> Option<Arc<PluginCode>> {
         match self {
             Code::Runs(code) => Some(code),
             Code::Waits(_) => None,

@@ -390,11 +390,6 @@ impl Worker {
         self.stopper.clone()
     }
 
-    /// The worker ID.
-    pub fn worker_id(&self) -> &str {
-        &self.worker_id
-    }
-
     /// Runs until a signal or a [`Stopper`] stops it.
     pub fn run(mut self) -> Result<(), Error> {
         log::info!(
