@@ -20,8 +20,8 @@ use crate::input_file;
 use crate::job::text;
 use crate::limits;
 use crate::plugin::folder::{self, Folder};
+use crate::plugin::metadata;
 use crate::plugin::project::{self, Project};
-use crate::plugin::script;
 
 /// How often a folder is read if its files change in the meantime.
 const TRIES_MAX: u32 = 3;
@@ -174,7 +174,7 @@ fn read_once(root: &Path, name: &str, others: &Others) -> Result<Option<PluginFi
     };
     let all: Vec<u8> = contents.into_values().flatten().collect();
     let source = folder::pack(&folder, &source, &all);
-    if let Ok(Some(script)) = script::of_plugin(&source)
+    if let Ok(Some(script)) = metadata::of_plugin(&source)
         && let Some(preload) = script.preload.iter().find(|name| {
             let module = name.split('.').next().unwrap_or_default();
             own.contains(module)

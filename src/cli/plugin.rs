@@ -21,7 +21,7 @@ use crate::limits;
 use crate::plugin::environment::{self, Build};
 use crate::plugin::request::Request;
 use crate::plugin::resolve::{self, Hosts};
-use crate::plugin::{self, script, strays, syntax};
+use crate::plugin::{self, metadata, strays, syntax};
 use crate::sentinel::clock::unix_ms;
 use crate::store::{
     self, Code, FileVersion, ManifestSink, Open, Store, Transaction, check_deploy_size,
@@ -192,7 +192,7 @@ pub(super) fn request(
 ) -> Result<Request, Failure> {
     let fail =
         |error: &dyn std::fmt::Display| failed(format!("plugin {}: {error}", path.display()));
-    let script = script::of_plugin(&plugin.source)
+    let script = metadata::of_plugin(&plugin.source)
         .map_err(|error| fail(&error))?
         .unwrap_or_default();
     let folder = &plugin.folder;

@@ -13,9 +13,9 @@ use super::control::deploy::Refusal;
 use super::control::{Body, Control, Outgoing, Sender};
 #[cfg(feature = "curve")]
 use super::control::{Capabilities, UserLimits};
+use super::outcome::JobEnd;
 use super::publishers::{PublishersFile, Trust};
 use super::scheduler::{self, Scheduler};
-use super::transaction::JobEnd;
 use crate::job::User;
 use crate::limits;
 use crate::protocol::{OpCode, Payload, View};

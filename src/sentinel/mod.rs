@@ -14,10 +14,11 @@ pub(crate) mod clock;
 pub mod control;
 mod deployments;
 mod event_loop;
+mod outcome;
 pub mod publishers;
 mod round;
 pub mod scheduler;
 mod transaction;
 
 pub use event_loop::{Error, Options, Sentinel};
-pub use transaction::JobEnd;
+pub use outcome::JobEnd;

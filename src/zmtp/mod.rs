@@ -39,12 +39,11 @@ mod receive;
 mod send;
 
 pub use command::{Command, Metadata};
-pub use config::{Config, Heartbeat, PeerInfo, SocketType};
+pub use config::{Config, Heartbeat, PeerInfo, Security, SocketType};
 pub use connection::{Connection, Progress};
 pub use error::Error;
 pub use frame::{Head, HeadResult, encode_head};
 pub use greeting::{GREETING_SIZE, Greeting};
-pub use mechanism::Security;
 pub use message::{Bodies, Message};
 pub use plain::{PlainClient, PlainServer};
 pub use receive::{Growth, ReceiveBuffer};
