@@ -1,5 +1,7 @@
 //! ZMTP codec without I/O: encode into a send queue, parse out of a receive buffer.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -6,6 +6,8 @@
 //! `cargo bench --bench idle [-- PEERS…]`; with `CASPARIAN_BENCH_SMOKE` set (or `--test`) a few
 //! peers for a moment.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -11,6 +11,8 @@
 //! `cargo bench --bench jobs [-- JOBS]`; with `CASPARIAN_BENCH_SMOKE` set (or `--test`) a few
 //! jobs only. Environments are made below `target/`, so the first run downloads pyarrow.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

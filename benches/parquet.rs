@@ -6,6 +6,8 @@
 //! `cargo bench --bench parquet`; `CASPARIAN_BENCH_SMOKE=1` (or `--test`) writes a tenth, once.
 //! `python benches/parquet_peers.py` writes the same table with pyarrow, Polars and DuckDB.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
 use std::sync::Arc;
 use std::time::Instant;
 

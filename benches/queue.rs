@@ -4,6 +4,8 @@
 //! `cargo bench --bench queue`; `CASPARIAN_BENCH_LARGE=1` adds a million queued rows, and
 //! `CASPARIAN_BENCH_SMOKE=1` (or `--test`) runs a few batches only. Set TMPDIR to choose the disk.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
 use std::time::Instant;
 
 use casparian::job::{Attempt, JobStatus, Receipt};

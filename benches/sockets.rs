@@ -7,6 +7,8 @@
 //! `cargo bench --bench sockets [-- ROUNDS] [ours]`; `ours` leaves the peers out. With `CASPARIAN_BENCH_SMOKE` set (or `--test`)
 //! one short round of ours only.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::PathBuf;

@@ -7,6 +7,8 @@
 //! data, and sends `done`, the number and the result. The queue gives a task to one worker. It gives the
 //! tasks of a worker whose connection ended to other workers, and takes the first result of a task.
 
+#![allow(clippy::indexing_slicing)]
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::error::Error;
 use std::time::Duration;

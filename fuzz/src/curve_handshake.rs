@@ -148,7 +148,7 @@ pub fn run(data: &[u8]) {
         _ => 0,
     };
     casparian::fuzzing::reset(edits);
-    let (client, server) = crate::connection_curve::pair(keys);
+    let (client, server) = crate::curve_keys::pair(keys);
     let mut ends = ends(client, server);
     let mut sent = [Vec::new(), Vec::new()];
     for side in [0, 1] {

@@ -12,6 +12,7 @@ pub mod connection_curve;
 pub mod connection_null;
 pub mod connection_plain;
 pub mod curve_handshake;
+mod curve_keys;
 pub mod endpoint;
 pub mod frames;
 pub mod greeting;

@@ -275,8 +275,8 @@ fn socket_security(choice: u8) -> casparian::socket::Security {
     match choice % 32 {
         1..=4 => Security::PlainClient(PlainClient::new("user", "pass").unwrap()),
         5..=8 => Security::PlainServer(PlainServer::new([("user", "pass")])),
-        9 => crate::connection_curve::pair(0).0,
-        10 => crate::connection_curve::pair(0).1,
+        9 => crate::curve_keys::pair(0).0,
+        10 => crate::curve_keys::pair(0).1,
         _ => Security::Null,
     }
 }
@@ -314,7 +314,7 @@ pub fn run(data: &[u8]) {
         let refused = Socket::new(SocketType::Dealer, wrong, reactor.registry(), token::new(2, 0), now);
         assert!(!refused.unwrap_err().to_string().is_empty());
     }
-    let (client, server) = crate::connection_curve::pair(0);
+    let (client, server) = crate::curve_keys::pair(0);
     if let (_, Security::CurveServer(server)) = (client, server) {
         for right in [
             Options::new().plain_client(PlainClient::new("user", "pass").unwrap()),

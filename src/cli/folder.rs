@@ -13,13 +13,14 @@ use globset::GlobMatcher;
 use super::clean::path_text;
 use super::entry;
 use super::input::{fixed_part, glob};
-use super::plugin::PluginFile;
+use super::plugin_file::{NOT_UTF_8, PluginFile, read_text};
 use super::summary::{Item, Outcome};
 use super::table::one_line;
 use crate::input_file;
 use crate::job::text;
 use crate::limits;
 use crate::plugin::folder::{self, Folder};
+use crate::plugin::metadata;
 use crate::plugin::project::{self, Project};
 
 /// How often a folder is read if its files change in the meantime.
@@ -160,8 +161,7 @@ fn read_once(root: &Path, name: &str, others: &Others) -> Result<Option<PluginFi
         false => contents.keys().map(module).collect(),
     };
     let source = contents.remove(&chosen).unwrap_or_default();
-    let source = String::from_utf8(source)
-        .map_err(|_| refused(&root.join(&chosen), super::plugin::NOT_UTF_8))?;
+    let source = String::from_utf8(source).map_err(|_| refused(&root.join(&chosen), NOT_UTF_8))?;
     let file = |(path, content): (&String, &Vec<u8>)| folder::File {
         path: path.clone(),
         size: content.len(),
@@ -174,7 +174,7 @@ fn read_once(root: &Path, name: &str, others: &Others) -> Result<Option<PluginFi
     };
     let all: Vec<u8> = contents.into_values().flatten().collect();
     let source = folder::pack(&folder, &source, &all);
-    if let Ok(Some(script)) = crate::plugin::script::of_plugin(&source)
+    if let Ok(Some(script)) = metadata::of_plugin(&source)
         && let Some(preload) = script.preload.iter().find(|name| {
             let module = name.split('.').next().unwrap_or_default();
             own.contains(module)
@@ -195,7 +195,7 @@ fn read_once(root: &Path, name: &str, others: &Others) -> Result<Option<PluginFi
 
 fn read_project(root: &Path) -> Result<Project, Refused> {
     let path = root.join(project::FILE);
-    match super::plugin::read_text(&path, limits::FOLDER_SIZE_MAX as u64) {
+    match read_text(&path, limits::FOLDER_SIZE_MAX as u64) {
         Ok(text) => project::read(&text).map_err(|error| Refused(error.to_string())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Project::default()),
         Err(error) => Err(refused(&path, error)),

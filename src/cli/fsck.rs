@@ -14,8 +14,8 @@ use report::{Finding, Report, Severity};
 
 use super::args::{Command, Flag, Typed};
 use super::operate::{DATABASE_FLAG, JSON_FLAG, database, inspect};
-use super::plugin::unix_ms;
 use super::{Failure, failed, log_lines};
+use crate::sentinel::clock::unix_ms;
 use crate::sink::{Check, Expected, Named, Problem, Root, RootOptions};
 use crate::store::{Audited, Inspector};
 

@@ -3,22 +3,14 @@
 //! Exit codes: 0 = success, 1 = the command or some jobs failed, 2 = the command line is invalid, 130 = the
 //! command was interrupted. An error is one line on stderr. Results are written to stdout.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 // Some of it is used only by commands of the whole program.
 #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
 mod args;
 mod clean;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod content;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+mod deploy;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod entry;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
@@ -34,6 +26,8 @@ mod log_lines;
 mod operate;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod plugin;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+mod plugin_file;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod progress;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
@@ -254,7 +248,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match command.to_str().unwrap_or("") {
         "run" => run::main(arguments),
         "init" => operate::init(arguments),
-        "deploy" => plugin::deploy(arguments),
+        "deploy" => deploy::deploy(arguments),
         "submit" => plugin::submit(arguments),
         "jobs" => operate::jobs(arguments),
         "job" => operate::job(arguments),
@@ -303,7 +297,7 @@ fn commands() -> Vec<&'static args::Command> {
     vec![
         &run::COMMAND,
         &operate::INIT,
-        &plugin::DEPLOY,
+        &deploy::DEPLOY,
         &plugin::SUBMIT,
         &operate::JOBS,
         &operate::JOB,

@@ -9,11 +9,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::args::{Command, Flag, Typed};
-use super::plugin::unix_ms;
+use super::stderr::print_line;
 use super::table::{bytes, first_line, one_line, render, thousands};
 use super::{Failure, failed, failed_in, print, print_done};
 use crate::job::ARTIFACTS_TRUNCATED;
 use crate::limits;
+use crate::sentinel::clock::unix_ms;
 use crate::store::{
     AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, SET_ASIDE, Store, WorkerRow,
     format_time, lock_database, parse_location,
@@ -114,6 +115,13 @@ pub(super) fn database(command: &Command, typed: &Typed) -> Result<PathBuf, Fail
     Ok(parse_location(location).map_err(|error| command.usage_error(error))?)
 }
 
+/// Warns if other users can change the database, because they then decide what workers run.
+pub(super) fn warn_of_owner(database: &Path) {
+    if let Some(what) = crate::store::shared_with(database, false) {
+        print_line(format_args!("database {}: {what}", database.display()));
+    }
+}
+
 /// Opens the database for reading, and checks whether a sentinel works on it.
 pub(super) fn inspect(path: &Path) -> Result<Inspector, Failure> {
     let mut inspector = Inspector::open(path).map_err(failed_in(path))?;
@@ -151,7 +159,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         return print_done(&text, &done);
     }
     let was_there = path.exists();
-    super::plugin::warn_of_owner(&path);
+    warn_of_owner(&path);
     Store::open(&path, Open::Create).map_err(failed_in(&path))?;
     if let Some(mode) = mode {
         let permissions = std::fs::Permissions::from_mode(mode);

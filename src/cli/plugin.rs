@@ -1,17 +1,17 @@
-//! Commands for plugins: `deploy`, `submit`, and functions that `run` shares with them.
+//! The command `submit`, and what commands for plugins share.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{Command, Flag, Typed};
 use super::content::{Fingerprint, Reader};
 use super::folder::{self, Others};
 use super::input::{Choice, Input};
-use super::operate::{DATABASE_FLAG, database};
+use super::operate::{DATABASE_FLAG, database, warn_of_owner};
+use super::plugin_file::{NOT_UTF_8, PluginFile, read_text};
 use super::stderr::print_line;
 use super::table::one_line;
 use super::{Failure, failed, failed_in, print_done};
@@ -21,11 +21,11 @@ use crate::limits;
 use crate::plugin::environment::{self, Build};
 use crate::plugin::request::Request;
 use crate::plugin::resolve::{self, Hosts};
-use crate::plugin::{self, script, strays, syntax};
-use crate::reactor::BootTime;
+use crate::plugin::{self, metadata, strays, syntax};
+use crate::sentinel::clock::unix_ms;
 use crate::store::{
-    self, Code, Deploy, FileVersion, ManifestSink, Now, Open, Store, Transaction, boot_id,
-    check_deploy_size, read_manifest,
+    self, Code, FileVersion, ManifestSink, Open, Store, Transaction, check_deploy_size,
+    read_manifest,
 };
 
 pub(super) const LOCKFILE_FLAG: Flag = Flag {
@@ -49,38 +49,19 @@ pub(super) const PARAM_FLAG: Flag = Flag {
     help: "A parameter that the plugin's `configure` gets (repeatable).\nVALUE is JSON (5, true, [1]), else a string",
 };
 
-pub(super) const DEPLOY: Command = Command {
-    name: "casparian deploy",
-    about: "Registers a plugin in a database: new jobs run this version",
-    usage: "PLUGIN (--database DB | --connect ENDPOINT) [OPTIONS]",
-    flags: &[
-        DATABASE_FLAG,
-        LOCKFILE_FLAG,
-        VERSION_FLAG,
-        Flag {
-            long: "connect",
-            short: Some('c'),
-            value: Some("ENDPOINT"),
-            help: "Deploy through this sentinel instead of its database; the\nplugin needs a MANIFEST, and a signature unless the sentinel\nhas --allow-unsigned. PLUGIN may be a file that\n`casparian sign` has made",
-        },
-        PARAM_FLAG,
-        super::publish::PUBLISHER_KEY_FLAG,
-        Flag {
-            long: "publisher",
-            short: None,
-            value: Some("NAME"),
-            help: "Who deploys, where nothing is signed (default: the user's\nname)",
-        },
-        super::publish::SERVER_KEY_FLAG,
-        super::publish::SECRET_KEY_FLAG,
-        super::security::LISTENER_UID_FLAG,
-    ],
-    notes: "PLUGIN is a file, or a folder with all its files (docs/plugins.md). Its name is that of the file\nwithout .py, or of the folder. --param replaces the default parameters that the database has\nof the plugin; without it they stay. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 8 MiB, the files of a folder 5 MiB,\na lockfile 4 MiB, plugin and lockfile together 10 MiB.",
+pub(super) const IGNORE_FLAG: Flag = Flag {
+    long: "ignore",
+    short: None,
+    value: Some("GLOB"),
+    help: "In folders no files or folders with such names, e.g. '*.crc'\n(repeatable; _SUCCESS, _temporary and *._COPYING_ always)",
 };
 
-/// The reason if a plugin's file has another encoding.
-pub(super) const NOT_UTF_8: &str =
-    "it is not UTF-8 text, which a plugin must be whatever its coding line is; save it as UTF-8";
+pub(super) const FOLLOW_FLAG: Flag = Flag {
+    long: "follow",
+    short: Some('L'),
+    value: None,
+    help: "Follow symbolic links that lead out of a folder, too",
+};
 
 pub(super) const SUBMIT: Command = Command {
     name: "casparian submit",
@@ -107,50 +88,11 @@ pub(super) const SUBMIT: Command = Command {
             value: Some("GLOB"),
             help: "In folders only files with such names",
         },
-        Flag {
-            long: "ignore",
-            short: None,
-            value: Some("GLOB"),
-            help: "In folders no files or folders with such names, e.g. '*.crc'\n(repeatable; _SUCCESS, _temporary and *._COPYING_ always)",
-        },
-        Flag {
-            long: "follow",
-            short: Some('L'),
-            value: None,
-            help: "Follow symbolic links that lead out of a folder, too",
-        },
+        IGNORE_FLAG,
+        FOLLOW_FLAG,
     ],
     notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued,\nin the order of the files' paths.\nBelow a folder, names that begin with '.' are skipped; a line on stderr reports how many.\nA folder becomes the source root of the files below it, unless one above it is known.",
 };
-
-/// Milliseconds since the Unix epoch.
-pub(super) fn unix_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_millis()).ok())
-        .unwrap_or(0)
-}
-
-/// The current time of both clocks.
-pub(super) fn now() -> Now {
-    let since_boot = BootTime::now().since_boot().as_millis();
-    Now {
-        unix_ms: unix_ms(),
-        boot_ms: u64::try_from(since_boot).unwrap_or(u64::MAX),
-        boot_id: boot_id(),
-    }
-}
-
-/// A plugin's file or folder, read.
-pub(super) struct PluginFile {
-    pub(super) name: String,
-    pub(super) source: String,
-    /// Folder to which relative paths in its metadata are relative.
-    pub(super) folder: PathBuf,
-    /// Possible paths of the lockfile for its metadata.
-    pub(super) locks: Vec<PathBuf>,
-}
 
 /// Reads a plugin's file, or its folder without the paths in `others`.
 pub(super) fn read(path: &Path, others: &Others) -> Result<PluginFile, Failure> {
@@ -183,20 +125,6 @@ pub(super) fn read(path: &Path, others: &Others) -> Result<PluginFile, Failure> 
         folder: whole.parent().unwrap_or(Path::new("/")).to_owned(),
         locks: vec![lock.into()],
     })
-}
-
-/// The text of a file of at most `size_max` bytes, without a byte order mark.
-pub(super) fn read_text(path: &Path, size_max: u64) -> io::Result<String> {
-    let mut text = String::new();
-    let file = input_file::open(path)?;
-    if file.metadata()?.len() > size_max {
-        return Err(io::Error::other(format!("larger than {size_max} bytes")));
-    }
-    file.take(size_max).read_to_string(&mut text)?;
-    match text.strip_prefix('\u{feff}') {
-        Some(text) => Ok(text.to_owned()),
-        None => Ok(text),
-    }
 }
 
 /// Makes SIGINT and SIGTERM set the flag. A second signal ends the process at once.
@@ -264,7 +192,7 @@ pub(super) fn request(
 ) -> Result<Request, Failure> {
     let fail =
         |error: &dyn std::fmt::Display| failed(format!("plugin {}: {error}", path.display()));
-    let script = script::of_plugin(&plugin.source)
+    let script = metadata::of_plugin(&plugin.source)
         .map_err(|error| fail(&error))?
         .unwrap_or_default();
     let folder = &plugin.folder;
@@ -399,58 +327,6 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     })
 }
 
-pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = DEPLOY.parse(arguments)?;
-    if typed.has("connect") {
-        return super::publish::deploy(&typed);
-    }
-    if let Some(flag) = super::publish::FLAGS.iter().find(|flag| typed.has(flag)) {
-        return Err(DEPLOY
-            .usage_error(format!("--{flag} needs --connect"))
-            .into());
-    }
-    if typed.positionals.len() != 1 {
-        return Err(DEPLOY.usage_error("expected one plugin").into());
-    }
-    // A JSON file is valid Python, so the syntax check would accept it.
-    if super::publish::signed_file(&typed).is_some() {
-        let what = "a signed plugin goes through a sentinel: it needs --connect";
-        return Err(DEPLOY.usage_error(what).into());
-    }
-    let parameters = parameters(&DEPLOY, &typed)?;
-    let location = database(&DEPLOY, &typed)?;
-    warn_of_owner(&location);
-    let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
-    let prepared = prepare(&DEPLOY, &typed)?;
-    let plugin = &prepared.plugin;
-    let mut transaction = store.begin().map_err(failed_in(&location))?;
-    let deployed = transaction
-        .deploy(
-            &Deploy {
-                plugin_name: &plugin.name,
-                version: prepared.version.as_deref(),
-                source_code: &plugin.source,
-                lockfile_content: &prepared.lockfile,
-                sinks: &prepared.sinks,
-            },
-            unix_ms(),
-        )
-        .map_err(failed_in(&location))?;
-    if typed.has("param") {
-        transaction
-            .set_default_parameters(&plugin.name, &parameters)
-            .map_err(failed_in(&location))?;
-    }
-    transaction.commit().map_err(failed_in(&location))?;
-    let what = if deployed.new {
-        "deployed"
-    } else {
-        "was known, now runs again"
-    };
-    let done = format!("{} {} {what}", plugin.name, deployed.version);
-    print_done(&format!("{}\n", one_line(&done)), &done)
-}
-
 /// Text about jobs whose IDs could not be printed. `left` = number of files that are not queued.
 fn queued(jobs: &[i64], left: usize) -> String {
     let mut ranges: Vec<(i64, i64)> = Vec::new();
@@ -483,13 +359,6 @@ fn file_for_name(text: &str) -> Option<String> {
         "--plugin {text}: expected the plugin's name (`{name}`), not its file; `casparian deploy \
          {text}` registers it first, and `casparian run {text}` runs it without that"
     ))
-}
-
-/// Warns if other users can change the database, because they then decide what workers run.
-pub(super) fn warn_of_owner(database: &Path) {
-    if let Some(what) = crate::store::shared_with(database, false) {
-        super::stderr::print_line(format_args!("database {}: {what}", database.display()));
-    }
 }
 
 pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::args::{Command, Flag, Typed};
-use super::plugin::{self, DEPLOY, LOCKFILE_FLAG, VERSION_FLAG};
+use super::plugin::{self, LOCKFILE_FLAG, VERSION_FLAG};
+use super::plugin_file::read_text;
 use super::table::one_line;
 use super::{Failure, failed, print_done, security};
 use crate::limits;
@@ -146,22 +147,22 @@ pub(super) fn sign(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 }
 
 /// `deploy --connect`.
-pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
+pub(super) fn deploy(command: &Command, typed: &Typed) -> Result<(), Failure> {
     if typed.has("database") {
-        return Err(DEPLOY
+        return Err(command
             .usage_error("--database and --connect exclude each other")
             .into());
     }
     if typed.has("param") {
         let what = "--param: a sentinel takes no default parameters; they are set by `casparian deploy \
                     --database`, and for a job by `casparian submit --param`";
-        return Err(DEPLOY.usage_error(what).into());
+        return Err(command.usage_error(what).into());
     }
-    let endpoint = DEPLOY.required(typed, "connect")?;
+    let endpoint = command.required(typed, "connect")?;
     let parsed: Result<Endpoint, _> = endpoint.parse();
-    let endpoint = parsed.map_err(|error| DEPLOY.usage_error(format!("--connect: {error}")))?;
-    let security = security::worker(&DEPLOY, typed)?;
-    let allowed_uids = security::allowed_uids(&DEPLOY, typed, &security)?;
+    let endpoint = parsed.map_err(|error| command.usage_error(format!("--connect: {error}")))?;
+    let security = security::worker(command, typed)?;
+    let allowed_uids = security::allowed_uids(command, typed, &security)?;
     let signed = signed_file(typed);
     let text;
     let message = match signed {
@@ -169,14 +170,14 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
             let flags = ["publisher-key", "publisher", "lockfile", "version"];
             if let Some(flag) = flags.iter().find(|flag| typed.has(flag)) {
                 let what = format!("--{flag}: that is fixed in {}", path.display());
-                return Err(DEPLOY.usage_error(what).into());
+                return Err(command.usage_error(what).into());
             }
             text = read_signed(&path)?;
             serde_json::from_str(&text).map_err(|error| {
                 failed(format!("{}: not a signed plugin: {error}", path.display()))
             })?
         }
-        None => payload(&DEPLOY, typed, publisher(&DEPLOY, typed)?.as_ref())?,
+        None => payload(command, typed, publisher(command, typed)?.as_ref())?,
     };
     let interrupted = Arc::new(AtomicBool::new(false));
     plugin::interruptible(&interrupted)?;
@@ -205,7 +206,7 @@ pub(super) fn signed_file(typed: &Typed) -> Option<PathBuf> {
 
 fn read_signed(path: &Path) -> Result<String, Failure> {
     let most = limits::ZMTP_FRAME_SIZE_MAX;
-    plugin::read_text(path, most).map_err(|error| failed(format!("{}: {error}", path.display())))
+    read_text(path, most).map_err(|error| failed(format!("{}: {error}", path.display())))
 }
 
 /// Sends a deployment and waits for the answer. Returns the manifest's ID.

@@ -32,8 +32,8 @@ use super::content::Reader;
 use super::folder::{self, Others};
 use super::input::Choice;
 use super::plugin::{
-    PARAM_FLAG, adopt, check_syntax, declared, interruptible, parameters, read, request,
-    tool_failed,
+    FOLLOW_FLAG, IGNORE_FLAG, PARAM_FLAG, adopt, check_syntax, declared, interruptible, parameters,
+    read, request, tool_failed,
 };
 use super::progress::Progress;
 use super::stderr::print_line;
@@ -66,18 +66,8 @@ pub(super) const COMMAND: Command = Command {
             value: Some("GLOB"),
             help: "In folders only files with such names, e.g. '*.csv'",
         },
-        Flag {
-            long: "ignore",
-            short: None,
-            value: Some("GLOB"),
-            help: "In folders no files or folders with such names, e.g. '*.crc'\n(repeatable; _SUCCESS, _temporary and *._COPYING_ always)",
-        },
-        Flag {
-            long: "follow",
-            short: Some('L'),
-            value: None,
-            help: "Follow symbolic links that lead out of a folder, too",
-        },
+        IGNORE_FLAG,
+        FOLLOW_FLAG,
         Flag {
             long: "slots",
             short: None,

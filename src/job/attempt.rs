@@ -16,6 +16,9 @@ pub struct Attempt {
     pub number: i64,
 }
 
+// Passed by value; the key of most maps.
+const _: () = assert!(size_of::<Attempt>() <= 16);
+
 impl Attempt {
     /// The attempt `number` of a job.
     pub fn new(job_id: i64, number: i64) -> Self {

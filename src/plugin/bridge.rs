@@ -6,6 +6,11 @@
 //! process and are checked. Buffers grow with bytes received, never with a declared length. A panic of the
 //! decoder is an error of the frame.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::cast_possible_truncation, clippy::cast_sign_loss)
+)]
+
 use std::fmt;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -16,6 +21,7 @@ use arrow::buffer::{Buffer, MutableBuffer};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::ipc;
 use arrow::ipc::reader::{StreamDecoder, StreamReader};
+use byteorder::{BigEndian, ByteOrder};
 
 use super::frame_head;
 use crate::job::text::prefix;
@@ -52,7 +58,7 @@ const INPUT_SIZE: usize = 7 * 8;
 impl InputState {
     fn from_bytes(bytes: &[u8; INPUT_SIZE]) -> Self {
         let (values, _) = bytes.as_chunks::<8>();
-        let mut values = values.iter().map(|value| i64::from_be_bytes(*value));
+        let mut values = values.iter().map(|value| BigEndian::read_i64(value));
         let mut next = || values.next().unwrap_or_default();
         InputState {
             device: next().cast_unsigned(),
@@ -157,6 +163,9 @@ pub enum Step {
     More,
 }
 
+// Returned by each read of a bridge.
+const _: () = assert!(size_of::<Step>() <= 64);
+
 #[derive(Debug)]
 enum State {
     Length,
@@ -240,7 +249,7 @@ impl BridgeReader {
         }
         self.head_have = 0;
         self.have = 0;
-        let length = u32::from_be_bytes(self.head);
+        let length = BigEndian::read_u32(&self.head);
         if matches!(self.state, State::FailureLength) {
             self.size = length as usize;
             self.state = State::FailureText;
@@ -518,15 +527,10 @@ fn has_dictionary(data_type: &DataType) -> bool {
 fn check_lengths(stream: &[u8]) -> Result<(), Error> {
     let cut = || Error::Arrow("it ends inside a message".to_owned());
     let mut rest = stream;
-    let take_size = |rest: &mut &[u8]| -> Result<u32, Error> {
-        let (size, behind) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
-        *rest = behind;
-        Ok(u32::from_le_bytes(*size))
-    };
     while !rest.is_empty() {
-        let mut size = take_size(&mut rest)?;
+        let mut size = frame_head::take_size(&mut rest).ok_or_else(cut)?;
         if size == u32::MAX {
-            size = take_size(&mut rest)?;
+            size = frame_head::take_size(&mut rest).ok_or_else(cut)?;
         }
         if size == 0 {
             return Ok(());
@@ -798,14 +802,31 @@ mod tests {
         );
         let good = std::fs::read(path).unwrap();
         let body = &good[4..good.len() - 4];
+        let mut refused = 0;
         for at in 0..body.len() {
             for value in [0x00, 0x7F, 0x80, 0xFF] {
                 let mut bytes = body.to_vec();
                 bytes[at] = value;
-                // An error or other values, but no panic and no large allocation.
-                let _ = decode(Buffer::from_vec(bytes));
+                let decoded = match decode(Buffer::from_vec(bytes)) {
+                    Ok(decoded) => decoded,
+                    Err(error) => {
+                        refused += 1;
+                        let text = error.to_string();
+                        let named = ["no Arrow stream", "no valid Arrow data", "the limit is"];
+                        assert!(named.iter().any(|words| text.contains(words)), "{text}");
+                        continue;
+                    }
+                };
+                // Other values, but valid ones.
+                for batch in &decoded.batches {
+                    assert!(batch.num_rows() <= limits::BRIDGE_BATCH_ROWS_MAX, "{at}");
+                    for column in batch.columns() {
+                        column.to_data().validate_full().unwrap();
+                    }
+                }
             }
         }
+        assert!(refused > body.len(), "{refused} of {}", 4 * body.len());
         let mut trailing = body.to_vec();
         trailing.extend([1, 2, 3]);
         assert!(decode(Buffer::from_vec(trailing)).is_err());

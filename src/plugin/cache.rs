@@ -20,7 +20,8 @@ use std::time::SystemTime;
 
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
-use super::environment::{Error, is_hash};
+use super::environment::is_hash;
+use super::error::Error;
 use super::folders::{is_at, move_away, open, sweep};
 use crate::lock_file;
 

@@ -24,6 +24,30 @@ fn split_name(requirement: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
+/// The hash at the end of a requirement's URL.
+pub(super) fn url_hash(requirement: &str) -> Result<Option<String>, String> {
+    let fragment = requirement.split_once('#').map_or("", |(_, rest)| rest);
+    let fragment = fragment.split_whitespace().next().unwrap_or_default();
+    let mut words = fragment.split('&');
+    let found = words.find_map(|word| word.strip_prefix("sha256="));
+    let hash = |digits: &str| sha256(&format!("sha256:{digits}"));
+    found
+        .map(hash)
+        .transpose()
+        .map_err(|_| format!("{requirement}: expected #sha256= and 64 hex digits"))
+}
+
+/// Normalises a hash. Only SHA-256 is supported, because lockfiles have no others.
+pub(super) fn sha256(hash: &str) -> Result<String, String> {
+    let digits = hash
+        .strip_prefix("sha256:")
+        .filter(|digits| digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    match digits {
+        Some(digits) => Ok(format!("sha256:{}", digits.to_ascii_lowercase())),
+        None => Err(format!("--hash={hash}: expected sha256: and 64 hex digits")),
+    }
+}
+
 /// What follows `name[extras] @`; none for a requirement from an index.
 fn url(requirement: &str) -> Option<&str> {
     let rest = split_name(requirement).1.trim_start();

@@ -9,13 +9,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fmt;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
@@ -23,13 +20,14 @@ use toml::{Table, Value};
 use super::folders::{BEGUN, Building, Step, displace, sweep_killed};
 use super::home::{check, create};
 use super::lock::{self, Lock};
-use super::programs::{check_path, program};
 use super::tool::{Tools, made};
 use super::{operator, programs, python, uv};
-use crate::job::{Cause, text};
+use crate::job::text;
 
+pub use super::error::Error;
 pub use super::folders::FIXED;
 pub use super::home::home;
+pub use super::programs::python;
 pub use super::tool::{Build, sleep};
 
 /// First line of a lockfile that is a requirements list.
@@ -49,106 +47,6 @@ pub struct Environment {
     /// Modules that a warm fork server imports.
     pub preload: Vec<String>,
 }
-
-/// Why an environment could not be created.
-#[derive(Debug)]
-pub enum Error {
-    /// The hash is not a SHA-256, or not that of the lockfile.
-    Hash {
-        /// The hash, as received.
-        hash: String,
-        /// What is wrong.
-        reason: &'static str,
-    },
-    /// A tool is missing or cannot be installed.
-    Tool(String),
-    /// A tool failed, or an interpreter is not usable.
-    Failed {
-        /// The command, or the file.
-        what: String,
-        /// Its last lines of output, or the reason.
-        tail: String,
-    },
-    /// A tool took too long.
-    Timeout {
-        /// The command.
-        what: String,
-        /// The limit.
-        limit: Duration,
-        /// Its last lines of output.
-        tail: String,
-    },
-    /// Another process has held a lock for too long.
-    Held {
-        /// The process and the lock.
-        what: String,
-        /// How long this process waited for it.
-        waited: Duration,
-    },
-    /// The worker that asked for it is stopping.
-    Cancelled,
-    /// A file could not be read or written.
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The error.
-        source: io::Error,
-    },
-}
-
-impl Error {
-    pub(super) fn io(path: &Path, source: io::Error) -> Self {
-        Error::Io {
-            path: path.to_owned(),
-            source,
-        }
-    }
-
-    pub(super) fn failed(what: &str, error: io::Error) -> Self {
-        Error::Failed {
-            what: what.to_owned(),
-            tail: error.to_string(),
-        }
-    }
-
-    /// The cause of the failure. It is the environment also where the home cannot be written, because that
-    /// affects only environments that are to be created there.
-    pub fn cause(&self) -> Cause {
-        match self {
-            Error::Cancelled => Cause::Worker,
-            _ => Cause::Environment,
-        }
-    }
-
-    /// True if the same call may succeed shortly after.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Error::Failed { .. } | Error::Io { .. })
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Hash { hash, reason } => write!(f, "environment {hash:?}: {reason}"),
-            Error::Tool(reason) => f.write_str(reason),
-            Error::Failed { what, tail } => write!(f, "{what} failed: {tail}"),
-            Error::Timeout { what, limit, tail } => {
-                write!(f, "{what} took longer than {} s", limit.as_secs())?;
-                match tail.is_empty() {
-                    true => f.write_str(" and printed nothing"),
-                    false => write!(f, ": {tail}"),
-                }
-            }
-            Error::Held { what, waited } => {
-                write!(f, "{what}: given up after {} s", waited.as_secs())
-            }
-            Error::Cancelled => f.write_str("interrupted"),
-            Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
 
 /// SHA-256 of a lockfile as lower-case hex.
 pub fn hash(lockfile: &str) -> String {
@@ -537,14 +435,6 @@ fn sync(
         .arg(step.path())
         .env("UV_PROJECT_ENVIRONMENT", target);
     tools.install(step, &mut command, "uv sync")
-}
-
-/// The system's `python3`.
-pub fn python() -> Result<PathBuf, Error> {
-    check_path()?;
-    program("python3").ok_or_else(|| {
-        Error::Tool("python3 is not on PATH; install Python 3 with its venv module".to_owned())
-    })
 }
 
 /// True for a file named like a uv lockfile.

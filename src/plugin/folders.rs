@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, renameat, statat};
 
-use super::environment::Error;
+use super::error::Error;
 use super::home;
 use crate::reactor::BootTime;
 use crate::sandbox::Private;

@@ -2,9 +2,15 @@
 //! message about a frame that is refused because of its size, since only the beginning of such a frame is
 //! read.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::cast_possible_truncation, clippy::cast_sign_loss)
+)]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::ipc;
+use byteorder::{ByteOrder, LittleEndian};
 
 /// Bytes that are read of a refused frame. They contain its schema and the layout of its first batch.
 pub(super) const SIZE: usize = 1 << 20;
@@ -37,10 +43,11 @@ fn largest(head: &[u8]) -> Option<(String, u64)> {
     }
 }
 
-fn take_size(rest: &mut &[u8]) -> Option<u32> {
+/// Removes the next four bytes, the size of a message of an Arrow stream.
+pub(super) fn take_size(rest: &mut &[u8]) -> Option<u32> {
     let (size, behind) = rest.split_first_chunk::<4>()?;
     *rest = behind;
-    Some(u32::from_le_bytes(*size))
+    Some(LittleEndian::read_u32(size))
 }
 
 fn of_message(schema: &ipc::Schema<'_>, message: &ipc::Message<'_>) -> Option<(String, u64)> {
@@ -187,17 +194,24 @@ mod tests {
             for index in 0..=small.len() {
                 let mut columns = small.clone();
                 columns.insert(index, ("large", column.clone()));
+                let names: Vec<String> =
+                    columns.iter().map(|(name, _)| (*name).to_owned()).collect();
                 let frame = frame(columns);
                 let head = &frame[..frame.len().min(20_000)];
                 let (name, size) = largest_column(head).unwrap();
                 assert_eq!(name, "large", "{} at {index}", column.data_type());
                 assert!((100_000..200_000).contains(&size), "{size}");
-                // Truncated and damaged beginnings cause no panic.
                 for cut in (0..head.len()).step_by(41) {
-                    let _ = largest_column(&head[..cut]);
+                    // `largest` without its guard: it does not panic.
+                    if let Some((name, size)) = largest(&head[..cut]) {
+                        assert!(names.contains(&name), "{name} at {cut}");
+                        assert!(size <= frame.len() as u64, "{size} at {cut}");
+                    }
                     let mut other = head.to_vec();
                     other[cut] ^= 0x41;
-                    let _ = largest_column(&other);
+                    if let Some((name, _)) = largest(&other) {
+                        assert!(name.len() < head.len());
+                    }
                 }
             }
         }

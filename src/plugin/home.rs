@@ -6,7 +6,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::environment::Error;
+use super::error::Error;
 
 /// `$HOME/.casparian_flow`. HOME must be absolute: any user's files may be below the working directory.
 pub fn home() -> Result<PathBuf, Error> {

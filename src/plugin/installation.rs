@@ -5,7 +5,17 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::programs::{self, Kept};
+use super::uses;
+
+/// Paths that plugins and build code cannot change.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Files, and folders with everything below them.
+    pub whole: Vec<PathBuf>,
+    /// Folders whose own files and links cannot be changed, and in which nothing can be added or renamed. The
+    /// folders in them may be changed.
+    pub entries: Vec<PathBuf>,
+}
 
 /// Entries of a prefix: programs, libraries, and the file that marks a virtual environment.
 const PARTS: [&str; 8] = [
@@ -81,19 +91,19 @@ pub(super) fn prefix(program: &Path) -> Option<&Path> {
 
 /// True if a prefix is used for other things than an installation.
 fn is_shared(prefix: &Path) -> bool {
-    let homes = programs::homes();
+    let homes = uses::homes();
     let is_homes = homes.iter().any(|home| {
         let holds_home = |name: &str| home.starts_with(prefix.join(name));
         prefix == home || prefix == home.join(".local") || PARTS.iter().any(|name| holds_home(name))
     });
     let is_manager =
         || prefix.join("shims").is_dir() && !homes.iter().any(|home| home.starts_with(prefix));
-    let has_input = || programs::has_input_beside(prefix);
+    let has_input = || uses::has_input_beside(prefix);
     prefix == Path::new("/")
         || is_homes
-        || programs::is_temporary(prefix)
+        || uses::is_temporary(prefix)
         || has_input()
-        || !is_manager() && programs::has_too_many_folders(prefix)
+        || !is_manager() && uses::has_too_many_folders(prefix)
 }
 
 /// The files and folders of a Python's library below a prefix.

@@ -17,7 +17,7 @@ use rustix::fs::{Dir, renameat};
 use sha2::{Digest, Sha256};
 use toml::Table;
 
-use super::environment::Error;
+use super::error::Error;
 use super::folders::{self, soon, sweep};
 use super::home;
 use super::tool::Tools;

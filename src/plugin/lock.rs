@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::environment::Error;
+use super::error::Error;
 use super::tool::POLL_INTERVAL;
 use crate::limits;
 use crate::lock_file::{self, Holder, holder};

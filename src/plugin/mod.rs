@@ -20,20 +20,11 @@
 //!
 //! This module does not decide about jobs (see `crate::worker`) and does not write output.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 pub mod bridge;
 pub mod cache;
 mod direct;
 pub mod environment;
+mod error;
 pub mod folder;
 mod folders;
 pub mod fork_server;
@@ -42,6 +33,7 @@ mod home;
 mod installation;
 mod local;
 mod lock;
+pub mod metadata;
 mod operator;
 pub mod process;
 pub mod programs;
@@ -56,6 +48,7 @@ pub mod source;
 pub mod strays;
 pub mod syntax;
 mod tool;
+mod uses;
 mod uv;
 pub mod uv_folders;
 

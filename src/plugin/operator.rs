@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use toml::{Table, Value};
 
-use super::environment::Error;
+use super::error::Error;
 use crate::{input_file, limits};
 
 /// Variables of uv that are passed on.

@@ -34,24 +34,15 @@ use std::sync::OnceLock;
 
 use rustix::fs::Access;
 
-use super::environment::Error;
+use super::error::Error;
+use super::uses::{self, has_too_many_folders, homes, inputs, is_temporary};
 use super::{installation, operator, uv_folders};
-use crate::limits;
-use crate::sandbox::folders_in;
 
-/// Paths that plugins and build code cannot change.
-#[derive(Clone, Debug, Default)]
-pub struct Kept {
-    /// Files, and folders with everything below them.
-    pub whole: Vec<PathBuf>,
-    /// Folders whose own files and links cannot be changed, and in which nothing can be added or renamed. The
-    /// folders in them may be changed.
-    pub entries: Vec<PathBuf>,
-}
+pub use super::installation::Kept;
 
 /// Determines all of it. Later calls change nothing. `inputs` are the inputs that are known at the start.
 pub fn resolve(inputs: &[PathBuf]) {
-    let _ = INPUTS.set(inputs.iter().filter_map(|input| known(input)).collect());
+    uses::set_inputs(inputs);
     for (folder, reason) in &folders().left {
         let folder = folder.display();
         log::warn!(
@@ -61,27 +52,6 @@ pub fn resolve(inputs: &[PathBuf]) {
     log::debug!("programs: {:?} {:?}", folders(), kept());
     operator::resolve();
     uv_folders::resolve();
-}
-
-static INPUTS: OnceLock<Vec<PathBuf>> = OnceLock::new();
-
-/// The longest existing part of an input's path. The path may be a pattern.
-fn known(input: &Path) -> Option<PathBuf> {
-    let input = std::path::absolute(input).ok()?;
-    input
-        .ancestors()
-        .find_map(|path| fs::canonicalize(path).ok())
-}
-
-fn inputs() -> &'static [PathBuf] {
-    INPUTS.get().map_or(&[], Vec::as_slice)
-}
-
-/// True if a folder is an input, or directly contains an input file.
-pub(super) fn has_input_beside(folder: &Path) -> bool {
-    let is_beside =
-        |input: &PathBuf| input == folder || input.parent() == Some(folder) && input.is_file();
-    inputs().iter().any(is_beside)
 }
 
 /// The inputs in protected folders, each with its folder. Plugins cannot write beside these inputs.
@@ -158,34 +128,6 @@ fn other_use(folder: &Path) -> Option<String> {
     (root || has_too_many_folders(&folder)).then(|| "it has other folders".to_owned())
 }
 
-/// HOME, as it is set and with its links followed.
-pub(super) fn homes() -> Vec<PathBuf> {
-    let home = env::var_os("HOME").map(PathBuf::from);
-    let home = home.filter(|home| home.is_absolute());
-    let real = home.as_ref().and_then(|home| fs::canonicalize(home).ok());
-    home.into_iter().chain(real).collect()
-}
-
-/// True for a folder of temporary files (a sticky one), and for a folder that contains `TMPDIR`.
-pub(super) fn is_temporary(folder: &Path) -> bool {
-    let own = env::temp_dir();
-    let real = fs::canonicalize(&own);
-    let is_above = [Some(&own), real.as_ref().ok()]
-        .into_iter()
-        .flatten()
-        .any(|own| own.starts_with(folder));
-    let is_sticky = fs::metadata(folder).is_ok_and(|found| found.mode() & 0o1000 != 0);
-    is_above || is_sticky
-}
-
-/// True where a folder has more folders than can be mounted: each folder in a folder of programs is a mount
-/// for interpreters.
-pub(super) fn has_too_many_folders(folder: &Path) -> bool {
-    folders_in(folder)
-        .nth(limits::FOLDERS_BESIDE_PROGRAMS_MAX)
-        .is_some()
-}
-
 /// PATH for tools, or none if no folder is searched.
 pub(super) fn path() -> Option<OsString> {
     joined(&folders().searched)
@@ -211,6 +153,14 @@ pub(super) fn program(name: &str) -> Option<PathBuf> {
         found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     };
     programs.into_iter().find(is_program)
+}
+
+/// The system's `python3`.
+pub fn python() -> Result<PathBuf, Error> {
+    check_path()?;
+    program("python3").ok_or_else(|| {
+        Error::Tool("python3 is not on PATH; install Python 3 with its venv module".to_owned())
+    })
 }
 
 /// Fails if PATH has no folder to search, because tools search for programs themselves.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::environment::Error;
+use super::error::Error;
 use super::tool::Tools;
 
 /// The Python versions on which plugin processes run.

@@ -4,13 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io;
 use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::direct::{absolute, absolute_location, absolute_path, name};
-use super::requirements;
+use super::direct::{absolute, absolute_location, absolute_path, name, url_hash};
 use super::script::Script;
 
 /// Keys of `[tool.uv]` that are written into the project.
@@ -105,26 +103,11 @@ impl Request {
         Ok(request)
     }
 
-    /// The request of a requirements file, with Python version, preloads and `[tool.uv]` of the plugin's
-    /// metadata. `read` returns the text of a file.
-    pub fn of_requirements(
-        file: &Path,
-        read: &dyn Fn(&Path) -> io::Result<String>,
-        script: &Script,
-        folder: &Path,
-    ) -> Result<Self, Refused> {
-        let mut request = Self::of_metadata(script, folder)?;
-        requirements::read_into(&mut request, file, read)?;
-        let refused = |reason| Refused(format!("requirements {}: {reason}", file.display()));
-        request.add_url_hashes().map_err(refused)?;
-        Ok(request)
-    }
-
     /// Adds the hashes that URLs end with (`NAME @ URL#sha256=…`), because uv does not check those of local
     /// files.
-    fn add_url_hashes(&mut self) -> Result<(), String> {
+    pub(super) fn add_url_hashes(&mut self) -> Result<(), String> {
         for requirement in &self.dependencies {
-            let Some(hash) = requirements::url_hash(requirement)? else {
+            let Some(hash) = url_hash(requirement)? else {
                 continue;
             };
             let known = self.hashes.entry(name(requirement)).or_default();
@@ -134,7 +117,7 @@ impl Request {
         Ok(())
     }
 
-    fn of_metadata(script: &Script, folder: &Path) -> Result<Self, Refused> {
+    pub(super) fn of_metadata(script: &Script, folder: &Path) -> Result<Self, Refused> {
         let mut request = Request {
             requires_python: script.requires_python.clone(),
             preload: script.preload.clone(),

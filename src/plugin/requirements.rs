@@ -8,15 +8,33 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use super::direct::{absolute_path, name, named};
+use super::direct::{absolute_path, name, named, sha256, url_hash};
 use super::request::{Refused, Request, location};
+use super::script::Script;
 use crate::job::text::with_line_feeds;
 use crate::limits;
 
 type Read<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
 
+impl Request {
+    /// The request of a requirements file, with Python version, preloads and `[tool.uv]` of the plugin's
+    /// metadata. `read` returns the text of a file.
+    pub fn of_requirements(
+        file: &Path,
+        read: &dyn Fn(&Path) -> io::Result<String>,
+        script: &Script,
+        folder: &Path,
+    ) -> Result<Self, Refused> {
+        let mut request = Self::of_metadata(script, folder)?;
+        read_into(&mut request, file, read)?;
+        let refused = |reason| Refused(format!("requirements {}: {reason}", file.display()));
+        request.add_url_hashes().map_err(refused)?;
+        Ok(request)
+    }
+}
+
 /// Adds the requirements and options of a file to a request.
-pub(super) fn read_into(request: &mut Request, file: &Path, read: Read<'_>) -> Result<(), Refused> {
+fn read_into(request: &mut Request, file: &Path, read: Read<'_>) -> Result<(), Refused> {
     let mut reader = Reader {
         from_metadata: request.settings.clone(),
         request,
@@ -35,19 +53,6 @@ pub(super) fn read_into(request: &mut Request, file: &Path, read: Read<'_>) -> R
             Ok(())
         }
     }
-}
-
-/// The hash at the end of a requirement's URL.
-pub(super) fn url_hash(requirement: &str) -> Result<Option<String>, String> {
-    let fragment = requirement.split_once('#').map_or("", |(_, rest)| rest);
-    let fragment = fragment.split_whitespace().next().unwrap_or_default();
-    let mut words = fragment.split('&');
-    let found = words.find_map(|word| word.strip_prefix("sha256="));
-    let hash = |digits: &str| sha256(&format!("sha256:{digits}"));
-    found
-        .map(hash)
-        .transpose()
-        .map_err(|_| format!("{requirement}: expected #sha256= and 64 hex digits"))
 }
 
 /// The position of a line.
@@ -244,17 +249,6 @@ impl Reader<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Normalises a hash. Only SHA-256 is supported, because lockfiles have no others.
-fn sha256(hash: &str) -> Result<String, String> {
-    let digits = hash
-        .strip_prefix("sha256:")
-        .filter(|digits| digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    match digits {
-        Some(digits) => Ok(format!("sha256:{}", digits.to_ascii_lowercase())),
-        None => Err(format!("--hash={hash}: expected sha256: and 64 hex digits")),
     }
 }
 

@@ -18,7 +18,8 @@ use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use super::direct;
-use super::environment::{self, Error, PRELOAD_MARK, ROOT, is_root, project};
+use super::environment::{self, PRELOAD_MARK, ROOT, is_root, project};
+use super::error::Error;
 use super::folders::{soon, sweep};
 use super::local::{self, Uv, fingerprint};
 use super::operator;

@@ -1,5 +1,4 @@
-//! What a plugin's source requires of its environment: PEP 723 inline metadata, else the `pyproject.toml` of
-//! its folder (`project.rs`).
+//! PEP 723 inline metadata, and the settings that it shares with a `pyproject.toml` (`project.rs`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +7,6 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::quota::{Quota, Words};
-use super::{folder, project};
 use crate::job::text::with_line_feeds;
 
 /// Content of the `# /// script` block of a plugin, or the same settings in its `pyproject.toml`.
@@ -87,52 +85,6 @@ struct Casparian {
 /// Every setting of `[tool.casparian]`.
 const SETTINGS: &str = "preload, sandbox, entry, exclude, job-timeout, job-cpu, job-memory, \
                         job-open-files, job-processes, job-output, job-log, job-scratch";
-
-/// The metadata of a plugin: the block of its (entry) file, else its folder's `pyproject.toml`. None if it
-/// has neither.
-pub fn of_plugin(source: &str) -> Result<Option<Script>, Error> {
-    let fail = |reason: String| Error {
-        source: project::FILE,
-        reason,
-    };
-    let found = folder::content(source, project::FILE).map_err(|error| Error {
-        source: "",
-        reason: error.to_string(),
-    });
-    let inline = metadata(folder::entry_source(source))?;
-    let Some(text) = found? else {
-        return Ok(inline);
-    };
-    let text = String::from_utf8(text).map_err(|_| fail("not UTF-8 text".to_owned()));
-    let Some(inline) = inline else {
-        return Ok(Some(project::read(&text?)?.script));
-    };
-    // The file's other tables may be for other tools.
-    let Some(text) = text.ok().filter(|text| text.contains("casparian")) else {
-        return Ok(Some(inline));
-    };
-    let own = project::read(&text)?.script;
-    if own.is_strict || own.quota != Quota::default() || !own.preload.is_empty() {
-        return Err(fail(
-            "[tool.casparian] has settings, and the entry file has inline metadata: move the settings there"
-                .to_owned(),
-        ));
-    }
-    Ok(Some(inline))
-}
-
-/// True if a comment line of the (entry) file, or the folder's `pyproject.toml`, contains `casparian`. Then
-/// metadata that cannot be parsed may have settings of Casparian.
-pub(super) fn may_have_settings(source: &str) -> bool {
-    let entry = with_line_feeds(folder::entry_source(source));
-    let mut comments = entry.lines().filter(|line| line.starts_with('#'));
-    let project = folder::content(source, project::FILE);
-    let in_project = project.ok().flatten().is_some_and(|text| {
-        let text = String::from_utf8_lossy(&text);
-        text.contains("casparian")
-    });
-    in_project || comments.any(|line| line.contains("casparian"))
-}
 
 /// Parses the block; none if there is none. Two blocks are an error, as PEP 723 requires.
 pub fn metadata(source: &str) -> Result<Option<Script>, Error> {

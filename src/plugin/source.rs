@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::folder;
+use super::metadata;
 use super::quota::Quota;
 use super::script::{self, Script};
 use crate::job::Plugin;
@@ -31,10 +32,10 @@ impl Source {
         file.write_all(plugin.source_code.as_bytes())?;
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         rustix::fs::fcntl_add_seals(&file, seals)?;
-        let (script, refusal) = match script::of_plugin(&plugin.source_code) {
+        let (script, refusal) = match metadata::of_plugin(&plugin.source_code) {
             Ok(script) => (script.unwrap_or_default(), None),
             Err(error) => {
-                let has_settings = script::may_have_settings(&plugin.source_code);
+                let has_settings = metadata::may_have_settings(&plugin.source_code);
                 (Script::default(), has_settings.then_some(error))
             }
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::environment::Error;
+use super::error::Error;
 use super::tool::{Build, output, restricted};
 
 const CHECK: &str = "\

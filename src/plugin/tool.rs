@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
-use super::environment::Error;
+use super::error::Error;
 use super::folders::{Scratch, Step, sweep_killed};
 use super::programs::check_path;
 use super::{kept_variables, operator, programs, strays, uv_folders};

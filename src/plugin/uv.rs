@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use super::environment::{self, Error};
+use super::error::Error;
 use super::home::check;
 use super::lock::Lock;
 use super::operator;
-use super::programs::program;
+use super::programs::{program, python};
 use super::tool::{Build, Tools, made};
 use crate::limits;
 
@@ -72,7 +72,7 @@ pub(super) fn find(
     if is_there()? {
         return Ok(own);
     }
-    let python = environment::python()?;
+    let python = python()?;
     message(&format!(
         "{reason}: installing {} from PyPI into {}",
         pinned(),

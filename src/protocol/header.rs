@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use byteorder::{BigEndian, ByteOrder};
+
 /// The only supported protocol version.
 pub const PROTOCOL_VERSION: u8 = 4;
 /// Size of a header, in bytes.
@@ -152,47 +154,35 @@ pub struct Header {
     pub payload_size: u32,
 }
 
+// Passed by value; as large as on the wire.
+const _: () = assert!(size_of::<Header>() <= 16);
+
 impl Header {
     /// Decodes a header from the first 16 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Header, Error> {
-        let Some(&[version, opcode, _, _, rest @ ..]) = bytes.first_chunk::<HEADER_SIZE>() else {
+        let Some(head) = bytes.first_chunk::<HEADER_SIZE>() else {
             return Err(Error::HeaderTooShort { got: bytes.len() });
         };
+        let [version, opcode, ..] = *head;
         if version != PROTOCOL_VERSION {
             return Err(Error::VersionMismatch { got: version });
         }
         let opcode = OpCode::from_byte(opcode).ok_or(Error::InvalidOpCode { got: opcode })?;
-        let [j0, j1, j2, j3, j4, j5, j6, j7, p0, p1, p2, p3] = rest;
         Ok(Header {
             opcode,
-            job_id: u64::from_be_bytes([j0, j1, j2, j3, j4, j5, j6, j7]),
-            payload_size: u32::from_be_bytes([p0, p1, p2, p3]),
+            job_id: BigEndian::read_u64(&head[4..12]),
+            payload_size: BigEndian::read_u32(&head[12..16]),
         })
     }
 
     /// Encodes the header; the reserved bytes are 0.
     pub fn encode(&self) -> [u8; HEADER_SIZE] {
-        let [j0, j1, j2, j3, j4, j5, j6, j7] = self.job_id.to_be_bytes();
-        let [p0, p1, p2, p3] = self.payload_size.to_be_bytes();
-        let opcode = self.opcode as u8;
-        [
-            PROTOCOL_VERSION,
-            opcode,
-            0,
-            0,
-            j0,
-            j1,
-            j2,
-            j3,
-            j4,
-            j5,
-            j6,
-            j7,
-            p0,
-            p1,
-            p2,
-            p3,
-        ]
+        let mut head = [0; HEADER_SIZE];
+        head[0] = PROTOCOL_VERSION;
+        head[1] = self.opcode as u8;
+        BigEndian::write_u64(&mut head[4..12], self.job_id);
+        BigEndian::write_u32(&mut head[12..16], self.payload_size);
+        head
     }
 }
 

@@ -19,12 +19,7 @@
 
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
+    deny(clippy::cast_possible_truncation, clippy::cast_sign_loss)
 )]
 
 mod header;

@@ -10,16 +10,6 @@
 //! Readiness is edge-triggered: the owner of a source must read or write until the operating system
 //! returns `WouldBlock`, or remember that it has not done so.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 #[cfg(feature = "process")]
 mod boot_time;
 mod coarse_time;

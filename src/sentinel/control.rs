@@ -45,7 +45,6 @@ use exclusive::Exclusive;
 use leases::Claim;
 use members::{Contender, Worker};
 use settling::Settling;
-use users::ANOTHERS;
 
 pub use capabilities::Capabilities;
 pub use caps::payload_size_max;
@@ -195,7 +194,7 @@ impl Control {
         let text = printable(from.routing_id);
         let known = self.remembered_routes.get(&text);
         let theirs = known.into_iter().flatten();
-        let mut theirs = theirs.filter(|(user, _)| !users::are_different(user.as_ref(), from.user));
+        let mut theirs = theirs.filter(|(user, _)| !are_different(user.as_ref(), from.user));
         match theirs.next() {
             Some((_, worker_id)) => worker_id.clone(),
             None => text,
@@ -206,7 +205,7 @@ impl Control {
     fn take_remembered(&mut self, from: &Sender<'_>) -> Option<Identify<'static>> {
         let worker_id = self.presumed_id(from);
         let (user, _) = self.remembered.get(&worker_id)?;
-        if users::are_different(user.as_ref(), from.user) {
+        if are_different(user.as_ref(), from.user) {
             return None;
         }
         let (_, identify) = self.remembered.remove(&worker_id)?;
@@ -245,7 +244,8 @@ impl Control {
     }
 
     /// Number of connected workers.
-    pub fn online_count(&self) -> usize {
+    #[cfg(test)]
+    fn online_count(&self) -> usize {
         self.workers
             .values()
             .filter(|worker| worker.peer.is_some())
@@ -296,7 +296,7 @@ impl Control {
     ) -> Option<&'static str> {
         let (peer, routing_id) = (from.peer, from.routing_id);
         let is_anothers = match self.workers.get(routing_id) {
-            Some(worker) => users::are_different(worker.user.as_ref(), from.user),
+            Some(worker) => are_different(worker.user.as_ref(), from.user),
             // IDENTIFY may contain another ID than the routing ID.
             None if matches!(payload, Payload::Identify(_)) => false,
             None => self.is_anothers_route(from),
@@ -600,6 +600,13 @@ impl Control {
         }
     }
 }
+
+/// True when both users are known and not the same.
+fn are_different(one: Option<&User>, other: Option<&User>) -> bool {
+    one.zip(other).is_some_and(|(one, other)| !one.is(other))
+}
+
+const ANOTHERS: &str = "the worker's ID belongs to another user";
 
 /// A routing ID as text: as it is if it is printable UTF-8, else in hex.
 pub(crate) fn printable(routing_id: &[u8]) -> String {

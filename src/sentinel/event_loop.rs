@@ -6,15 +6,16 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use super::clock::moment;
 use super::control::deploy::Refusal;
 use super::control::{Body, Control, Outgoing, Sender};
 #[cfg(feature = "curve")]
 use super::control::{Capabilities, UserLimits};
+use super::outcome::JobEnd;
 use super::publishers::{PublishersFile, Trust};
 use super::scheduler::{self, Scheduler};
-use super::transaction::JobEnd;
 use crate::job::User;
 use crate::limits;
 use crate::protocol::{OpCode, Payload, View};
@@ -25,7 +26,7 @@ use crate::socket::{
     curve::{AuthorizedKeys, Clients},
     keyfile::AuthorizedKeysFile,
 };
-use crate::store::{self, Now, Open, Store};
+use crate::store::{self, Open, Store};
 
 /// Settings of a sentinel.
 #[derive(Clone, Debug)]
@@ -230,20 +231,6 @@ fn local_users(options: &Options) -> Result<Option<LocalUsers>, Error> {
     LocalUsers::of_endpoint(&options.bind, &options.allowed_uids, what).map_err(Error::Io)
 }
 
-/// The present time for the database.
-fn moment(now: BootTime) -> Now {
-    let unix_ms = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_millis()).ok())
-        .unwrap_or(0);
-    Now {
-        unix_ms,
-        boot_ms: u64::try_from(now.since_boot().as_millis()).unwrap_or(u64::MAX),
-        boot_id: store::boot_id(),
-    }
-}
-
 impl Sentinel {
     /// Opens the database, binds the socket, and inherits the RUNNING rows of earlier sentinels.
     pub fn open(options: Options) -> Result<Self, Error> {
@@ -341,11 +328,6 @@ impl Sentinel {
     /// The locks on the database. They are released when this value and the sentinel are dropped.
     pub fn lock(&self) -> Arc<store::Lock> {
         self.lock.clone()
-    }
-
-    /// The endpoint to which it is bound, with the port that the system chose.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
     }
 
     /// Sets a channel to which ends of jobs are reported after their commit.

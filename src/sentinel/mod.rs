@@ -10,23 +10,15 @@
 //!
 //! The sentinel never runs a plugin, reads an input or writes output.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
+pub(crate) mod clock;
 pub mod control;
 mod deployments;
 mod event_loop;
+mod outcome;
 pub mod publishers;
 mod round;
 pub mod scheduler;
 mod transaction;
 
 pub use event_loop::{Error, Options, Sentinel};
-pub use transaction::JobEnd;
+pub use outcome::JobEnd;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::control::{Able, Control, Opening};
-use super::transaction::Outcome;
+use super::outcome::Outcome;
 use crate::job::Job;
 use crate::limits;
 use crate::store::{self, ClaimRequest, Ended, Now, Store};

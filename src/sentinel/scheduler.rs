@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::control::{self, Control, Outgoing};
 use super::deployments::Deployments;
+use super::outcome::JobEnd;
 use super::round::Round;
-use super::transaction::{self, Due, Iteration, JobEnd, Sweep};
+use super::transaction::{self, Due, Iteration, Sweep};
 use crate::job::User;
 use crate::limits;
 use crate::protocol::Identify;

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::control::{Able, Change, Control};
+use super::control::{Change, Control};
 use super::deployments::Deployments;
+use super::outcome::{JobEnd, Outcome};
 use super::round::{Round, claim, deployed};
-use crate::job::{Attempt, Job, JobStatus, Receipt, Settlement};
+use crate::job::{Attempt, JobStatus};
 use crate::limits;
 use crate::reactor::BootTime;
-use crate::socket::PeerId;
 use crate::store::{self, Completion, Deployed, Ended, Now, Settled, Store, Upload, WorkerSession};
 
 /// The state on which one transaction works.
@@ -68,66 +68,6 @@ pub(crate) struct Due {
     pub(crate) settlements: bool,
     /// The leases of earlier sentinels have ended: store the length of this sentinel's leases.
     pub(crate) lease: bool,
-}
-
-/// The committed end of an attempt, if it ends the job, too, or if there is a pause before the next attempt.
-#[derive(Clone, Debug)]
-pub struct JobEnd {
-    /// The job.
-    pub job_id: i64,
-    /// [`Ended::Completed`], [`Ended::Failed`] or [`Ended::Waits`].
-    pub ended: Ended,
-    /// The worker's receipt. None when no worker has reported.
-    pub receipt: Option<Receipt>,
-    /// Why the attempt failed.
-    pub reason: Option<String>,
-}
-
-/// The results for the control state, which it gets after the commit.
-#[derive(Default)]
-pub(super) struct Outcome {
-    ended: Vec<(Vec<u8>, Attempt)>,
-    released: Vec<Attempt>,
-    revoked: Vec<Attempt>,
-    /// Ended attempts, each with whether another program had changed its row.
-    changed_rows: Vec<(Attempt, bool)>,
-    pub(super) claimed: Vec<(Vec<u8>, Vec<Job>)>,
-    /// Attempts that run alone on their workers.
-    pub(super) alone: Vec<(Vec<u8>, Attempt)>,
-    /// Workers that are being emptied.
-    pub(super) emptied: Vec<(Vec<u8>, Able)>,
-    settlements: Vec<(Settlement, Option<String>)>,
-    settled: Vec<(Vec<u8>, Attempt, bool)>,
-    /// Deployments: connection and job ID of the message, and the manifest, or why the database refused it.
-    uploaded: Vec<(PeerId, u64, Result<i64, String>)>,
-    ends: Vec<JobEnd>,
-    /// Rows were queued.
-    queued: bool,
-    /// A claim stopped at its bound of unusable rows.
-    pub(super) is_bounded: bool,
-    /// There may be more jobs to claim: a claim reached its limit of jobs, or its bound of unusable rows.
-    pub(super) more: bool,
-}
-
-impl Outcome {
-    pub(super) fn note_end(
-        &mut self,
-        job_id: i64,
-        ended: Ended,
-        receipt: Option<&Receipt>,
-        reason: Option<&str>,
-    ) {
-        if matches!(ended, Ended::Queued | Ended::Stale | Ended::Refused) {
-            return;
-        }
-        let reported = receipt.and_then(|receipt| receipt.error_message.clone());
-        self.ends.push(JobEnd {
-            job_id,
-            ended,
-            receipt: receipt.cloned(),
-            reason: reported.or_else(|| reason.map(str::to_owned)),
-        });
-    }
 }
 
 /// Recovers the state of a database at the start of a sentinel. No worker is connected. RUNNING rows stay

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::folder::{Folder, Name};
+use super::folder::Name;
 use super::record::{self, State};
 use super::recover::{self, Before};
 use super::{Artifact, Error, Root, check, files, location, names};
@@ -100,14 +100,14 @@ impl Root {
                 key: record.previous_key,
                 replaces: record.previous_replaces,
             };
-            let folder = Folder::create(self, name)?;
+            let folder = recover::create(self, name)?;
             recover::put_back_record(self, &folder, before, record.previous)?;
             drop(folder);
             return self.adopt(database, job, uris);
         }
         if is_changed {
             record.state = State::Committed;
-            let folder = Folder::create(self, name)?;
+            let folder = recover::create(self, name)?;
             record.write(self, &folder)?;
         }
         let all = record.artifacts(self).into_iter();

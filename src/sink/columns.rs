@@ -7,7 +7,7 @@ use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Metadata, Schema, SchemaRef};
 
 use super::convert::{Failure, convert};
-use super::merge::Clash;
+use super::metadata::Clash;
 use super::metadata::FileMetadata;
 use super::{Error, merge, types};
 use crate::job::text::prefix;

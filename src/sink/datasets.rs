@@ -167,7 +167,7 @@ mod tests {
         };
         let root = Root::open(dir.path(), options).unwrap();
         let name = Name::numbered("aa", job::Attempt::new(1, 1)).unwrap();
-        let folder = Folder::create(&root, name).unwrap();
+        let folder = crate::sink::recover::create(&root, name).unwrap();
         let of = |plugin, topic| of_topic(&root, &folder, plugin, topic).unwrap();
         assert_eq!(of("p", OUTPUT), "p");
         assert_eq!(of("p", "a_b"), "p_a_b");

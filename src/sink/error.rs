@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Staged;
 use crate::job::text::prefix;
 use crate::job::{Attempt, Cause, SinkError};
 use crate::limits;
@@ -539,24 +538,6 @@ impl Error {
         Error::Io {
             path: path.to_owned(),
             source,
-        }
-    }
-}
-
-/// Why a publish was refused.
-pub enum Refused {
-    /// The attempt has no lease, or another job publishes into the same sink of mode `replace`
-    /// or `error`. Nothing is visible; publish again when the lease is granted.
-    NotGranted(Box<Staged>),
-    /// It failed. No output of the attempt is visible, or the next attempt removes it.
-    Failed(Error),
-}
-
-impl fmt::Debug for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refused::NotGranted(_) => f.write_str("NotGranted"),
-            Refused::Failed(error) => write!(f, "Failed({error:?})"),
         }
     }
 }

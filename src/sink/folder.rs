@@ -145,8 +145,13 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Creates the folder of an attempt that starts.
-    pub(super) fn create(root: &Root, name: Name) -> Result<Self, Error> {
+    /// Creates the folder of an attempt that starts. If there is a folder of that name, `recover` is called
+    /// with it first; see [`super::recover::create`].
+    pub(super) fn create(
+        root: &Root,
+        name: Name,
+        recover: impl FnOnce(&Root, &Path, &Name) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
         root.check()?;
         let path = root.staging().join(name.text());
         // The folder gets its name when it is complete, so that its file `worker` is never missing.
@@ -156,7 +161,7 @@ impl Folder {
         if let Err(error) = &moved
             && is_occupied(error)
         {
-            super::recover::recover_dead(root, &path, &name)?;
+            recover(root, &path, &name)?;
             moved = fs::rename(&new.0, &path);
         }
         if let Err(error) = moved {

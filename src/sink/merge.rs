@@ -12,23 +12,8 @@ use arrow::datatypes::{
     ArrowNativeType, DECIMAL128_MAX_PRECISION, DataType, Field, FieldRef, Fields, TimeUnit,
 };
 
-use super::metadata;
+use super::metadata::{self, Clash};
 use super::types::{stored, stored_field, wide_decimal};
-
-/// Why two fields cannot be merged.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Clash {
-    /// No type can store the values of both.
-    Types,
-    /// A key of their metadata has different values.
-    Metadata {
-        /// Names of the field and its parents, innermost first.
-        path: Vec<String>,
-        key: String,
-        first: String,
-        second: String,
-    },
-}
 
 /// The evidence of an array: its stored type, with `Null` for nodes without values.
 fn evidence(array: &dyn Array) -> DataType {

@@ -5,9 +5,23 @@ use std::collections::BTreeSet;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Metadata};
 
-use super::merge::Clash;
 use super::types::{EXTENSION, EXTENSION_METADATA};
 use super::{Error, geo, pandas};
+
+/// Why two fields cannot be merged.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Clash {
+    /// No type can store the values of both.
+    Types,
+    /// A key of their metadata has different values.
+    Metadata {
+        /// Names of the field and its parents, innermost first.
+        path: Vec<String>,
+        key: String,
+        first: String,
+        second: String,
+    },
+}
 
 /// Keys that are not copied: a key of the bridge, and one that the Parquet writer sets.
 const OWN_KEYS: [&str; 2] = ["casparian.topic", "ARROW:schema"];

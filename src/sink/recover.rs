@@ -30,8 +30,14 @@ pub(super) fn recover(root: &Root, name: &Name) -> Result<(), Error> {
     }
 }
 
+/// Creates the folder of an attempt that starts. What a worker that has ended left of the same attempt is
+/// recovered first.
+pub(super) fn create(root: &Root, name: Name) -> Result<Folder, Error> {
+    Folder::create(root, name, recover_dead)
+}
+
 /// Recovers the attempt of the folder at a path when its worker has ended.
-pub(super) fn recover_dead(root: &Root, path: &Path, name: &Name) -> Result<(), Error> {
+fn recover_dead(root: &Root, path: &Path, name: &Name) -> Result<(), Error> {
     let worker = files::read_short(&path.join(WORKER))?.unwrap_or_default();
     match root.is_alive(&worker) {
         true => Ok(()),

@@ -23,7 +23,7 @@ use super::moving::{self, Move};
 use super::names::{self, Holder};
 use super::published::is_by;
 use super::record::{self, FileOutput, Record, State};
-use super::{Error, Root, datasets};
+use super::{Error, Root, datasets, recover};
 use crate::job::{Attempt, Mode, Sink, Target};
 
 /// The moves of one job's files.
@@ -88,7 +88,7 @@ impl Root {
         if is_open || !files.any(|file| is_default(publisher.sinks, file)) {
             return Ok(None);
         }
-        let folder = Folder::create(self, of_record)?;
+        let folder = recover::create(self, of_record)?;
         let mut moves = Vec::new();
         for file in &record.outputs.files {
             if let Some((from, to)) = self.misplaced_file(&folder, publisher, file)? {
@@ -277,7 +277,7 @@ impl Root {
             return Ok(());
         }
         // Creating the folder first finishes or undoes what a dead program left.
-        let folder = Folder::create(self, name.clone())?;
+        let folder = recover::create(self, name.clone())?;
         let Some(mut record) = record::read(self, &name)?.filter(is_its) else {
             return Ok(());
         };

@@ -32,7 +32,7 @@ impl Root {
         if record::read(self, &name)?.is_none() {
             return self.check().map(|()| Vec::new());
         }
-        let mut folder = Folder::create(self, name)?;
+        let mut folder = recover::create(self, name)?;
         let settled = self.settle_in(&job.previous, &job.history, &mut folder);
         if settled.is_err() {
             // The next worker that opens the root finishes this settlement.
@@ -70,7 +70,7 @@ impl Root {
             return self.check().map(|()| None);
         };
         if !(settlement.keep && is_silent(&record) && record.is_unchanged(self, &name)?) {
-            let mut folder = Folder::create(self, name.clone())?;
+            let mut folder = recover::create(self, name.clone())?;
             let settled = self.settle_in(&settlement.previous, &settlement.history, &mut folder);
             if settled.is_err() {
                 folder.leave();
@@ -123,7 +123,7 @@ impl Root {
                 past.end = PastEnd::Unknown;
             }
         }
-        let mut folder = Folder::create(self, name)?;
+        let mut folder = recover::create(self, name)?;
         let settled = self.settle_in(&settlement.previous, &own, &mut folder);
         if settled.is_err() {
             folder.leave();

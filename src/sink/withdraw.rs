@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::folder::{Folder, Name};
+use super::folder::Name;
 use super::published::is_by;
-use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
+use super::record::{self, FileOutput, Outputs, Record, State};
+use super::table_output::TableOutput;
 use super::{Error, PublishedOutput, files, location, moving, names, recover, sqlite};
 use crate::job::Attempt;
 
@@ -104,7 +105,7 @@ impl PublishedOutput<'_> {
     ) -> Result<BTreeSet<String>, Error> {
         let root = self.root;
         name.attempt.number = record.attempt;
-        let mut folder = Folder::create(root, name)?;
+        let mut folder = recover::create(root, name)?;
         moving::end(root, &folder, &mut record)?;
         let mut goes: Vec<FileOutput> = record.outputs.files.clone();
         if record.has_leftovers {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::claim::published;
 use super::value::{cell, count, number, shown};
-use super::{Error, PluginCode, Transaction, format_time, sinks};
+use super::{Error, PluginCode, Transaction, format_time};
 use crate::job::{Attempt, Parameters};
 
 /// A version of a file.
@@ -365,12 +365,7 @@ impl Transaction<'_> {
         let mut statement = self.inner.prepare_cached(query)?;
         let found = statement.query_row([job_id], |row| {
             let (overrides, known) = (shown(cell(row, 0)), shown(cell(row, 1)));
-            Ok(sinks::are_those_of(
-                code,
-                overrides.as_deref(),
-                own,
-                known.as_deref(),
-            ))
+            Ok(code.matches(overrides.as_deref(), own, known.as_deref()))
         });
         Ok(found.optional()?.unwrap_or(false))
     }

@@ -172,6 +172,9 @@ struct Resolved {
     previous: Vec<String>,
 }
 
+// Read and moved for each claimed row.
+const _: () = assert!(size_of::<Resolved>() <= 160);
+
 impl Transaction<'_> {
     /// In this transaction no worker is emptied for a job of this plugin, because a worker that may run it is
     /// already being emptied or runs a job alone.

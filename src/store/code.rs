@@ -28,6 +28,31 @@ pub struct PluginCode {
     pub parameters: Parameters,
 }
 
+impl PluginCode {
+    /// True when a job with these overrides and parameters has the hash `known` of sinks and parameters. None in
+    /// `known` = the hash of no parameters and the sinks of a plugin without configured sinks.
+    pub(super) fn matches(
+        &self,
+        overrides: Option<&str>,
+        own: &Parameters,
+        known: Option<&str>,
+    ) -> bool {
+        let overrides = overrides.filter(|text| !text.trim().is_empty());
+        let sinks = match overrides {
+            Some(text) => sinks::overridden(&self.sinks, text, &self.plugin.name),
+            None => Ok(self.sinks.to_vec()),
+        };
+        let known = match known {
+            Some(known) => Ok(known.to_owned()),
+            None => sinks::with_output(Vec::new(), &self.plugin.name)
+                .map(|sinks| sinks::hash(&sinks, &Parameters::default())),
+        };
+        let parameters = self.parameters.with(own);
+        // Unusable sinks are reported when the job is claimed.
+        sinks.is_ok_and(|sinks| Ok(sinks::hash(&sinks, &parameters)) == known)
+    }
+}
+
 /// Whether jobs of a plugin can run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -39,7 +64,8 @@ pub enum Code {
 
 impl Code {
     /// The code, if there is usable code.
-    pub fn runs(self) -> Option<Arc<PluginCode>> {
+    #[cfg(test)]
+    pub(crate) fn runs(self) -> Option<Arc<PluginCode>> {
         match self {
             Code::Runs(code) => Some(code),
             Code::Waits(_) => None,

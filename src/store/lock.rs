@@ -35,7 +35,8 @@ pub struct Lock {
 
 impl Lock {
     /// The lock file.
-    pub fn path(&self) -> &Path {
+    #[cfg(test)]
+    fn path(&self) -> &Path {
         &self.path
     }
 

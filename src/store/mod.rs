@@ -17,16 +17,6 @@
 //! - Statements of the hot path name their index (`INDEXED BY`), so that the statistics of an
 //!   ANALYZE cannot make them read the whole queue.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 mod attempts;
 mod audit;
 mod catalogue;
@@ -258,19 +248,6 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
-    /// True when another program kept the database locked for too long.
-    pub fn is_busy(&self) -> bool {
-        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
-        match self {
-            Error::Sqlite(error) => {
-                let code = error.sqlite_error_code();
-                matches!(code, Some(DatabaseBusy | DatabaseLocked))
-            }
-            Error::Open { reason, .. } => reason == LOCKED,
-            _ => false,
-        }
-    }
-
     /// True when the same operation may succeed later: another program has the database locked, or its
     /// storage is full or fails.
     pub fn may_pass(&self) -> bool {

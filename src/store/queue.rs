@@ -21,6 +21,9 @@ pub struct Running {
     pub runs_alone: bool,
 }
 
+// One for each RUNNING row at the start of a sentinel.
+const _: () = assert!(size_of::<Running>() <= 96);
+
 /// Names of plugins with QUEUED rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueuedPlugins {

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row};
 use serde::Deserialize;
 
 use super::value::{cell, needed, text};
-use super::{Error, PluginCode, Transaction, sha256_hex};
+use super::{Error, Transaction, sha256_hex};
 use crate::job::{Parameters, Sink};
 use crate::limits;
 
@@ -170,30 +170,7 @@ pub(super) fn hash(sinks: &[Sink], parameters: &Parameters) -> String {
     sha256_hex(&parts)
 }
 
-/// True when a job with these overrides and parameters has the hash `known` of sinks and parameters. None in
-/// `known` = the hash of no parameters and the sinks of a plugin without configured sinks.
-pub(super) fn are_those_of(
-    code: &PluginCode,
-    overrides: Option<&str>,
-    own: &Parameters,
-    known: Option<&str>,
-) -> bool {
-    let overrides = overrides.filter(|text| !text.trim().is_empty());
-    let sinks = match overrides {
-        Some(text) => overridden(&code.sinks, text, &code.plugin.name),
-        None => Ok(code.sinks.to_vec()),
-    };
-    let known = match known {
-        Some(known) => Ok(known.to_owned()),
-        None => with_output(Vec::new(), &code.plugin.name)
-            .map(|sinks| hash(&sinks, &Parameters::default())),
-    };
-    let parameters = code.parameters.with(own);
-    // Unusable sinks are reported when the job is claimed.
-    sinks.is_ok_and(|sinks| Ok(hash(&sinks, &parameters)) == known)
-}
-
-fn with_output(mut sinks: Vec<Sink>, plugin: &str) -> Result<Vec<Sink>, String> {
+pub(super) fn with_output(mut sinks: Vec<Sink>, plugin: &str) -> Result<Vec<Sink>, String> {
     if !sinks.iter().any(|sink| sink.topic == OUTPUT) {
         let uri = format!("parquet://{plugin}_output.parquet");
         let mut sink = Sink::parse(OUTPUT, &uri, "").map_err(|error| error.to_string())?;

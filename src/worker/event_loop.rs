@@ -11,18 +11,17 @@ use std::time::{Duration, Instant};
 use super::descriptors;
 use super::environments::Environments;
 use super::event::ThreadEvent;
-use super::fork_servers::ForkServers;
+use super::fork_servers::{FORK_SERVER, ForkServers};
 use super::health::Health;
 use super::job::{Assignment, Run, slot_event};
 use super::leases::Leases;
 use super::leftovers::Leftovers;
-use super::messages::STOPPED;
 use super::meter::Meter;
 use super::mounts::MountTable;
 use super::plugins::Plugins;
 use super::runtime::Runtime;
 use super::sandbox::{Sandbox, SandboxOptions};
-use super::settling::Settlements;
+use crate::job::Settlement;
 use crate::limits;
 use crate::plugin::quota::Quota;
 use crate::plugin::{environment, strays, uv_folders};
@@ -199,11 +198,21 @@ fn io_error(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { what, source }
 }
 
+// Owners of tokens. Those of slots are in `job`, that of fork servers is in `fork_servers`.
 const SOCKET: u8 = 0;
 const SIGNALS: u8 = 1;
 const WAKER: u8 = 2;
-pub(super) const FORK_SERVER: u8 = 8;
 const MOUNTS: u8 = 9;
+
+/// The reason when a stopping worker gives back its jobs.
+pub(super) const STOPPED: &str = "its worker was stopped";
+
+/// Settlements that wait or run.
+#[derive(Debug, Default)]
+pub(super) struct Settlements {
+    pub(super) waiting: VecDeque<Settlement>,
+    pub(super) is_running: bool,
+}
 
 /// A worker that is ready to run.
 pub struct Worker {
@@ -388,11 +397,6 @@ impl Worker {
     /// A handle that stops the worker.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
-    }
-
-    /// The worker ID.
-    pub fn worker_id(&self) -> &str {
-        &self.worker_id
     }
 
     /// Runs until a signal or a [`Stopper`] stops it.

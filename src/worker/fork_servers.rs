@@ -15,7 +15,6 @@ use mio::Interest;
 use mio::unix::SourceFd;
 
 use super::descriptors;
-use super::event_loop::FORK_SERVER;
 use super::mounts::Mounted;
 use super::slot::Failure;
 use super::watchdog::{Action, Watchdog};
@@ -27,6 +26,9 @@ use crate::plugin::process::{Pipes, Process};
 use crate::plugin::{Exit, Job};
 use crate::reactor::{BootTime, token};
 use crate::sandbox::Mounts;
+
+/// Token owner of the fork servers. The index of a token is that of the server.
+pub(super) const FORK_SERVER: u8 = 8;
 
 struct Entry {
     hash: String,

@@ -9,8 +9,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
 use super::descriptors::worker_failure;
+use super::event::Usage;
 use super::log_tail::LogTail;
-use super::meter::{self, Subject, Usage};
+use super::meter::{self, Subject};
 use super::permit::Permit;
 use super::runtime::JobPaths;
 use super::slot::{Failure, Slot, Timeouts};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::environments::State;
-use super::event_loop::Worker;
+use super::event_loop::{STOPPED, Worker};
 use super::job::Assignment;
 use super::plugins::Plugins;
 use crate::job::{
@@ -18,9 +18,6 @@ use crate::protocol::{
 };
 use crate::reactor::BootTime;
 use crate::socket::Event;
-
-/// The reason when a stopping worker gives back its jobs.
-pub(super) const STOPPED: &str = "its worker was stopped";
 
 impl Worker {
     pub(super) fn receive(&mut self, clock: Instant, now: BootTime) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::event::ThreadEvent;
+use super::event::{ThreadEvent, Usage};
 use crate::limits;
 use crate::plugin::quota::Quota;
 use crate::plugin::strays;
@@ -29,22 +29,6 @@ pub(super) struct Subject {
     /// Bytes of the plugin's own files in the working directory.
     pub(super) plugin_size: u64,
     pub(super) quota: Quota,
-}
-
-/// Resource usage of a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Usage {
-    pub(super) serial: u64,
-    /// CPU time of its processes, and of children that they have waited for.
-    pub(super) cpu: Duration,
-    /// Resident bytes of its processes. Pages that several processes share count in each, unless the sum
-    /// exceeds the limit. Then each page counts once in total, but the result is at least the memory of the
-    /// first process.
-    pub(super) memory: u64,
-    pub(super) processes: u64,
-    /// Bytes in its working directory, without the plugin's own files. A lower bound if the walk was cut
-    /// short.
-    pub(super) scratch: u64,
 }
 
 /// The handle of the thread. The thread ends when it is dropped.
@@ -203,6 +187,15 @@ pub(super) fn folder_size(folder: &Path, limit: u64) -> u64 {
         }
     }
     size
+}
+
+/// Number of processes that the kernel has killed on this machine for lack of memory since the boot.
+pub(super) fn oom_kills() -> Option<u64> {
+    let counts = std::fs::read_to_string("/proc/vmstat").ok()?;
+    let count = counts
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    count?.parse().ok()
 }
 
 /// The message if a job exceeds one of its limits.

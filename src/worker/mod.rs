@@ -11,16 +11,6 @@
 //! The worker has no queue except the jobs that the sentinel has dispatched, and keeps no state that a
 //! restart would need.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 mod cleaner;
 mod descriptors;
 mod environments;

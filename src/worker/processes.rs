@@ -10,17 +10,18 @@ use mio::net::UnixListener;
 
 use super::descriptors;
 use super::environments::State;
-use super::event::ThreadEvent;
+use super::event::{Report, ThreadEvent};
 use super::event_loop::{PluginStart, Worker};
 use super::fork_servers::{Kind, Outside, Start};
 use super::health::{Health, tries};
 use super::job::{Assignment, ProcessState, Run, slot_event};
 use super::messages::{env_ready, error_payload};
+use super::meter::oom_kills;
 use super::runtime::{self, JobPaths, Runtime};
 use super::sandbox::{ForkServer, Reachable};
 use super::scratch;
 use super::slot::{Action, Failure, Timeouts};
-use super::writer::{Address, Report, Writer};
+use super::writer::{Address, Writer};
 use crate::job::{Attempt, Cause, text};
 use crate::keys_in_use;
 use crate::limits;
@@ -794,15 +795,6 @@ pub(super) fn give_up_writer(
     );
     health.handle_silent_writer(run.serial, &reason, now);
     run.give_up_writer(Failure::new(cause, reason));
-}
-
-/// Number of processes that the kernel has killed on this machine for lack of memory since the boot.
-pub(super) fn oom_kills() -> Option<u64> {
-    let counts = std::fs::read_to_string("/proc/vmstat").ok()?;
-    let count = counts
-        .lines()
-        .find_map(|line| line.strip_prefix("oom_kill "));
-    count?.parse().ok()
 }
 
 fn with_writer(run: &mut Run, assignment: impl FnOnce(&mut Writer)) {

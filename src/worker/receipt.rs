@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::job::Run;
-use super::processes::oom_kills;
+use super::meter::oom_kills;
 use super::slot::Failure;
 use crate::job::{Cause, JobStatus, Receipt, text};
 use crate::limits;

@@ -1,26 +1,13 @@
 //! Settlements: brings the output of ended jobs in line with their rows, when the sentinel requests it. They
 //! run one after the other on a thread, because storage may not respond.
 
-use std::collections::VecDeque;
-
-use super::event::ThreadEvent;
+use super::event::{KeptOutput, ThreadEvent};
 use super::event_loop::Worker;
 use super::receipt;
 use super::slot::Failure;
 use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;
-use crate::sink::Artifact;
 use crate::thread;
-
-/// A lost attempt whose complete output stays without a receipt, with that output. None if there is none.
-pub(crate) type KeptOutput = Option<(i64, Vec<Artifact>)>;
-
-/// Settlements that wait or run.
-#[derive(Debug, Default)]
-pub(super) struct Settlements {
-    waiting: VecDeque<Settlement>,
-    is_running: bool,
-}
 
 impl Worker {
     /// The sentinel requests settlements. A newer one of a job replaces an older one.

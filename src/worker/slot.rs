@@ -102,6 +102,9 @@ pub enum Action {
     Conclude(Option<Failure>),
 }
 
+// Returned at each event of a slot.
+const _: () = assert!(size_of::<Action>() <= 104);
+
 /// Time limits of a job.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
@@ -143,6 +146,9 @@ pub struct Slot {
     reads_input: bool,
     concluded: bool,
 }
+
+// One for each slot.
+const _: () = assert!(size_of::<Slot>() <= 400);
 
 impl Slot {
     /// A job whose process is to be started. Its time-out counts from [`Slot::handle_started`] to the

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arrow::buffer::Buffer;
 
+use super::event::Report;
 use super::input::{Found, Input};
 use super::permit::Permit;
 use super::slot::Failure;
@@ -16,7 +17,7 @@ use crate::job::{Attempt, Cause, Job};
 use crate::limits;
 use crate::plugin::bridge::{self, InputState};
 use crate::reactor::BootTime;
-use crate::sink::{self, Artifact, Bounds, Fault, JobOutput, Refused, Root, Staged};
+use crate::sink::{self, Bounds, Fault, JobOutput, Refused, Root, Staged};
 use crate::thread;
 
 /// Orders to a writer. A closed channel is the order to remove the output.
@@ -25,33 +26,6 @@ enum Command {
     Stage,
     /// Publish after these attempts of other jobs are barred.
     Publish(Vec<Attempt>),
-}
-
-/// Reports of a writer.
-#[derive(Debug)]
-pub(super) enum Report {
-    /// It can accept a frame again.
-    Room,
-    /// The thread ends: the output could not be written and was removed.
-    Failed(Failure),
-    /// All output is complete on disk. The notes are for the job's log.
-    Staged { notes: Vec<String> },
-    /// Nothing was published, because the lease had ended. The output is staged as before.
-    NotGranted,
-    /// The thread ends: the output is visible.
-    Published(Vec<Artifact>),
-    /// The thread ends: the output was removed.
-    Discarded,
-}
-
-impl Report {
-    /// True if the thread ends after this report.
-    pub(super) fn is_last(&self) -> bool {
-        match self {
-            Report::Room | Report::Staged { .. } | Report::NotGranted => false,
-            Report::Failed(_) | Report::Published(_) | Report::Discarded => true,
-        }
-    }
 }
 
 /// The time of the thread's last step. The thread sets it, the event loop reads it.

@@ -1,7 +1,7 @@
 //! Command bodies and their metadata (RFC 37 §3.4-3.6).
 
 use super::Error;
-use super::cursor::Cursor;
+use super::cursor::{Cursor, append_u16, append_u32};
 use super::frame::encode_head;
 
 /// Maximum size of a heartbeat context, in bytes (RFC 37 §3.6). Longer contexts are truncated, as
@@ -125,7 +125,7 @@ pub(crate) fn encode_property(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     let size = u8::try_from(name.len()).unwrap_or(u8::MAX);
     out.push(size);
     out.extend_from_slice(name.as_bytes().get(..usize::from(size)).unwrap_or(&[]));
-    out.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
+    append_u32(out, u32::try_from(value.len()).unwrap_or(u32::MAX));
     out.extend_from_slice(value);
 }
 
@@ -143,7 +143,7 @@ pub(crate) fn encode_error(out: &mut Vec<u8>, reason: &str) {
 pub(crate) fn encode_ping(out: &mut Vec<u8>, ttl_deciseconds: u16) {
     encode_head(out, 7, false, true);
     out.extend_from_slice(b"\x04PING");
-    out.extend_from_slice(&ttl_deciseconds.to_be_bytes());
+    append_u16(out, ttl_deciseconds);
 }
 
 /// Appends PONG as a command frame with the context to echo.

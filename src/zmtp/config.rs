@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use super::Limits;
 #[cfg(feature = "curve")]
 use super::curve;
-use super::{Limits, Security};
+#[cfg(feature = "curve")]
+use super::curve::{CurveClient, CurveServer};
+use super::plain::{PlainClient, PlainServer};
 
 /// The socket types that this crate implements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,4 +107,85 @@ pub(crate) fn is_generated(routing_id: &[u8]) -> bool {
 /// peer can take one of another.
 pub(crate) fn may_be_chosen(routing_id: &[u8]) -> bool {
     routing_id.len() <= 255 && !is_generated(routing_id)
+}
+
+/// The mechanism of a socket and its credentials. The role (client or server) is configured here.
+/// It does not depend on which side binds, and the as-server bit of greetings is ignored.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum Security {
+    /// No authentication, no encryption (RFC 37 §3.5).
+    #[default]
+    Null,
+    /// PLAIN client, with its credentials.
+    PlainClient(PlainClient),
+    /// PLAIN server, with the users that may connect.
+    PlainServer(PlainServer),
+    /// CURVE client, with the server's public key.
+    #[cfg(feature = "curve")]
+    CurveClient(CurveClient),
+    /// CURVE server, with the clients that may connect.
+    #[cfg(feature = "curve")]
+    CurveServer(CurveServer),
+}
+
+impl Security {
+    /// The mechanism's name in the greeting.
+    pub fn mechanism(&self) -> &'static str {
+        match self {
+            Security::Null => "NULL",
+            Security::PlainClient(_) | Security::PlainServer(_) => "PLAIN",
+            #[cfg(feature = "curve")]
+            Security::CurveClient(_) | Security::CurveServer(_) => "CURVE",
+        }
+    }
+
+    /// Whether a peer that was admitted under `old` would also be admitted under `self`, with the
+    /// same credentials and the same server key.
+    pub(crate) fn would_admit_again(&self, old: &Security, peer: &PeerInfo) -> bool {
+        match (self, old) {
+            (Security::Null, Security::Null)
+            | (Security::PlainClient(_), Security::PlainClient(_)) => true,
+            (Security::PlainServer(new), Security::PlainServer(old)) => peer
+                .user_id
+                .as_ref()
+                .is_some_and(|user| new.has_same(old, user)),
+            #[cfg(feature = "curve")]
+            (Security::CurveServer(new), Security::CurveServer(old)) => {
+                let name = peer.public_key.and_then(|key| new.clients.name_of(&key));
+                name.is_some() && new.secret.public() == old.secret.public()
+            }
+            #[cfg(feature = "curve")]
+            (Security::CurveClient(new), Security::CurveClient(old)) => {
+                new.server == old.server && new.secret.public() == old.secret.public()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether peers are authenticated as listed users: PLAIN, or CURVE with a list.
+    pub(crate) fn proves_users(&self) -> bool {
+        match self {
+            Security::PlainServer(_) => true,
+            #[cfg(feature = "curve")]
+            Security::CurveServer(server) => matches!(server.clients, curve::Clients::Listed(_)),
+            _ => false,
+        }
+    }
+
+    /// Whether two authenticated peers are the same user. If users are not authenticated, all peers
+    /// are the same user.
+    pub(crate) fn is_same_user(&self, one: &PeerInfo, other: &PeerInfo) -> bool {
+        // The name of a listed key may have changed between the two handshakes.
+        #[cfg(feature = "curve")]
+        let has_same_key = one.public_key.is_some() && one.public_key == other.public_key;
+        #[cfg(not(feature = "curve"))]
+        let has_same_key = false;
+        !self.proves_users() || has_same_key || one.user_id == other.user_id
+    }
+
+    /// True if traffic is encrypted and authenticated.
+    pub fn is_encrypted(&self) -> bool {
+        self.mechanism() == "CURVE"
+    }
 }

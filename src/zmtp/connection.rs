@@ -88,6 +88,9 @@ pub struct Connection {
     peer_ttl: Option<Duration>,
 }
 
+// One for each peer, of which there may be tens of thousands.
+const _: () = assert!(size_of::<Connection>() <= 400);
+
 /// Capacity of `spans`, in frames, that is kept for the next message.
 const SPANS_KEPT_MAX: usize = 64;
 /// While this many bytes of `control` are unwritten, no PING or PONG is added. So a peer that sends
@@ -322,8 +325,7 @@ impl Connection {
                 return Ok(Progress::NeedInput);
             };
             self.check_limits(&head)?;
-            // The limits keep both far below usize::MAX.
-            let body_size = head.body_size as usize;
+            let body_size = head.body_len();
             let Some(body) = rest
                 .get(head.head_size..)
                 .and_then(|bytes| bytes.get(..body_size))
@@ -379,7 +381,7 @@ impl Connection {
             if inner_size > ZMTP_COMMAND_SIZE_MAX {
                 within.clone()?;
             }
-            let body_size = head.body_size as usize;
+            let body_size = head.body_len();
             let Some(body) = rest
                 .get_mut(head.head_size..)
                 .and_then(|bytes| bytes.get_mut(..body_size))

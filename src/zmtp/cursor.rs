@@ -1,4 +1,6 @@
-//! The bounds-checked cursor that parses command bodies.
+//! The bounds-checked cursor that parses command bodies, and what appends their integers.
+
+use byteorder::{BigEndian, ByteOrder};
 
 /// Reads a slice from start to end. A read beyond the end returns `None` and does not advance.
 #[derive(Clone, Debug)]
@@ -32,21 +34,41 @@ impl<'a> Cursor<'a> {
     }
 
     pub(crate) fn u16(&mut self) -> Option<u16> {
-        self.array().map(u16::from_be_bytes)
+        self.take(2).map(BigEndian::read_u16)
     }
 
     pub(crate) fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_be_bytes)
+        self.take(4).map(BigEndian::read_u32)
     }
 
     #[cfg(feature = "curve")]
     pub(crate) fn u64(&mut self) -> Option<u64> {
-        self.array().map(u64::from_be_bytes)
+        self.take(8).map(BigEndian::read_u64)
     }
 
+    #[cfg(feature = "curve")]
     pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, tail) = self.rest.split_first_chunk()?;
         self.rest = tail;
         Some(*head)
     }
+}
+
+pub(crate) fn append_u16(out: &mut Vec<u8>, value: u16) {
+    let mut bytes = [0; 2];
+    BigEndian::write_u16(&mut bytes, value);
+    out.extend_from_slice(&bytes);
+}
+
+pub(crate) fn append_u32(out: &mut Vec<u8>, value: u32) {
+    let mut bytes = [0; 4];
+    BigEndian::write_u32(&mut bytes, value);
+    out.extend_from_slice(&bytes);
+}
+
+#[cfg(feature = "curve")]
+pub(crate) fn append_u64(out: &mut Vec<u8>, value: u64) {
+    let mut bytes = [0; 8];
+    BigEndian::write_u64(&mut bytes, value);
+    out.extend_from_slice(&bytes);
 }

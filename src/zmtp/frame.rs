@@ -1,5 +1,7 @@
 //! Frame heads (RFC 37 §3.3): a flags byte and a length of one or eight bytes.
 
+use byteorder::{BigEndian, ByteOrder};
+
 use super::Error;
 
 /// Flag MORE: another frame of the same message follows.
@@ -24,6 +26,9 @@ pub struct Head {
     /// Size of the body, in bytes.
     pub body_size: u64,
 }
+
+// Copied for each frame.
+const _: () = assert!(size_of::<Head>() <= 24);
 
 /// Result of [`Head::decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +58,8 @@ impl Head {
                 None => return Ok(HeadResult::Incomplete),
             }
         } else {
-            match rest.first_chunk() {
-                Some(size) => (9, u64::from_be_bytes(*size)),
+            match rest.first_chunk::<8>() {
+                Some(size) => (9, BigEndian::read_u64(size)),
                 None => return Ok(HeadResult::Incomplete),
             }
         };
@@ -72,17 +77,21 @@ impl Head {
             body_size,
         }))
     }
+
+    /// The body's size as a length in memory. A body too large for memory has `usize::MAX`, which no buffer has.
+    #[inline]
+    pub(super) fn body_len(&self) -> usize {
+        usize::try_from(self.body_size).unwrap_or(usize::MAX)
+    }
 }
 
 /// The number of bytes that the frame at the start of `bytes` lacks at least; never 0.
 pub(super) fn missing(bytes: &[u8]) -> usize {
     let lacks = match (Head::decode(bytes), bytes.first()) {
-        (Ok(HeadResult::Head(head)), _) => {
-            let body_size = usize::try_from(head.body_size).unwrap_or(usize::MAX);
-            head.head_size
-                .saturating_add(body_size)
-                .saturating_sub(bytes.len())
-        }
+        (Ok(HeadResult::Head(head)), _) => head
+            .head_size
+            .saturating_add(head.body_len())
+            .saturating_sub(bytes.len()),
         (_, None) => FRAME_SIZE_MIN,
         (_, Some(flags)) if flags & LONG != 0 => 9usize.saturating_sub(bytes.len()),
         _ => 1,
@@ -98,9 +107,8 @@ pub fn encode_head(out: &mut Vec<u8>, body_size: usize, more: bool, command: boo
         Ok(size) => out.extend_from_slice(&[flags, size]),
         Err(_) => {
             let mut head = [0u8; 9];
-            let [first, size @ ..] = &mut head;
-            *first = flags | LONG;
-            *size = (body_size as u64).to_be_bytes();
+            head[0] = flags | LONG;
+            BigEndian::write_u64(&mut head[1..9], body_size as u64);
             out.extend_from_slice(&head);
         }
     }

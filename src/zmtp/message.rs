@@ -7,12 +7,18 @@ pub(crate) struct Span {
     pub(crate) size: usize,
 }
 
+// One for each frame of a message.
+const _: () = assert!(size_of::<Span>() <= 16);
+
 /// One or more frames, valid until the next call of [`Connection::poll`](super::Connection::poll).
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
     bytes: &'a [u8],
     spans: &'a [Span],
 }
+
+// Passed by value.
+const _: () = assert!(size_of::<Message<'_>>() <= 32);
 
 impl<'a> Message<'a> {
     pub(crate) fn new(bytes: &'a [u8], spans: &'a [Span]) -> Self {

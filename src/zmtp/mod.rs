@@ -20,12 +20,7 @@
 
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
+    deny(clippy::cast_possible_truncation, clippy::cast_sign_loss)
 )]
 
 mod command;
@@ -44,13 +39,12 @@ mod receive;
 mod send;
 
 pub use command::{Command, Metadata};
-pub use config::{Config, Heartbeat, PeerInfo, SocketType};
+pub use config::{Config, Heartbeat, PeerInfo, Security, SocketType};
 pub(crate) use config::{is_generated, may_be_chosen};
 pub use connection::{Connection, Progress};
 pub use error::Error;
 pub use frame::{Head, HeadResult, encode_head};
 pub use greeting::{GREETING_SIZE, Greeting};
-pub use mechanism::Security;
 pub use message::{Bodies, Message};
 pub use plain::{PlainClient, PlainServer};
 pub use receive::{Growth, ReceiveBuffer};

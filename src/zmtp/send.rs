@@ -37,6 +37,9 @@ pub struct SendQueue {
     cuts: u32,
 }
 
+// One for each peer.
+const _: () = assert!(size_of::<SendQueue>() <= 128);
+
 /// The slices of one vectored write, on the stack: at most [`SLICES_PER_WRITE`], none of them empty.
 #[derive(Debug)]
 pub struct Slices<'a> {
@@ -104,6 +107,9 @@ enum Segment {
     Buffer(Vec<u8>),
     Shared(Arc<[u8]>),
 }
+
+// One for each chunk of a queue.
+const _: () = assert!(size_of::<Segment>() <= 24);
 
 impl Segment {
     fn bytes(&self) -> &[u8] {

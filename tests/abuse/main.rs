@@ -2,7 +2,12 @@
 //! cost at most in memory, descriptors and CPU time is asserted and printed
 //! (`cargo test --test abuse -- --nocapture`).
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

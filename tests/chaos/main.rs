@@ -19,7 +19,12 @@
     feature = "sentinel",
     feature = "worker"
 ))]
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 mod checks;
 #[allow(dead_code)]

@@ -689,6 +689,19 @@ pub(crate) fn metadata(net: &Net) {
     });
     assert!(Dealer::new(Options::new().metadata("Site", "x")).is_err());
     assert!(Dealer::new(Options::new().metadata("X-Large", vec![0; 5000])).is_err());
-    let mut routers = routers(net, &mut dealer, 1);
-    routers[0].drive();
+    // Every connection of the dealer carries them.
+    let mut others = routers(net, &mut dealer, 1);
+    let other = &mut others[0];
+    let id = until("the other server has the dealer", || {
+        dealer.drive();
+        other.drive();
+        other.socket().route(b"d")
+    });
+    assert_eq!(
+        other.socket().peer_info(id).unwrap().metadata,
+        [
+            ("X-Site".to_owned(), b"field".to_vec()),
+            ("X-Empty".to_owned(), Vec::new())
+        ]
+    );
 }

@@ -9,6 +9,7 @@ use crate::support::*;
 /// Routers that a dealer is connected to, all established.
 pub(crate) fn routers(net: &Net, dealer: &mut Dealer, count: usize) -> Vec<Router> {
     let mut routers = Vec::new();
+    let established = dealer.counters().established + count as u64;
     for _ in 0..count {
         let mut router = Router::new(Options::new()).unwrap();
         let bound = router.bind(&net.endpoint()).unwrap().to_string();
@@ -18,7 +19,7 @@ pub(crate) fn routers(net: &Net, dealer: &mut Dealer, count: usize) -> Vec<Route
     until("all are established", || {
         dealer.drive();
         routers.iter_mut().for_each(Drive::drive);
-        (dealer.counters().established == count as u64).then_some(())
+        (dealer.counters().established == established).then_some(())
     });
     routers
 }

@@ -1,7 +1,12 @@
 //! The behaviours that libzmq's own tests assert, and the bugs of other implementations, each
 //! as a test of ROUTER and DEALER over tcp and over ipc.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

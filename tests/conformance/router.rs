@@ -270,10 +270,10 @@ pub(crate) fn handover_of_another_user(net: &Net) {
 }
 
 pub(crate) fn handover_reports_the_identity(net: &Net) {
-    // The old peer is one that we connected to: it comes back, and gets nothing of what was
-    // queued for the routing ID it had.
+    // The old peer is one that we connected to. It does not read, so messages for it stay queued.
     let (mut old, there) = router(net, Options::new().routing_id("same"));
-    let (mut router, bound) = router(net, Options::new().router_handover(true));
+    let options = Options::new().router_handover(true).sndhwm(5);
+    let (mut router, bound) = router(net, options);
     router.connect(&there).unwrap();
     until("both know each other", || {
         router.drive();
@@ -281,12 +281,16 @@ pub(crate) fn handover_reports_the_identity(net: &Net) {
         router.socket().route(b"same").map(drop)
     });
     router.events();
+    // More than the kernel takes while the old peer does not read, so the rest is queued.
+    let body = vec![1; 64 << 10];
+    let sent = fill(&mut router, b"same", &body);
     let mut raw = net.raw(&bound);
     raw.shake_hands("DEALER", b"same");
-    let events = until("it is handed over", || {
+    let mut events = Vec::new();
+    until("it is handed over", || {
         router.drive();
-        old.drive();
-        (router.counters().disconnected == 1).then(|| router.events())
+        events.extend(router.events());
+        (router.counters().disconnected == 1).then_some(())
     });
     assert!(
         events.iter().any(|event| matches!(
@@ -294,6 +298,29 @@ pub(crate) fn handover_reports_the_identity(net: &Net) {
             Event::Disconnected { routing_id, reason: DisconnectReason::Handover, .. } if routing_id == b"same"
         )),
         "{events:?}"
+    );
+    let unsent = events.iter().find_map(|event| match event {
+        Event::Unsent {
+            routing_id,
+            messages,
+            ..
+        } => Some((routing_id.as_slice(), *messages)),
+        _ => None,
+    });
+    let (of, unsent) = unsent.expect("messages that were queued are reported");
+    assert_eq!(of, b"same");
+    assert!((1..=sent).contains(&unsent), "{unsent} of {sent}");
+    router.send(b"same", &[b"for the newcomer"]).unwrap();
+    until("the newcomer gets what is sent after it came", || {
+        router.drive();
+        raw.poll();
+        raw.frames()
+            .contains(&(0, b"for the newcomer".to_vec()))
+            .then_some(())
+    });
+    assert!(
+        raw.frames().iter().all(|(_, frame)| *frame != body),
+        "the newcomer got what was queued for the old peer"
     );
 }
 

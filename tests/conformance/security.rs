@@ -463,8 +463,6 @@ pub(crate) fn security_curve(net: &Net) {
         dealer.drive();
         take(&mut router)
     });
-    let others = Options::new().curve_server(key(1), listed(&[3]));
-    let _ = others;
     let security =
         casparian::socket::Security::CurveServer(casparian::socket::curve::CurveServer {
             secret: key(1),

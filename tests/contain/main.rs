@@ -1,7 +1,12 @@
 //! Attacks: a plugin, a peer, a local user, a folder or a row that wants more than is its own, on
 //! the built programs. One file a theme.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 mod builds;
 #[allow(dead_code)]

@@ -1,6 +1,11 @@
 //! The examples, each in one process and with libzmq (pyzmq) on the other side.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

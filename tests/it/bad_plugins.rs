@@ -1,139 +1,51 @@
 //! Plugin processes that do what they must not: the job fails with a reason, and the slot is free again.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
 use serde_json::Value;
 
 use crate::common::*;
 
-/// Name, source, job status, words of the error.
-const PLUGIN_PROCESSES: &[(&str, &str, &str, &str)] = &[
-    (
-        "raises",
-        "class Handler:\n    def execute(self, path):\n        raise ValueError('bad row 17')\n",
-        "FAILED",
-        "ValueError: bad row 17",
-    ),
-    (
-        "exits",
-        "import os\nclass Handler:\n    def execute(self, path):\n        os._exit(3)\n",
-        "FAILED",
-        "exit code 3",
-    ),
-    (
-        "sys_exit",
-        "import sys\nclass Handler:\n    def execute(self, path):\n        sys.exit(0)\n",
-        "FAILED",
-        "sys.exit(0)",
-    ),
-    (
-        "kills_itself",
-        "import os, signal\nclass Handler:\n    def execute(self, path):\n        os.kill(os.getpid(), signal.SIGKILL)\n",
-        "FAILED",
-        "SIGKILL",
-    ),
-    (
-        "crashes",
-        "import ctypes\nclass Handler:\n    def execute(self, path):\n        ctypes.string_at(0)\n",
-        "FAILED",
-        "SIGSEGV",
-    ),
-    ("no_handler", "x = 1\n", "FAILED", "no class Handler"),
-    (
-        "bad_import",
-        "import casparian_no_such_module\nclass Handler: pass\n",
-        "FAILED",
-        "ModuleNotFoundError",
-    ),
-    (
-        "wrong_type",
-        "class Handler:\n    def execute(self, path):\n        yield 'text'\n",
-        "FAILED",
-        "must be a pandas DataFrame",
-    ),
-    (
-        "changes_schema",
-        "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'id': [1]})\n        yield pa.table({'id': ['now text']})\n",
-        "FAILED",
-        "schema of topic output changed",
-    ),
-    (
-        "own_job_id",
-        "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'_job_id': [1]})\n",
-        "FAILED",
-        "rename yours",
-    ),
-    (
-        "garbage",
-        "import os, socket\nclass Handler:\n    def configure(self, ctx, config):\n        ctx._bridge.socket.sendall(b'\\x00\\x00\\x00\\x08garbage!')\n    def execute(self, path):\n        pass\n",
-        "FAILED",
-        "no Arrow stream",
-    ),
-    (
-        "huge_frame",
-        "class Handler:\n    def configure(self, ctx, config):\n        ctx._bridge.socket.sendall(b'\\xf0\\x00\\x00\\x00')\n    def execute(self, path):\n        pass\n",
-        "FAILED",
-        "frame of",
-    ),
-    (
-        "closes_bridge",
-        "class Handler:\n    def configure(self, ctx, config):\n        ctx._bridge.socket.close()\n    def execute(self, path):\n        import os; os._exit(0)\n",
-        "FAILED",
-        "without an end of output",
-    ),
-    (
-        "hangs",
-        "import time\nclass Handler:\n    def execute(self, path):\n        time.sleep(1000)\n",
-        "FAILED",
-        "limit of 3 s",
-    ),
-    (
-        "ignores_sigterm",
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nclass Handler:\n    def execute(self, path):\n        while True: pass\n",
-        "FAILED",
-        "limit of 3 s",
-    ),
-    (
-        "no_output",
-        "class Handler:\n    def execute(self, path):\n        return None\n",
-        "COMPLETED",
-        "",
-    ),
-    (
-        "empty_table",
-        "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': pa.array([], pa.int64())})\n",
-        "COMPLETED",
-        "",
-    ),
-    (
-        "prints_much",
-        "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        for n in range(200_000): print('line', n)\n        yield pa.table({'x': [1]})\n",
-        "COMPLETED",
-        "",
-    ),
-    (
-        "leaves_grandchild",
-        "import subprocess\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        subprocess.Popen(['sleep', '98765'])\n        yield pa.table({'x': [1]})\n",
-        "COMPLETED",
-        "",
-    ),
-    (
-        "consume",
-        "import pyarrow as pa\nfrom casparian_flow.sdk import BasePlugin, PluginMetadata\nMANIFEST = PluginMetadata(pattern='*', topic='t')\nclass Handler(BasePlugin):\n    def consume(self, event):\n        yield None\n        yield pa.table({'p': [event.path], 'f': [event.file_id]}).to_batches()[0]\n",
-        "COMPLETED",
-        "",
-    ),
-    (
-        "falls_back",
-        "import pyarrow as pa\nfrom casparian_flow.sdk import BasePlugin\nclass Handler(BasePlugin):\n    def execute(self, path):\n        return pa.table({'p': [path]})\n",
-        "COMPLETED",
-        "",
-    ),
-    (
-        "scrubbed",
-        "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        assert 'SECRET_TOKEN' not in os.environ, 'the environment leaks'\n        assert os.getcwd() == os.environ['HOME'] and not os.listdir('.') == None\n        yield pa.table({'x': [1]})\n",
-        "COMPLETED",
-        "",
-    ),
+/// The programs in `tests/it/bad_plugins/`: name, job status, words of the error.
+const PLUGINS: &[(&str, &str, &str)] = &[
+    ("raises", "FAILED", "ValueError: bad row 17"),
+    ("exits", "FAILED", "exit code 3"),
+    ("sys_exit", "FAILED", "sys.exit(0)"),
+    ("kills_itself", "FAILED", "SIGKILL"),
+    ("crashes", "FAILED", "SIGSEGV"),
+    ("no_handler", "FAILED", "no class Handler"),
+    ("bad_import", "FAILED", "ModuleNotFoundError"),
+    ("wrong_type", "FAILED", "must be a pandas DataFrame"),
+    ("changes_schema", "FAILED", "schema of topic output changed"),
+    ("own_job_id", "FAILED", "rename yours"),
+    ("garbage", "FAILED", "no Arrow stream"),
+    ("huge_frame", "FAILED", "frame of"),
+    ("closes_bridge", "FAILED", "without an end of output"),
+    ("hangs", "FAILED", "limit of 3 s"),
+    ("ignores_sigterm", "FAILED", "limit of 3 s"),
+    ("no_output", "COMPLETED", ""),
+    ("empty_table", "COMPLETED", ""),
+    ("prints_much", "COMPLETED", ""),
+    ("leaves_grandchild", "COMPLETED", ""),
+    ("consume", "COMPLETED", ""),
+    ("falls_back", "COMPLETED", ""),
+    ("scrubbed", "COMPLETED", ""),
 ];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/bad_plugins")
+}
+
+#[test]
+fn every_bad_plugin_has_a_row() {
+    let files = std::fs::read_dir(folder()).unwrap();
+    let files: BTreeSet<String> = files
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let rows = PLUGINS.iter().map(|(name, ..)| format!("{name}.py"));
+    assert_eq!(files, rows.collect());
+}
 
 fn run_all(start: &str) {
     let dir = tempfile::tempdir().unwrap();
@@ -142,9 +54,8 @@ fn run_all(start: &str) {
     std::fs::write(&input, "x").unwrap();
     let text = database.to_str().unwrap();
     let mut ids = Vec::new();
-    for (name, source, ..) in PLUGIN_PROCESSES {
-        let file = dir.path().join(format!("{name}.py"));
-        std::fs::write(&file, source).unwrap();
+    for (name, ..) in PLUGINS {
+        let file = folder().join(format!("{name}.py"));
         casparian_ok(&["deploy", file.to_str().unwrap(), "-d", text]);
         ids.push(submit(&database, name, std::slice::from_ref(&input))[0]);
     }
@@ -165,7 +76,7 @@ fn run_all(start: &str) {
         .args(["--plugin-start", start])
         .env("SECRET_TOKEN", "x");
     let _worker = Background::start(&mut command);
-    for (id, (name, _, status, words)) in ids.into_iter().zip(PLUGIN_PROCESSES) {
+    for (id, (name, status, words)) in ids.into_iter().zip(PLUGINS) {
         let job = ended(&database, id);
         assert_eq!(job["status"], *status, "{start} {name}: {job}");
         let error = job["error"].as_str().unwrap_or("");

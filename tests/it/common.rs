@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "../support/wait.rs"]
+mod wait;
+
 /// Longest wait for anything; machines may be slow, so it is generous.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -117,6 +120,11 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Bytes as hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Runs `casparian`, which must end with exit code 0; gives its stdout.
 pub(crate) fn casparian_ok(arguments: &[&str]) -> String {
     let output = casparian(arguments);
@@ -130,15 +138,9 @@ pub(crate) fn casparian_ok(arguments: &[&str]) -> String {
 }
 
 /// Repeats `step` until it gives a value.
-pub(crate) fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(value) = step() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+#[track_caller]
+pub(crate) fn until<T>(what: &str, step: impl FnMut() -> Option<T>) -> T {
+    wait::until(what, DEADLINE, Duration::from_millis(10), step)
 }
 
 /// A program in the background, killed when it is dropped; its stdout and stderr come as lines.

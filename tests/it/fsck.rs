@@ -17,9 +17,8 @@ struct Scene {
 }
 
 impl Scene {
-    /// So many jobs have published files, and after them one rows into a table; no program of ours
-    /// runs.
-    fn published(files: i64) -> Self {
+    /// A database with plugin `p`, which writes files, and `t`, which writes rows into a table.
+    fn with_plugins() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = database_with(dir.path(), "p", THREE_ROWS);
         let scene = Scene { database, dir };
@@ -31,6 +30,13 @@ impl Scene {
             "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
              VALUES ('t', 'output', 'sqlite://x.db/rows', 'append')",
         );
+        scene
+    }
+
+    /// So many jobs have published files, and after them one rows into a table; no program of ours
+    /// runs.
+    fn published(files: i64) -> Self {
+        let scene = Scene::with_plugins();
         let inputs: Vec<PathBuf> = (0..=files)
             .map(|number| {
                 let path = scene.dir.path().join(format!("in{number}"));
@@ -596,17 +602,7 @@ fn adopted_output_stays_until_another_attempt_publishes() {
             "COMPLETED",
         ),
     ];
-    let dir = tempfile::tempdir().unwrap();
-    let database = database_with(dir.path(), "p", THREE_ROWS);
-    let scene = Scene { database, dir };
-    let plugin = scene.dir.path().join("t.py");
-    fs::write(&plugin, THREE_ROWS).unwrap();
-    let text = scene.database.to_str().unwrap();
-    casparian_ok(&["deploy", plugin.to_str().unwrap(), "--database", text]);
-    scene.sql(
-        "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
-         VALUES ('t', 'output', 'sqlite://x.db/rows', 'append')",
-    );
+    let scene = Scene::with_plugins();
     let inputs: Vec<PathBuf> = (1..=cases.len())
         .map(|number| scene.dir.path().join(format!("in{number}")))
         .collect();

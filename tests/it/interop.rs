@@ -11,10 +11,6 @@ use crate::common::*;
 
 const WAIT: Option<Duration> = Some(Duration::from_millis(5));
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn send(peer: &mut Background, action: Value) -> Value {
     peer.write(&action.to_string());
     peer.event(action["do"].as_str().unwrap())

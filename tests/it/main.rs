@@ -1,7 +1,12 @@
 //! The programs as their users meet them: command lines, real SQLite files, real Python
 //! environments, live libzmq peers, real kills.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 mod bad_plugins;
 mod commands;

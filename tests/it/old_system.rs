@@ -321,7 +321,6 @@ fn our_encodings_decode_with_a_python_reader() {
     let mut decoder = Background::start(&mut peer("decode_protocol.py"));
     for (job_id, payload) in &payloads {
         let (header, json) = payload.encode(*job_id).unwrap();
-        let hex = |bytes: &[u8]| bytes.iter().map(|o| format!("{o:02x}")).collect::<String>();
         decoder.write(&format!("{},{}", hex(&header), hex(&json)));
     }
     assert_eq!(decoder.wait(), Some(0), "{:#?}", decoder.seen);

@@ -12,7 +12,12 @@
 //! 10,000 in release, 300 in debug) from `CASPARIAN_SIMULATION_FIRST` on; a failure names its
 //! seed, and `CASPARIAN_SIMULATION_FIRST=<seed> CASPARIAN_SIMULATION_SEEDS=1` replays it.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 mod random;
 mod storage;

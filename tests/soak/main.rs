@@ -5,7 +5,12 @@
 //! `CASPARIAN_SOAK_MESSAGES` (default 60000 a run) and `CASPARIAN_SOAK_SEED` make it longer and
 //! different: `CASPARIAN_SOAK_MESSAGES=50000000 cargo test --release --test soak -- --nocapture`.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)]
 
+mod wait;
+
 use std::io::{self, Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,15 +21,8 @@ pub(crate) const NOW: Option<Duration> = Some(Duration::ZERO);
 
 /// Repeats `step` until it gives a value.
 #[track_caller]
-pub(crate) fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(value) = step() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
-        std::thread::sleep(Duration::from_micros(50));
-    }
+pub(crate) fn until<T>(what: &str, step: impl FnMut() -> Option<T>) -> T {
+    wait::until(what, DEADLINE, Duration::from_micros(50), step)
 }
 
 /// Repeats `step` for a time, to see that something does not happen.

@@ -1,11 +1,17 @@
 //! Holds the code to the layout that ARCHITECTURE.md describes.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+mod circles;
 mod sources;
 mod words;
 

@@ -1,6 +1,6 @@
 //! The paths that the code names, read with syn: without tests, with imports in braces and relative paths.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +34,9 @@ pub(crate) struct Source {
     pub(crate) module: Vec<String>,
     /// The paths that it names outside its tests, those of the crate from its root (`["crate", "zmtp", …]`).
     pub(crate) paths: BTreeSet<Vec<String>>,
+    /// What it imports from modules below it, each with that module: `Frame` of `pub use frame::Frame`. Files
+    /// below name it as an item of this one.
+    pub(crate) imports: BTreeMap<String, String>,
 }
 
 /// All files below `src` that are not tests.
@@ -59,10 +62,19 @@ impl Source {
             paths: BTreeSet::new(),
         };
         names.visit_file(&parsed);
+        let mut imports = BTreeMap::new();
+        for item in &parsed.items {
+            if let Item::Use(used) = item
+                && !used.attrs.iter().any(is_for_tests)
+            {
+                add_imports(&[], &used.tree, &mut imports);
+            }
+        }
         Source {
             path,
             module,
             paths: names.paths,
+            imports,
         }
     }
 
@@ -71,6 +83,29 @@ impl Source {
         let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
         let mut paths = self.paths.iter();
         paths.any(|path| path.starts_with(&parts) || path.ends_with(&parts))
+    }
+}
+
+/// The names that an import brings into a module, each with the first part of its path.
+fn add_imports(before: &[String], tree: &UseTree, imports: &mut BTreeMap<String, String>) {
+    let mut add = |name: &syn::Ident| {
+        if let Some(from) = before.iter().find(|part| *part != "self") {
+            imports.insert(name.to_string(), from.clone());
+        }
+    };
+    match tree {
+        UseTree::Path(path) => {
+            let before = [before, &[path.ident.to_string()]].concat();
+            add_imports(&before, &path.tree, imports);
+        }
+        UseTree::Name(name) => add(&name.ident),
+        UseTree::Rename(name) => add(&name.rename),
+        UseTree::Glob(_) => {}
+        UseTree::Group(group) => {
+            for tree in &group.items {
+                add_imports(before, tree, imports);
+            }
+        }
     }
 }
 

@@ -2,10 +2,11 @@
 //! unknown attempts of its jobs.
 
 use super::repair::{Done, Repair};
-use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
 use crate::job::{ARTIFACTS_TRUNCATED, Attempt, Receipt};
 use crate::limits;
+use crate::reactor::BootTime;
+use crate::sentinel::clock::moment;
 use crate::sink::{Adopted, Artifact, Check, Kind, Problem, Root, owner};
 use crate::store::{Audited, Inspector};
 use crate::worker;
@@ -104,7 +105,12 @@ impl Repair {
             let mut transaction = self.store.begin().map_err(failed)?;
             if is_all && row.status == "COMPLETED" {
                 let receipt = receipt(attempt, named, adopted.others.len());
-                let noted = transaction.adopt(attempt, adopted.key, Some(&receipt), &now());
+                let noted = transaction.adopt(
+                    attempt,
+                    adopted.key,
+                    Some(&receipt),
+                    &moment(BootTime::now()),
+                );
                 noted.map_err(failed)?;
             } else if is_all {
                 let uris = named.iter().map(|artifact| artifact.uri.clone()).collect();
@@ -141,7 +147,12 @@ impl Repair {
         };
         let has_output = !listed.is_empty();
         let receipt = has_output.then(|| receipt(attempt, &listed, left_out));
-        let is_queued = transaction.adopt(attempt, adopted.key, receipt.as_ref(), &now());
+        let is_queued = transaction.adopt(
+            attempt,
+            adopted.key,
+            receipt.as_ref(),
+            &moment(BootTime::now()),
+        );
         let is_queued = is_queued.map_err(failed)?;
         if has_output && !is_named {
             transaction.forget_content(row.job_id).map_err(failed)?;

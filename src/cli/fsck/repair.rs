@@ -5,10 +5,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use crate::cli::clean::path_text;
-use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
 use crate::job::{Attempt, Cause, Mode, Receipt, Settlement, Target};
 use crate::limits::PUBLISHED_SIZE_MAX;
+use crate::reactor::BootTime;
+use crate::sentinel::clock::moment;
 use crate::sink::{Check, Error, Kind, Problem, PublishedOutput, Root, RootOptions};
 use crate::store::{self, Audited, Inspector, Lock, Open, Settled, Store, lock_database};
 use crate::worker;
@@ -299,7 +300,7 @@ impl Repair {
         receipt: &Receipt,
     ) -> Result<Settled, store::Error> {
         let mut transaction = self.store.begin()?;
-        let became = transaction.settle(settlement.attempt, receipt, &now())?;
+        let became = transaction.settle(settlement.attempt, receipt, &moment(BootTime::now()))?;
         transaction.commit()?;
         Ok(became)
     }

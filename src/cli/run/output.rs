@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::queue::{End, Queue};
 use crate::cli::content::mtime_s;
-use crate::cli::plugin::now;
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};
 use crate::job::Attempt;
 use crate::lock_file;
+use crate::reactor::BootTime;
+use crate::sentinel::clock::moment;
 use crate::sink::{self, PublishedOutput, Root, create_folder, create_own_folder};
 use crate::worker;
 
@@ -94,7 +95,7 @@ pub(super) fn settle_interrupted(
 ) -> Result<(), End> {
     let mut found = queue.step(progress, |store| {
         let mut transaction = store.begin()?;
-        transaction.fail_unsettled("its run was interrupted", &now())?;
+        transaction.fail_unsettled("its run was interrupted", &moment(BootTime::now()))?;
         transaction.commit()?;
         Ok(store.unsettled(0)?)
     })?;
@@ -121,7 +122,7 @@ pub(super) fn settle_interrupted(
             let receipt = worker::settled(attempt, kept);
             queue.step(progress, |store| {
                 let mut transaction = store.begin()?;
-                transaction.settle(attempt, &receipt, &now())?;
+                transaction.settle(attempt, &receipt, &moment(BootTime::now()))?;
                 Ok(transaction.commit()?)
             })?;
         }

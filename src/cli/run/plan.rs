@@ -5,16 +5,17 @@ use std::path::Path;
 
 use super::layout::arrange;
 use super::missing::Lost;
-use super::queue::{End, Queue, Stop};
-use super::watch::GO_ON;
+use super::queue::{End, GO_ON, Queue, Stop};
 use crate::cli::content::{Fingerprint, Reader};
 use crate::cli::input::{Found, LeftOut};
-use crate::cli::plugin::{now, register, unix_ms};
+use crate::cli::plugin::register;
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, MissingInput, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
 use crate::job::{Parameters, Sink, mtime_s};
 use crate::limits;
+use crate::reactor::BootTime;
+use crate::sentinel::clock::{moment, unix_ms};
 use crate::sink::{MadeWith, PublishedOutput, Root};
 use crate::store::{Code, Deploy, Transaction, artifact_hash};
 
@@ -444,7 +445,7 @@ pub(super) fn settle(queue: &mut Queue<'_>, progress: &Progress) -> Result<(), E
             let put_back = transaction.requeue_running(
                 "the run ended",
                 limits::EXPIRED_PER_ITERATION,
-                &now(),
+                &moment(BootTime::now()),
             )?;
             transaction.commit()?;
             Ok(put_back)

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::watch::GO_ON;
 use crate::cli::progress::Progress;
 use crate::cli::{Failure, failed};
 use crate::limits;
 use crate::sink;
 use crate::store::{Error, Open, Store};
+
+/// Advice for an end that no file has caused.
+pub(super) const GO_ON: &str = "the same command goes on with the rest";
 
 /// Interval at which an interruption is polled for during a wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::statvfs;
 
-use super::watch::GO_ON;
+use super::queue::GO_ON;
 use crate::cli::clean::path_text;
 use crate::cli::stderr::{print_last_line, print_line};
 use crate::cli::{Failure, INTERRUPTED, failed};

@@ -6,13 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::queue;
+use super::queue::{self, GO_ON};
 use crate::limits;
 use crate::sink::{self, Root};
 use crate::store::{Error, Store};
-
-/// Advice for an end that no file has caused.
-pub(super) const GO_ON: &str = "the same command goes on with the rest";
 
 /// After this time without trouble a worker counts as recovered.
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);

@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::plan::unusable_outcome;
-use super::queue::End;
-use super::watch::{GO_ON, Watch};
+use super::queue::{End, GO_ON};
+use super::watch::Watch;
 use crate::cli::clean::path_text;
 use crate::cli::failed;
 use crate::cli::progress::{self, Progress};

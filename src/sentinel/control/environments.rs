@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::members::Worker;
 use super::{Body, Capabilities, Change, Control, Outgoing};
 use crate::job::text::prefix;
 use crate::limits;
@@ -56,6 +55,12 @@ impl Failed {
 impl Environments {
     pub(super) fn knows(&self, hash: &str) -> bool {
         self.known.contains(hash)
+    }
+
+    /// Number of environments for which its answer is pending.
+    pub(super) fn pending(&mut self, now: BootTime) -> usize {
+        self.pending.retain(|_, until| *until > now);
+        self.pending.len()
     }
 
     /// Notes that the worker is asked for an environment. Returns a ready one that is forgotten to make room.
@@ -232,32 +237,6 @@ impl Control {
             failed.at = now;
             self.changes.push(worker.without(hash.to_owned()));
         }
-    }
-}
-
-impl Worker {
-    /// The change that notes that the worker does not have an environment (any more).
-    pub(super) fn without(&self, env_hash: String) -> Change {
-        Change::EnvironmentFailed {
-            worker_id: self.worker_id.clone(),
-            env_hash,
-        }
-    }
-
-    /// True when the worker may be asked for one more environment. A worker of the reference system must be
-    /// idle, because it does nothing else meanwhile.
-    fn may_prepare(&mut self, now: BootTime) -> bool {
-        let pending = &mut self.environments.pending;
-        pending.retain(|_, until| *until > now);
-        let room = match self.instance {
-            Some(_) => limits::PREPARED_AT_ONCE,
-            None => usize::from(self.claims.is_empty()),
-        };
-        self.peer.is_some()
-            && pending.len() < room
-            && !self.draining
-            && self.trouble.is_none()
-            && !self.is_backed_up
     }
 }
 

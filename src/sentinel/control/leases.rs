@@ -32,6 +32,9 @@ pub(super) struct Claim {
     pub(super) is_waiting: bool,
 }
 
+// One for each claimed attempt; all are read in each renewal.
+const _: () = assert!(size_of::<Claim>() <= 104);
+
 /// The last numbered request of a worker on its connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use super::environments::Environments;
 use super::leases::{Claim, Request};
-use super::users::{ANOTHERS, are_different};
-use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, caps, printable};
+use super::{
+    ANOTHERS, Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, are_different, caps,
+    printable,
+};
 use crate::job::text::prefix;
 use crate::job::{Attempt, Settlement, User};
 use crate::limits;
@@ -82,6 +84,29 @@ pub(super) struct Contender {
 }
 
 impl Worker {
+    /// The change that notes that the worker does not have an environment (any more).
+    pub(super) fn without(&self, env_hash: String) -> Change {
+        Change::EnvironmentFailed {
+            worker_id: self.worker_id.clone(),
+            env_hash,
+        }
+    }
+
+    /// True when the worker may be asked for one more environment. A worker of the reference system must be
+    /// idle, because it does nothing else meanwhile.
+    pub(super) fn may_prepare(&mut self, now: BootTime) -> bool {
+        let pending = self.environments.pending(now);
+        let room = match self.instance {
+            Some(_) => limits::PREPARED_AT_ONCE,
+            None => usize::from(self.claims.is_empty()),
+        };
+        self.peer.is_some()
+            && pending < room
+            && !self.draining
+            && self.trouble.is_none()
+            && !self.is_backed_up
+    }
+
     /// When the worker will be reported offline, if it is disconnected.
     pub(super) fn offline_at(&self) -> Option<BootTime> {
         Some(self.absent_since? + limits::WORKER_GRACE)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::members::Worker;
-use super::{Capabilities, Control, Sender, printable};
+use super::{Capabilities, Control, Sender, are_different, printable};
 use crate::job::User;
 use crate::reactor::BootTime;
 
@@ -148,10 +148,3 @@ impl Control {
             })
     }
 }
-
-/// True when both users are known and not the same.
-pub(super) fn are_different(one: Option<&User>, other: Option<&User>) -> bool {
-    one.zip(other).is_some_and(|(one, other)| !one.is(other))
-}
-
-pub(super) const ANOTHERS: &str = "the worker's ID belongs to another user";

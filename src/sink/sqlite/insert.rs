@@ -4,7 +4,7 @@
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
-use super::tables::{Table, Target};
+use super::target::{Table, Target};
 use super::target_failure as failure;
 use super::{Marks, column_names, quoted, triggers};
 use crate::job::text::prefix;

@@ -21,6 +21,7 @@ mod insert;
 mod row_counts;
 mod rows;
 mod tables;
+mod target;
 mod triggers;
 mod wait;
 
@@ -33,7 +34,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi};
 
 use super::Error;
 use super::folder::Name;
-use super::record::TableOutput;
+use super::table_output::TableOutput;
 use super::{columns, files, names};
 use crate::beside;
 use crate::job::Cause;
@@ -41,7 +42,8 @@ use crate::job::Cause;
 pub(super) use commit::Prepared;
 pub(super) use row_counts::{Tables, is_usable};
 pub(super) use rows::{Rows, Stage};
-pub(super) use tables::{Table, Target, check, prepare};
+pub(super) use tables::{check, prepare};
+pub(super) use target::{Table, Target};
 pub(super) use wait::{Patience, Stuck};
 
 const SIDE_TABLES: &str = "

@@ -2,54 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension};
 
 use super::commit::{self, Prepared};
 use super::insert::insert;
+use super::target::{Table, Target};
 use super::target_failure as failure;
 use super::wait::{self, Patience};
 use super::{
     Marks, SIDE_COLUMNS, SIDE_TABLES, attempt_in, column_names, delete_job, deletion, existence,
     index, key, key_of, open_existing, own_rows, owner_of, quoted, triggers,
 };
-use crate::job::{Attempt, Cause, History, Mode, QUEUE_TABLE};
+use crate::job::{Attempt, Cause, Mode, QUEUE_TABLE};
 use crate::sink::columns::{FILE_VERSION_ID, JOB_ID};
 use crate::sink::folder::{Name, OLD};
 use crate::sink::{Error, names};
 
 /// How long SQLite waits for readers before the lease is checked again.
 const READER_WAIT: Duration = Duration::from_secs(1);
-
-/// The rows of one sink.
-pub(in crate::sink) struct Table {
-    pub(in crate::sink) name: String,
-    pub(in crate::sink) topic: String,
-    pub(in crate::sink) mode: Mode,
-    /// Its table in the stage is `s<index>`.
-    pub(in crate::sink) index: usize,
-    pub(in crate::sink) rows: u64,
-    /// Names and types of the columns, as JSON; see [`Artifact::columns`](crate::sink::Artifact).
-    pub(in crate::sink) columns: Option<String>,
-}
-
-/// A target database, and the tables that a publish fills in it.
-pub(in crate::sink) struct Target {
-    pub(in crate::sink) database: PathBuf,
-    pub(in crate::sink) tables: Vec<Table>,
-    /// The attempt.
-    pub(in crate::sink) run: Name,
-    /// URIs that receipts of the job name.
-    pub(in crate::sink) previous: Vec<String>,
-    /// The file version of the job.
-    pub(in crate::sink) file_version_id: i64,
-    /// The earlier attempts, and this attempt's key.
-    pub(in crate::sink) history: History,
-    /// Tables that belong to other databases may be used.
-    pub(in crate::sink) share: bool,
-}
 
 /// Inserts staged rows into their tables, in a transaction that stays open. With `excludes_readers` no
 /// reader can delay the commit. `None` when the lease ended while the database was locked.

@@ -1,5 +1,7 @@
 //! Consistency checks of an engine's counters and lists against its peers, for tests and fuzzing.
 
+#![allow(clippy::expect_used)]
+
 use std::time::Instant;
 
 use super::Engine;

@@ -100,6 +100,11 @@ fn a_name_that_leads_to_a_database_is_checked_by_what_it_leads_to() {
     std::os::unix::fs::symlink(scene.path(), &link).unwrap();
     let store = Store::open(&link, Open::Existing).unwrap();
     store.check_identity().unwrap();
+    // The link stays, and leads to another file.
+    std::fs::copy(scene.path(), scene.dir.path().join("copy")).unwrap();
+    std::fs::rename(scene.dir.path().join("copy"), scene.path()).unwrap();
+    let error = store.check_identity().unwrap_err();
+    assert!(matches!(error, Error::Replaced { .. }), "{error}");
 }
 
 #[test]

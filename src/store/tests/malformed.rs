@@ -274,6 +274,20 @@ pub(super) fn two_plugins() -> Scene {
     scene
 }
 
+/// A claim of at most two jobs.
+fn claim_of_two(plugins: &[String]) -> ClaimRequest<'_> {
+    ClaimRequest {
+        is_old: false,
+        worker_id: "w",
+        hostname: "host",
+        pid: None,
+        plugins,
+        limit: 2,
+        is_idle: true,
+        lease_until_ms: 0,
+    }
+}
+
 #[test]
 fn a_malformed_row_fails_or_waits_alone_with_a_reason_that_names_it() {
     for (change, status, names) in CASES {
@@ -729,16 +743,7 @@ fn claims_until_a_job(scene: &mut Scene, code: &str, rows: usize) -> (usize, i32
         claims += 1;
         assert!(claims < 2 * rows + 9, "{code}");
         let plugins = ["p".to_owned()];
-        let claim = ClaimRequest {
-            is_old: false,
-            worker_id: "w",
-            hostname: "host",
-            pid: None,
-            plugins: &plugins,
-            limit: 2,
-            is_idle: true,
-            lease_until_ms: 0,
-        };
+        let claim = claim_of_two(&plugins);
         let mut transaction = scene.store.begin().unwrap();
         match transaction.claim(&claim, DAY_MS) {
             Err(Error::RolledBack { .. }) => continue,
@@ -807,16 +812,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
         let version = 1;
         let job = transaction.enqueue("p", version, 1, DAY_MS).unwrap();
         let plugins = ["p".to_owned()];
-        let claim = ClaimRequest {
-            is_old: false,
-            worker_id: "w",
-            hostname: "host",
-            pid: None,
-            plugins: &plugins,
-            limit: 2,
-            is_idle: true,
-            lease_until_ms: 0,
-        };
+        let claim = claim_of_two(&plugins);
         assert_eq!(
             ids(&transaction.claim(&claim, DAY_MS).unwrap()),
             [job],
@@ -830,16 +826,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
     let job = scene.enqueue("p", 1);
     let mut transaction = scene.store.begin().unwrap();
     let plugins = ["p".to_owned()];
-    let claim = ClaimRequest {
-        is_old: false,
-        worker_id: "w",
-        hostname: "host",
-        pid: None,
-        plugins: &plugins,
-        limit: 2,
-        is_idle: true,
-        lease_until_ms: 0,
-    };
+    let claim = claim_of_two(&plugins);
     assert_eq!(ids(&transaction.claim(&claim, DAY_MS).unwrap()), [job]);
     assert_eq!(ids(&transaction.claim(&claim, DAY_MS).unwrap()), [0i64; 0]);
     drop(transaction);

@@ -228,6 +228,9 @@ fn another_programs_database_is_left_as_it_is() {
 #[test]
 fn programs_that_migrate_at_once_do_it_once() {
     let dir = tempfile::tempdir().unwrap();
+    let alone = dir.path().join("alone.sqlite");
+    std::fs::copy(legacy_path(), &alone).unwrap();
+    drop(Store::open(&alone, Open::Existing).unwrap());
     for number in 0..10 {
         let path = dir.path().join(format!("legacy{number}.sqlite"));
         std::fs::copy(legacy_path(), &path).unwrap();
@@ -239,7 +242,26 @@ fn programs_that_migrate_at_once_do_it_once() {
                 thread.join().unwrap().unwrap();
             }
         });
+        assert_eq!(objects(&path), objects(&alone));
+        assert_eq!(tables(&path), tables(&alone));
     }
+}
+
+/// The tables of a database: name, text, number of rows.
+fn tables(path: &Path) -> Vec<(String, String, i64)> {
+    let connection = Connection::open(path).unwrap();
+    let query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY 1";
+    let mut statement = connection.prepare(query).unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+    let rows = rows
+        .unwrap()
+        .map(|row| -> (String, String) { row.unwrap() });
+    let counted = rows.map(|(name, text)| {
+        let query = format!("SELECT count(*) FROM \"{name}\"");
+        let count = connection.query_row(&query, [], |row| row.get(0)).unwrap();
+        (name, text, count)
+    });
+    counted.collect()
 }
 
 #[test]

@@ -133,15 +133,15 @@ impl Connection {
         };
         queue.advance(unfinished);
         count -= unfinished;
-        let pending = (self.control.len() - self.control_written) as u64;
-        let control = pending.min(count);
-        self.control_written += control as usize;
+        let pending = self.control.len() - self.control_written;
+        let control = pending.min(usize::try_from(count).unwrap_or(usize::MAX));
+        self.control_written += control;
         if self.control_written == self.control.len() {
             // PLAIN's HELLO contains a password.
             self.control.zeroize();
             self.control = Vec::new();
             self.control_written = 0;
         }
-        queue.advance(count - control);
+        queue.advance(count - control as u64);
     }
 }

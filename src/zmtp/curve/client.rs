@@ -12,7 +12,7 @@ use super::{
     shared, short_nonce, wiping_stack,
 };
 use crate::zmtp::Error;
-use crate::zmtp::cursor::Cursor;
+use crate::zmtp::cursor::{Cursor, append_u64};
 use crate::zmtp::frame::encode_head;
 
 const HELLO_SIZE: usize = 200;
@@ -61,7 +61,7 @@ impl Client {
         out.extend_from_slice(b"\x05HELLO\x01\x00");
         out.extend_from_slice(&[0; 72]);
         out.extend_from_slice(transient.public().as_bytes());
-        out.extend_from_slice(&1u64.to_be_bytes());
+        append_u64(out, 1);
         let cipher = shared(&config.server, &transient)?;
         append_box(out, &cipher, short_nonce(NONCE_HELLO, 1), &[0; 64])?;
         *self = Client::Greeted(transient);
@@ -136,7 +136,7 @@ fn welcome(
     );
     out.extend_from_slice(b"\x08INITIATE");
     out.extend_from_slice(&cookie);
-    out.extend_from_slice(&2u64.to_be_bytes());
+    append_u64(out, 2);
     append_box(out, &cipher, short_nonce(NONCE_INITIATE, 2), &initiate)?;
     Ok(cipher)
 }

@@ -37,6 +37,7 @@ pub(super) use session::{MESSAGE_OVERHEAD, Sealed};
 use std::sync::Arc;
 use std::time::Duration;
 
+use byteorder::{BigEndian, ByteOrder};
 use crypto_secretbox::{AeadInPlace, KeyInit, XSalsa20Poly1305};
 use curve25519_dalek::MontgomeryPoint;
 use salsa20::cipher::consts::U10;
@@ -123,7 +124,7 @@ fn short_nonce(prefix: &[u8; 16], counter: u64) -> [u8; 24] {
     let mut nonce = [0; 24];
     let (head, tail) = nonce.split_at_mut(16);
     head.copy_from_slice(prefix);
-    tail.copy_from_slice(&counter.to_be_bytes());
+    BigEndian::write_u64(tail, counter);
     nonce
 }
 

@@ -13,7 +13,7 @@ use super::{
     open_in_place, random, random_array, shared, short_nonce, wiping_stack,
 };
 use crate::zmtp::Error;
-use crate::zmtp::cursor::Cursor;
+use crate::zmtp::cursor::{Cursor, append_u64};
 use crate::zmtp::frame::encode_head;
 
 const HELLO_SIZE: usize = 200;
@@ -203,7 +203,7 @@ fn initiate(
 
     encode_head(out, 6 + 8 + TAG_SIZE + metadata.len(), false, true);
     out.extend_from_slice(b"\x05READY");
-    out.extend_from_slice(&1u64.to_be_bytes());
+    append_u64(out, 1);
     append_box(out, &cipher, short_nonce(NONCE_READY, 1), metadata)?;
     Ok(Step::Done {
         properties: plain.rest().to_vec(),

@@ -7,6 +7,7 @@ use crypto_secretbox::XSalsa20Poly1305;
 
 use super::{TAG_SIZE, bad, open_in_place, seal_in_place, short_nonce};
 use crate::limits::SEALED_BYTES_MAX;
+use crate::zmtp::cursor::{Cursor, append_u64};
 use crate::zmtp::frame::{Head, HeadResult, encode_head};
 use crate::zmtp::{Error, SendQueue};
 
@@ -112,7 +113,7 @@ impl Sealed {
         let mut rest = std::mem::take(control);
         let mut commands = rest.as_mut_slice();
         while let Ok(HeadResult::Head(head)) = Head::decode(commands) {
-            let size = head.head_size + head.body_size as usize;
+            let size = head.head_size.saturating_add(head.body_len());
             let Some((frame, others)) = commands.split_at_mut_checked(size) else {
                 break;
             };
@@ -152,7 +153,7 @@ impl Sealed {
         // libzmq sends MESSAGE as a message frame, although RFC 25 requires a command.
         encode_head(&mut self.wire, MESSAGE_OVERHEAD + body.len(), false, false);
         self.wire.extend_from_slice(b"\x07MESSAGE");
-        self.wire.extend_from_slice(&nonce.to_be_bytes());
+        append_u64(&mut self.wire, nonce);
         let start = self.wire.len();
         self.wire.extend_from_slice(&[0; TAG_SIZE]);
         self.wire.push(flags);
@@ -205,10 +206,7 @@ impl Sealed {
         let Some((b"\x07MESSAGE", nonce)) = head.split_first_chunk() else {
             return Err(bad("MESSAGE expected"));
         };
-        let nonce = nonce
-            .first_chunk()
-            .map(|bytes| u64::from_be_bytes(*bytes))
-            .ok_or(bad("MESSAGE cut short"))?;
+        let nonce = Cursor::new(nonce).u64().ok_or(bad("MESSAGE cut short"))?;
         if nonce <= self.receive_nonce {
             return Err(bad("MESSAGE with a nonce that was used"));
         }

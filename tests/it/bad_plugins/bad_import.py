@@ -1,0 +1,5 @@
+import casparian_no_such_module
+
+
+class Handler:
+    pass

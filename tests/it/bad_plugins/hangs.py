@@ -1,0 +1,6 @@
+import time
+
+
+class Handler:
+    def execute(self, path):
+        time.sleep(1000)

@@ -1,0 +1,3 @@
+class Handler:
+    def execute(self, path):
+        raise ValueError('bad row 17')

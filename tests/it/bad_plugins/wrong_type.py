@@ -1,0 +1,3 @@
+class Handler:
+    def execute(self, path):
+        yield 'text'
