@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::blocking::Driven;
-use super::{Dealer, Error, Router};
+use super::Error;
+use super::blocking::Blocking;
 
-/// A [`Router`] or [`Dealer`] with a thread that does the socket's work while its owner makes no calls: it
+/// A [`Router`](super::Router) or [`Dealer`](super::Dealer) with a thread that does the socket's work while its owner makes no calls: it
 /// writes queued messages, answers PINGs, continues handshakes and reconnects. Without it, an owner that
 /// works on a message for longer than a peer's heartbeat timeout loses the connection.
 ///
@@ -43,23 +43,6 @@ use super::{Dealer, Error, Router};
 pub struct Background<S: Blocking> {
     shared: Arc<Shared<S>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// The blocking sockets of this module: [`Router`] and [`Dealer`].
-pub trait Blocking: sealed::Driver + Send + 'static {}
-
-impl Blocking for Router {}
-impl Blocking for Dealer {}
-
-pub(super) mod sealed {
-    #[expect(
-        unnameable_types,
-        reason = "seals a trait, so that other crates cannot implement it"
-    )]
-    pub trait Driver {
-        #[doc(hidden)]
-        fn driven(&mut self) -> &mut super::Driven;
-    }
 }
 
 #[derive(Debug)]
@@ -122,7 +105,7 @@ impl<S: Blocking> Background<S> {
         }
     }
 
-    /// Closes the socket and ends the thread; see [`Router::close`].
+    /// Closes the socket and ends the thread; see [`Router::close`](super::Router::close).
     pub fn close(self, linger: Duration) -> Result<bool, Error> {
         self.lock().driven().close(linger)
     }
@@ -140,7 +123,7 @@ impl<S: Blocking> Drop for Background<S> {
     }
 }
 
-/// A [`Router`] or [`Dealer`] that its thread does not drive at present; see [`Background::lock`].
+/// A [`Router`](super::Router) or [`Dealer`](super::Dealer) that its thread does not drive at present; see [`Background::lock`].
 #[derive(Debug)]
 pub struct Guard<'a, S: Blocking> {
     state: MutexGuard<'a, State<S>>,

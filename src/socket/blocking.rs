@@ -405,6 +405,23 @@ impl Drop for Driven {
     }
 }
 
+/// The blocking sockets of this module: [`Router`] and [`Dealer`].
+pub trait Blocking: sealed::Driver + Send + 'static {}
+
+impl Blocking for Router {}
+impl Blocking for Dealer {}
+
+mod sealed {
+    #[expect(
+        unnameable_types,
+        reason = "seals a trait, so that other crates cannot implement it"
+    )]
+    pub trait Driver {
+        #[doc(hidden)]
+        fn driven(&mut self) -> &mut super::Driven;
+    }
+}
+
 /// Ends a blocking call of a [`Router`] or [`Dealer`] from another thread.
 #[derive(Clone, Debug)]
 pub struct Waker {
@@ -522,7 +539,7 @@ macro_rules! common_methods {
         /// or the socket may have work: then call `receive` with a timeout of zero until it returns
         /// `None`, and `poll_event`. Timers (heartbeats, reconnects) are processed only in calls, so
         /// also make a call when [`Socket::poll_timeout`] is due. Do not read from it.
-        impl super::background::sealed::Driver for $name {
+        impl sealed::Driver for $name {
             fn driven(&mut self) -> &mut Driven {
                 &mut self.inner
             }

@@ -49,16 +49,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
-
 mod background;
 mod blocking;
 pub mod differences;
@@ -79,8 +69,8 @@ pub mod secured;
 mod users;
 mod watched;
 
-pub use background::{Background, Blocking, Guard};
-pub use blocking::{Dealer, Next, Routed, Router, Waker};
+pub use background::{Background, Guard};
+pub use blocking::{Blocking, Dealer, Next, Routed, Router, Waker};
 pub use driver::Socket;
 pub use error::{Error, InvalidOption, TransportError};
 pub use monitor::{Counters, DisconnectReason, Event};

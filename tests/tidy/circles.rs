@@ -18,8 +18,6 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("src/sink", "root", "folder"),
     ("src/sink", "root", "recover"),
     ("src/sink", "root", "sqlite"),
-    // Blocking sockets implement the sealed trait by which `Background` drives them.
-    ("src/socket", "blocking", "background"),
 ];
 
 /// By file, the files beside it that it uses.
