@@ -101,7 +101,7 @@ impl Root {
                 replaces: record.previous_replaces,
             };
             let folder = Folder::create(self, name)?;
-            recover::put_back_record(self, &folder, before, record.previous)?;
+            recover::put_back_record(self, &folder, before, record.earlier())?;
             drop(folder);
             return self.adopt(database, job, uris);
         }

@@ -170,6 +170,11 @@ pub(super) struct Record {
     /// The previous output.
     #[serde(default)]
     pub(super) previous: Outputs,
+    /// Files of the record of the previous output that were not as recorded when this attempt published, such
+    /// as files that mode `replace` of another job has removed. The record that is put back when the
+    /// attempt is undone names them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) previous_changed: Vec<FileOutput>,
     /// Files to remove after the commit: earlier files that this attempt lacks, and files that mode
     /// `replace` replaces.
     #[serde(default)]
@@ -207,6 +212,7 @@ impl Record {
             previous_key: 0,
             previous_replaces: false,
             previous: Outputs::default(),
+            previous_changed: Vec::new(),
             removes: Vec::new(),
             clears: Vec::new(),
             has_leftovers: false,
@@ -280,6 +286,13 @@ impl Record {
     /// True when all output of a committed record is still as it was published.
     pub(super) fn is_unchanged(&self, root: &Root, name: &Name) -> Result<bool, Error> {
         Ok(self.remains(root, name)? == Remains::All)
+    }
+
+    /// The outputs of the previous attempt as its record had them.
+    pub(super) fn earlier(&self) -> Outputs {
+        let mut earlier = self.previous.clone();
+        earlier.files.extend(self.previous_changed.iter().cloned());
+        earlier
     }
 
     /// What the record's attempt published.
@@ -405,6 +418,7 @@ fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
     let lists = [
         &mut record.outputs.files,
         &mut record.previous.files,
+        &mut record.previous_changed,
         &mut record.removes,
     ];
     for file in lists.into_iter().flatten() {

@@ -138,7 +138,7 @@ fn remove_recorded(
 /// attempt's folder again.
 pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), Error> {
     root.check()?;
-    let mut restored = record.previous.clone();
+    let mut restored = record.earlier();
     let previous = record.previous.files.iter().enumerate();
     let indexes: HashMap<&str, usize> = previous
         .map(|(at, file)| (file.path.as_str(), at))
