@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::folder::{Folder, Name};
-use super::record::{self, State};
+use super::record::{self, Record, State};
 use super::recover::{self, Before};
 use super::{Artifact, Error, Root, check, files, location, names};
 use crate::job::Attempt;
@@ -86,13 +86,22 @@ impl Root {
             }
         }
         if !record.is_committed(self, &name)? {
-            if record.previous_attempt == 0 {
-                return Ok(Some(Adopted {
+            let has_output = self.has_output_of(&record)?;
+            if record.previous_attempt == 0 || has_output {
+                // Its record shows the next attempt, or a settlement, which files are the attempt's.
+                for file in &mut record.previous.files {
+                    is_changed |= file.recognize(self)?;
+                }
+                let adopted = Adopted {
                     attempt: record.attempt,
                     key: record.key,
                     named: Vec::new(),
                     others: Vec::new(),
-                }));
+                };
+                if is_changed {
+                    record.write(self, &Folder::create(self, name)?)?;
+                }
+                return Ok(Some(adopted));
             }
             // The attempt ended before its commit, so the output of the one before it stands.
             let before = Before {
@@ -119,6 +128,18 @@ impl Root {
             named,
             others,
         }))
+    }
+
+    /// True when a file of an attempt without a commit is visible.
+    fn has_output_of(&self, record: &Record) -> Result<bool, Error> {
+        for file in &record.outputs.files {
+            let found = files::identity(&self.path().join(&file.path))?;
+            let mut earlier = record.previous.files.iter();
+            if found == Some(file.identity) && !earlier.any(|earlier| earlier.is_as(file)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// True when a receipt names an artifact. The root may have had another path when the receipt was

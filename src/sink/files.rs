@@ -22,6 +22,13 @@ pub(super) struct Identity {
     pub(super) modified_ns: i64,
 }
 
+impl Identity {
+    /// True if both have the same time of modification.
+    pub(super) fn has_time_of(self, other: Identity) -> bool {
+        (self.modified_s, self.modified_ns) == (other.modified_s, other.modified_ns)
+    }
+}
+
 /// Identity of the regular file at a path. Anything else has [`Identity::default`], which equals the
 /// identity of no regular file. `None` when the path does not exist.
 pub(super) fn identity(path: &Path) -> Result<Option<Identity>, Error> {

@@ -17,7 +17,7 @@ use super::files::{self, Identity};
 use super::folder::{Folder, Name};
 use super::location::{self, FileId};
 use super::names::Holder;
-use super::{Artifact, Error, Root, names, sqlite};
+use super::{Artifact, Error, Root, check, names, sqlite};
 use crate::job::text::hex;
 use crate::job::{Attempt, Parameters};
 use crate::limits;
@@ -54,6 +54,41 @@ pub(super) struct FileOutput {
     /// The bay with the attempt's files for this path. `None` for the attempt's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bay: Option<String>,
+}
+
+impl FileOutput {
+    /// True if the file at a path, which has another identity, is a copy of this one: it has the size and
+    /// content. Without a recorded hash it must have the time of modification.
+    pub(super) fn is_copy(&self, path: &Path, found: Identity) -> Result<bool, Error> {
+        if found.inode == 0 || found.size != self.identity.size {
+            return Ok(false);
+        }
+        match &self.sha256 {
+            Some(hash) => Ok(check::sha256(path)? == *hash),
+            None => Ok(found.has_time_of(self.identity)),
+        }
+    }
+
+    /// True if another record has the same path and content.
+    pub(super) fn is_as(&self, other: &FileOutput) -> bool {
+        self.path == other.path
+            && self.identity.size == other.identity.size
+            && self.sha256.is_some()
+            && self.sha256 == other.sha256
+    }
+
+    /// If a copy of this file is at its path, takes the identity of the copy. True if that was so.
+    pub(super) fn recognize(&mut self, root: &Root) -> Result<bool, Error> {
+        let path = root.path().join(&self.path);
+        let found = files::identity(&path)?.filter(|found| *found != self.identity);
+        match found {
+            Some(found) if self.is_copy(&path, found)? => {
+                self.identity = found;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
 }
 
 /// Rows in a table, published or to be removed.
@@ -293,6 +328,17 @@ impl Record {
         let mut earlier = self.previous.clone();
         earlier.files.extend(self.previous_changed.iter().cloned());
         earlier
+    }
+
+    /// Gives the published files that are copies of the recorded ones the identities of these copies. True if
+    /// there are any.
+    pub(super) fn recognize(&mut self, root: &Root) -> Result<bool, Error> {
+        self.check_mounts(root)?;
+        let mut is_changed = false;
+        for file in &mut self.outputs.files {
+            is_changed |= file.recognize(root)?;
+        }
+        Ok(is_changed)
     }
 
     /// What the record's attempt published.
