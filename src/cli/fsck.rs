@@ -51,7 +51,7 @@ pub(super) const COMMAND: Command = Command {
         },
         JSON_FLAG,
     ],
-    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (not with --quick). Also checked are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is missing, damaged or of another version of its\nfile, unless something else, such as a link or a folder, is at its path: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own, and their output gets a receipt: nothing removes it\nbefore another attempt of its job has published. A job that was refused because of it, or was lost, is\nqueued again; other jobs keep their status. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, path, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
+    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (not with --quick). Also checked are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is missing, damaged or of another or an unknown version of its\nfile, unless something else, such as a link or a folder, is at its path: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own, and their output gets a receipt: nothing removes it\nbefore another attempt of its job has published. A job that was refused because of it, or was lost, is\nqueued again; other jobs keep their status. What adopted output was made with is not known: a COMPLETED job is\nreported as stale, --repair queues it again, and casparian run runs its file again. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, path, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
 /// Number of rows and records that are compared at a time.
@@ -564,10 +564,10 @@ fn unsettled(row: &Audited, has_sentinel: bool) -> Finding {
     }
 }
 
-/// True for a COMPLETED job whose output was made of other content than its file version has: another program
-/// has changed its row.
+/// True for a COMPLETED job whose output was made of other content than its file version has, because another
+/// program has changed its row, or of unknown content, because its attempt was adopted.
 fn is_stale(row: &Audited) -> bool {
-    row.status == "COMPLETED" && row.is_of_other_content
+    row.status == "COMPLETED" && (row.is_of_other_content || row.is_of_unknown_content)
 }
 
 fn stale(row: &Audited) -> Finding {
@@ -576,8 +576,14 @@ fn stale(row: &Audited) -> Finding {
         kind: "stale",
         job: Some(row.job_id),
         subject: format!("file version {}", row.file_version_id),
-        what: "the job is COMPLETED, and its output was made of another version of the file"
-            .to_owned(),
+        what: match row.is_of_unknown_content {
+            true => {
+                "the job is COMPLETED, and it is not known of which version of the file, and with \
+                 which plugin and parameters, its output was made"
+            }
+            false => "the job is COMPLETED, and its output was made of another version of the file",
+        }
+        .to_owned(),
         to_do: report::RUN_AGAIN,
         done: None,
     }

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::folder::Name;
-use super::record::{self, State};
+use super::record::{self, Record, State};
 use super::recover::{self, Before};
-use super::{Artifact, Error, Root, check, files, location, names};
+use super::{Artifact, Error, Root, files, location, names};
 use crate::job::Attempt;
 
 /// The attempt that published a job's output, by the job's record.
@@ -77,7 +77,7 @@ impl Root {
                 && found != file.identity
                 && found.size == file.identity.size
                 && match &file.sha256 {
-                    Some(hash) => check::sha256(&path)? == *hash,
+                    Some(hash) => files::sha256(&path)? == *hash,
                     None => true,
                 };
             if is_copy {
@@ -86,13 +86,22 @@ impl Root {
             }
         }
         if !record.is_committed(self, &name)? {
-            if record.previous_attempt == 0 {
-                return Ok(Some(Adopted {
+            let has_output = self.has_output_of(&record)?;
+            if record.previous_attempt == 0 || has_output {
+                // Its record shows the next attempt, or a settlement, which files are the attempt's.
+                for file in &mut record.previous.files {
+                    is_changed |= file.recognize(self)?;
+                }
+                let adopted = Adopted {
                     attempt: record.attempt,
                     key: record.key,
                     named: Vec::new(),
                     others: Vec::new(),
-                }));
+                };
+                if is_changed {
+                    record.write(self, &recover::create(self, name)?)?;
+                }
+                return Ok(Some(adopted));
             }
             // The attempt ended before its commit, so the output of the one before it stands.
             let before = Before {
@@ -101,7 +110,7 @@ impl Root {
                 replaces: record.previous_replaces,
             };
             let folder = recover::create(self, name)?;
-            recover::put_back_record(self, &folder, before, record.previous)?;
+            recover::put_back_record(self, &folder, before, record.earlier())?;
             drop(folder);
             return self.adopt(database, job, uris);
         }
@@ -119,6 +128,18 @@ impl Root {
             named,
             others,
         }))
+    }
+
+    /// True when a file of an attempt without a commit is visible.
+    fn has_output_of(&self, record: &Record) -> Result<bool, Error> {
+        for file in &record.outputs.files {
+            let found = files::identity(&self.path().join(&file.path))?;
+            let mut earlier = record.previous.files.iter();
+            if found == Some(file.identity) && !earlier.any(|earlier| earlier.is_as(file)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// True when a receipt names an artifact. The root may have had another path when the receipt was

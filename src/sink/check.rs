@@ -4,12 +4,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
-use sha2::{Digest, Sha256};
 
 use super::files::{self, Identity};
 use super::folder::{self, Entry, Name};
@@ -19,8 +17,7 @@ use super::root::{self, FOLDERS};
 use super::sqlite::{self, Tables};
 use super::table_output::TableOutput;
 use super::{Error, PublishedOutput, Root, location, moving, names, quiet_panics};
-use crate::job::{Attempt, History, PastEnd, text};
-use crate::limits;
+use crate::job::{Attempt, History, PastEnd};
 
 /// The kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -607,7 +604,7 @@ impl<'a> Check<'a> {
         let hash = output.sha256.as_ref();
         let hash = hash.or(known.and_then(|file| file.sha256.as_ref()));
         if let Some(hash) = hash.filter(|_| self.reads_content) {
-            match sha256(&path) {
+            match files::sha256(&path) {
                 Ok(found) if found == *hash => {}
                 Ok(found) => {
                     let what = format!("its SHA-256 is {found}; its receipt has {hash}");
@@ -948,20 +945,4 @@ pub(super) fn footer_of(path: &Path, size: u64) -> Result<ParquetMetaData, Foote
         Ok(found) => found.map_err(|error| Footer::Damaged(error.to_string())),
         Err(panic) => Err(Footer::Damaged(panic)),
     }
-}
-
-/// SHA-256 of a file's content in hex digits.
-pub(super) fn sha256(path: &Path) -> Result<String, Error> {
-    let fail = |error| Error::io(path, error);
-    let mut file = files::open(path).map_err(fail)?;
-    let mut hasher = Sha256::new();
-    let mut part = vec![0; limits::CHECK_READ_SIZE];
-    loop {
-        let read = file.read(&mut part).map_err(fail)?;
-        match part.get(..read) {
-            Some(bytes) if read > 0 => hasher.update(bytes),
-            _ => break,
-        }
-    }
-    Ok(text::hex(&hasher.finalize()))
 }

@@ -8,8 +8,10 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Access, CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::Error;
+use crate::job::text;
 use crate::limits;
 
 /// Identifies a file together with its path. A file system may use an inode number again soon after a
@@ -20,6 +22,13 @@ pub(super) struct Identity {
     pub(super) size: u64,
     pub(super) modified_s: i64,
     pub(super) modified_ns: i64,
+}
+
+impl Identity {
+    /// True if both have the same time of modification.
+    pub(super) fn has_time_of(self, other: Identity) -> bool {
+        (self.modified_s, self.modified_ns) == (other.modified_s, other.modified_ns)
+    }
 }
 
 /// Identity of the regular file at a path. Anything else has [`Identity::default`], which equals the
@@ -398,4 +407,20 @@ pub(super) fn mount(folder: &Path) -> Result<Mount, Error> {
         }
     }
     Ok((device, 0))
+}
+
+/// SHA-256 of a file's content in hex digits.
+pub(super) fn sha256(path: &Path) -> Result<String, Error> {
+    let fail = |error| Error::io(path, error);
+    let mut file = open(path).map_err(fail)?;
+    let mut hasher = Sha256::new();
+    let mut part = vec![0; limits::CHECK_READ_SIZE];
+    loop {
+        let read = file.read(&mut part).map_err(fail)?;
+        match part.get(..read) {
+            Some(bytes) if read > 0 => hasher.update(bytes),
+            _ => break,
+        }
+    }
+    Ok(text::hex(&hasher.finalize()))
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{self, Identity};
 use super::folder::{Folder, checked};
-use super::record::{Record, State};
+use super::record::{FileOutput, Record, State};
 use super::{Error, Root};
 use crate::limits;
 
@@ -87,7 +87,8 @@ pub(super) fn leave_one_name(
             true => (also, file.path.clone()),
             false => (file.path.clone(), also),
         };
-        file.path = match is_at(root, &wanted, file.identity, &other)? {
+        let is_at_wanted = is_at(root, file, &wanted, &other)?;
+        file.path = match is_at_wanted {
             true => wanted,
             false => other,
         };
@@ -95,15 +96,26 @@ pub(super) fn leave_one_name(
     Ok(ended)
 }
 
-/// Makes `wanted` the only name of a file. False where the file must keep its other name.
-fn is_at(root: &Root, wanted: &str, identity: Identity, other: &str) -> Result<bool, Error> {
+/// Makes `wanted` the only name of a file. False where the file must keep its other name. Where neither name
+/// is that of the recorded file, because the root was copied, copies of it count, and `file` gets the identity
+/// of the one that stays.
+fn is_at(root: &Root, file: &mut FileOutput, wanted: &str, other: &str) -> Result<bool, Error> {
     let (to, from) = (root.path().join(wanted), root.path().join(other));
     // The output folder may be a copy from another system, so its paths are not trusted.
     files::inside(root.path(), &to)?;
     files::inside(root.path(), &from)?;
-    let is_there = files::identity(&from)? == Some(identity);
-    match files::identity(&to)? {
-        Some(found) if found == identity => {
+    let (at_to, at_from) = (files::identity(&to)?, files::identity(&from)?);
+    let recorded = Some(file.identity);
+    let is_copied = at_to != recorded && at_from != recorded;
+    let is_it = |path: &Path, found: Option<Identity>| match found {
+        Some(found) if is_copied => file.is_copy(path, found),
+        found => Ok(found == recorded),
+    };
+    let (is_wanted, is_there) = (is_it(&to, at_to)?, is_it(&from, at_from)?);
+    let stays = at_to.filter(|_| is_wanted).or(at_from.filter(|_| is_there));
+    file.identity = stays.unwrap_or(file.identity);
+    match at_to {
+        Some(_) if is_wanted => {
             if is_there {
                 files::remove(&from)?;
             }

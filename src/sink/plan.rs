@@ -199,6 +199,16 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         &record.outputs,
     );
     if let Some(before) = &before {
+        // Of an attempt that may not have committed, only what a receipt names was published.
+        let is_published = before.state == State::Committed
+            || job.history.end(before.attempt) == PastEnd::Completed;
+        let is_changed = |file: &&FileOutput| {
+            let uri = names::file_uri(&root.path().join(&file.path));
+            !earlier.files.iter().any(|other| other.path == file.path)
+                && (is_published || named.contains(&uri))
+        };
+        let files = before.outputs.files.iter();
+        record.previous_changed = files.filter(is_changed).cloned().collect();
         record.previous_attempt = before.attempt;
         record.previous_key = before.key;
         record.previous_replaces = before.replaces;

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -55,6 +55,41 @@ pub(super) struct FileOutput {
     /// The bay with the attempt's files for this path. `None` for the attempt's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bay: Option<String>,
+}
+
+impl FileOutput {
+    /// True if the file at a path, which has another identity, is a copy of this one: it has the size and
+    /// content. Without a recorded hash it must have the time of modification.
+    pub(super) fn is_copy(&self, path: &Path, found: Identity) -> Result<bool, Error> {
+        if found.inode == 0 || found.size != self.identity.size {
+            return Ok(false);
+        }
+        match &self.sha256 {
+            Some(hash) => Ok(files::sha256(path)? == *hash),
+            None => Ok(found.has_time_of(self.identity)),
+        }
+    }
+
+    /// True if another record has the same path and content.
+    pub(super) fn is_as(&self, other: &FileOutput) -> bool {
+        self.path == other.path
+            && self.identity.size == other.identity.size
+            && self.sha256.is_some()
+            && self.sha256 == other.sha256
+    }
+
+    /// If a copy of this file is at its path, takes the identity of the copy. True if that was so.
+    pub(super) fn recognize(&mut self, root: &Root) -> Result<bool, Error> {
+        let path = root.path().join(&self.path);
+        let found = files::identity(&path)?.filter(|found| *found != self.identity);
+        match found {
+            Some(found) if self.is_copy(&path, found)? => {
+                self.identity = found;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
 }
 
 /// The code and parameters that made an output, as hashes.
@@ -124,6 +159,11 @@ pub(super) struct Record {
     /// The previous output.
     #[serde(default)]
     pub(super) previous: Outputs,
+    /// Files of the record of the previous output that were not as recorded when this attempt published, such
+    /// as files that mode `replace` of another job has removed. The record that is put back when the
+    /// attempt is undone names them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) previous_changed: Vec<FileOutput>,
     /// Files to remove after the commit: earlier files that this attempt lacks, and files that mode
     /// `replace` replaces.
     #[serde(default)]
@@ -161,6 +201,7 @@ impl Record {
             previous_key: 0,
             previous_replaces: false,
             previous: Outputs::default(),
+            previous_changed: Vec::new(),
             removes: Vec::new(),
             clears: Vec::new(),
             has_leftovers: false,
@@ -234,6 +275,24 @@ impl Record {
     /// True when all output of a committed record is still as it was published.
     pub(super) fn is_unchanged(&self, root: &Root, name: &Name) -> Result<bool, Error> {
         Ok(self.remains(root, name)? == Remains::All)
+    }
+
+    /// The outputs of the previous attempt as its record had them.
+    pub(super) fn earlier(&self) -> Outputs {
+        let mut earlier = self.previous.clone();
+        earlier.files.extend(self.previous_changed.iter().cloned());
+        earlier
+    }
+
+    /// Gives the published files that are copies of the recorded ones the identities of these copies. True if
+    /// there are any.
+    pub(super) fn recognize(&mut self, root: &Root) -> Result<bool, Error> {
+        self.check_mounts(root)?;
+        let mut is_changed = false;
+        for file in &mut self.outputs.files {
+            is_changed |= file.recognize(root)?;
+        }
+        Ok(is_changed)
     }
 
     /// What the record's attempt published.
@@ -359,6 +418,7 @@ fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
     let lists = [
         &mut record.outputs.files,
         &mut record.previous.files,
+        &mut record.previous_changed,
         &mut record.removes,
     ];
     for file in lists.into_iter().flatten() {

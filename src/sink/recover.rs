@@ -55,12 +55,67 @@ fn settle(root: &Root, folder: &Folder) -> Result<(), Error> {
     if moving::is_decided(root, &record, &folder.name.database)? {
         moving::end(root, folder, &mut record)?;
     }
+    let is_copied = recognize_copies(root, folder, &mut record)?;
     if record.is_committed(root, &folder.name)? {
+        if is_copied {
+            record.state = State::Committed;
+            record.write(root, folder)?;
+        }
         // The record lists what could not be removed.
         finish(root, folder, &mut record).map(drop)
     } else {
         undo(root, folder, &record)
     }
+}
+
+/// In a root that was copied or restored, files have other inodes than their records have. Gives an attempt
+/// that is not committed, and the files that are to be removed, the identities of the copies. Returns whether
+/// there are copies of the attempt's output.
+fn recognize_copies(root: &Root, folder: &Folder, record: &mut Record) -> Result<bool, Error> {
+    let previous = record.previous.files.iter();
+    let previous: HashMap<String, Identity> = previous
+        .map(|file| (file.path.clone(), file.identity))
+        .collect();
+    let (mut has_copies, mut has_originals) = (false, false);
+    for file in &mut record.outputs.files {
+        let path = root.path().join(&file.path);
+        let staged = folder.path_in(file.bay.as_deref(), &format!("s{}", file.index));
+        let found = [files::identity(&path)?, files::identity(&staged)?];
+        if found.contains(&Some(file.identity)) {
+            has_originals = true;
+            continue;
+        }
+        if record.state == State::Committed {
+            continue;
+        }
+        // An attempt that is being undone has its file at both paths. The one that is visible counts.
+        for (path, found) in [&path, &staged].into_iter().zip(found) {
+            let is_earlier = found.is_some() && previous.get(&file.path) == found.as_ref();
+            let Some(found) = found.filter(|_| !is_earlier) else {
+                continue;
+            };
+            if file.is_copy(path, found)? {
+                file.identity = found;
+                has_copies = true;
+                break;
+            }
+        }
+    }
+    // Another attempt may have published the same content at such a path since, in a root that is no copy.
+    let is_copied = !has_originals && !record.outputs.files.is_empty();
+    for (index, file) in record.removes.iter_mut().enumerate() {
+        let aside = folder.path_in(file.bay.as_deref(), &format!("r{index}"));
+        let path = match files::identity(&aside)? {
+            Some(_) => aside,
+            None => root.path().join(&file.path),
+        };
+        let found = files::identity(&path)?.filter(|found| *found != file.identity);
+        let Some(found) = found else { continue };
+        if (is_copied || found.has_time_of(file.identity)) && file.is_copy(&path, found)? {
+            file.identity = found;
+        }
+    }
+    Ok(has_copies)
 }
 
 /// What [`finish`] did.
@@ -144,18 +199,18 @@ fn remove_recorded(
 /// attempt's folder again.
 pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), Error> {
     root.check()?;
-    let mut restored = record.previous.clone();
+    let mut restored = record.earlier();
     let previous = record.previous.files.iter().enumerate();
     let indexes: HashMap<&str, usize> = previous
         .map(|(at, file)| (file.path.as_str(), at))
         .collect();
     for file in record.outputs.files.iter().rev() {
-        let kept = undo_file(root, folder, file)?;
-        let Some(kept) = kept else { continue };
-        // A kept copy (without hard links) has another inode than the recorded file.
-        if let Some(&at) = indexes.get(file.path.as_str())
-            && let Some(earlier) = restored.files.get_mut(at)
-        {
+        let at = indexes.get(file.path.as_str());
+        let earlier = at.and_then(|at| restored.files.get_mut(*at));
+        let known = earlier.as_ref().map(|earlier| earlier.identity);
+        let kept = undo_file(root, folder, file, known)?;
+        // A kept copy (without hard links, or in a copied root) has another inode than the recorded file.
+        if let (Some(kept), Some(earlier)) = (kept, earlier) {
             earlier.identity = kept;
         }
     }
@@ -172,7 +227,13 @@ pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), 
     put_back_record(root, folder, before, restored)
 }
 
-fn undo_file(root: &Root, folder: &Folder, file: &FileOutput) -> Result<Option<Identity>, Error> {
+/// Restores the earlier file of a path. `known` is its recorded identity. Returns its present identity.
+fn undo_file(
+    root: &Root,
+    folder: &Folder,
+    file: &FileOutput,
+    known: Option<Identity>,
+) -> Result<Option<Identity>, Error> {
     let path = root.path().join(&file.path);
     files::inside(root.path(), &path)?;
     let bay = file.bay.as_deref();
@@ -180,8 +241,13 @@ fn undo_file(root: &Root, folder: &Folder, file: &FileOutput) -> Result<Option<I
     let kept = folder.path_in(bay, &format!("k{}", file.index));
     let refusal = |error| folder.refusal(error);
     let before = files::identity(&kept)?;
-    let found = files::identity(&path)?;
-    if found == Some(file.identity) {
+    let Some(found) = files::identity(&path)? else {
+        if before.is_some() {
+            files::rename_new(&kept, &path).map_err(refusal)?;
+        }
+        return Ok(before);
+    };
+    if found == file.identity {
         if before.is_some() {
             if files::identity(&staged)?.is_none() {
                 files::keep(&path, &staged).map_err(refusal)?;
@@ -190,14 +256,30 @@ fn undo_file(root: &Root, folder: &Folder, file: &FileOutput) -> Result<Option<I
         } else {
             files::rename(&path, &staged).map_err(refusal)?;
         }
-    } else if before.is_some() && found.is_none() {
-        files::rename_new(&kept, &path).map_err(refusal)?;
-    } else if before.is_some() {
-        // The earlier file was not replaced yet, and the kept file is a second name of it.
-        files::remove(&kept)?;
-        return Ok(found);
+        return Ok(before);
     }
-    Ok(before)
+    let is_earlier = known == Some(found)
+        || match before {
+            Some(before) => found == before || has_same_content((&path, found), (&kept, before))?,
+            None => false,
+        };
+    // Nothing shows whether it is the attempt's file, so the record and the kept file must stay.
+    if !is_earlier && file.sha256.is_none() && found.size == file.identity.size {
+        return Err(Error::not_ours(path));
+    }
+    // The earlier file was not replaced yet, and the kept file is a second name or a copy of it; or another
+    // program has put a file of its own there, which stays.
+    files::remove(&kept)?;
+    Ok(is_earlier.then_some(found))
+}
+
+fn has_same_content(
+    (one, of_one): (&Path, Identity),
+    (other, of_other): (&Path, Identity),
+) -> Result<bool, Error> {
+    Ok(of_one.inode != 0
+        && of_one.size == of_other.size
+        && files::sha256(one)? == files::sha256(other)?)
 }
 
 /// The attempt whose record is restored; number 0 for none.

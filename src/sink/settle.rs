@@ -66,9 +66,13 @@ impl Root {
                 && history.end(record.attempt) != PastEnd::Failed
                 && !history.is_foreign(record.attempt, record.key, name.attempt)
         };
-        let Some(record) = record::read(self, &name)? else {
+        let Some(mut record) = record::read(self, &name)? else {
             return self.check().map(|()| None);
         };
+        // In a root that was copied, copies of the output count as it.
+        if is_silent(&record) && record.recognize(self)? {
+            record.write(self, &recover::create(self, name.clone())?)?;
+        }
         if !(settlement.keep && is_silent(&record) && record.is_unchanged(self, &name)?) {
             let mut folder = recover::create(self, name.clone())?;
             let settled = self.settle_in(&settlement.previous, &settlement.history, &mut folder);
@@ -180,6 +184,8 @@ impl Root {
             return Ok(Vec::new());
         }
         for file in &mut goes.files {
+            // In a root that was copied, the copy is removed.
+            file.recognize(self)?;
             file.bay = folder.bay(Path::new(&file.path))?;
         }
         let before = match stays.is_empty() {

@@ -3,7 +3,7 @@
 //! - identity of outputs: `identity`, `locations` (several paths of one file), `old_peers` (output of the
 //!   reference system);
 //! - publishing: `modes`, `fence`, `steps` (failures at each step), `settle`, `published`;
-//! - roots: `roots`, `moved_roots` (roots that are removed or replaced);
+//! - roots: `roots`, `moved_roots` (roots that are removed or replaced), `copied_roots`;
 //! - databases of other programs: `strangers` (their tables), `moved` (databases that are moved).
 
 use std::fs::{self, File};
@@ -17,6 +17,7 @@ use super::*;
 use crate::job::{Attempt, Job, Plugin, Sink};
 
 mod columns;
+mod copied_roots;
 mod fence;
 mod identity;
 mod locations;

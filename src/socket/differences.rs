@@ -25,7 +25,7 @@
 //! | Messages of a connection that another one replaces | Dropped. | Delivered. Those of a refused connection are counted ([`Counters::unreceived`]). | No message that had arrived is lost unnoticed. |
 //! | A routing ID whose connection has ended, with messages that the owner has not received | Taken until they are received. | The new connection gets it at once. | A restarted peer does not wait. |
 //! | Two ROUTERs that connect to each other | Each refuses one connection, possibly not the same. | Both keep the connection that the side with the smaller routing ID opened. The other one is drained. | Both can send, and no message is lost. |
-//! | A routing ID that begins with a zero byte | Taken; also one that the ROUTER has generated for another peer that is gone. | Taken, except those of five bytes, which a ROUTER generates (RFC 28 refuses all). | No peer can take a generated one. |
+//! | A routing ID that begins with a zero byte | Taken; also one that the ROUTER generated for another peer. | Taken, except those of five bytes, which a ROUTER generates (RFC 28 refuses all). | No peer can take a generated one. |
 //! | Handover | Any peer takes any routing ID. | If PLAIN or a list of CURVE keys authenticates users, only the same user. Routing IDs of peers that are reconnecting, and those assigned by `connect_as`, are kept. | No peer can take the messages of another. |
 //! | A write to an accepted peer has failed | Later messages are queued until the connection is closed. | The peer is unroutable. What it sent before is still received. | These messages would be lost. |
 //!

@@ -19,8 +19,8 @@ pub(super) const AUDIT_QUERY: &str = "SELECT q.id, q.status, q.attempt, q.worker
      (SELECT max(attempt) FROM cf_job_attempt WHERE job_id = q.id), \
      q.published_version_id IS NOT NULL AND q.published_version_id IS NOT q.file_version_id \
      AND (SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id) IS NOT \
-     (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id), q.attempt_key \
-     FROM cf_processing_queue q WHERE q.id BETWEEN ?1 AND ?2 ORDER BY q.id";
+     (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id), q.attempt_key, \
+     q.published_version_id IS 0 FROM cf_processing_queue q WHERE q.id BETWEEN ?1 AND ?2 ORDER BY q.id";
 
 /// The last attempt of a job with a receipt for its output.
 pub(super) const PUBLISHER_QUERY: &str = "SELECT attempt, attempt_key FROM cf_job_attempt \
@@ -39,6 +39,25 @@ pub(super) const HELD_QUERY: &str = "SELECT q.id, q.worker_id, s.status, s.last_
 const PUBLISH_ADOPTED: &str = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 \
      WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM cf_job_attempt \
      WHERE job_id = ?1 AND status = 'COMPLETED' AND attempt > ?4)";
+
+/// Forgets what the output of an adopted attempt ?2 was made with, which the database does not have, unless a
+/// later attempt has a receipt. The hashes of a row that is not COMPLETED are of its last attempt.
+const FORGET_ORIGIN: &str = "UPDATE cf_processing_queue SET published_version_id = 0, \
+     artifact_hash = iif(status IS 'COMPLETED', NULL, artifact_hash), \
+     sinks_hash = iif(status IS 'COMPLETED', NULL, sinks_hash) \
+     WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM cf_job_attempt \
+     WHERE job_id = ?1 AND status = 'COMPLETED' AND attempt > ?2)";
+
+/// Adds an adopted attempt of which nothing but its end is known.
+const NOTE_UNKNOWN: &str = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status, attempt_key, \
+     dispatched) VALUES (?1, ?2, ?3, ?4, ?5, '') ON CONFLICT (job_id, attempt) DO UPDATE \
+     SET status = ?4, attempt_key = ?5, cause = NULL, error_message = NULL, \
+     dispatched = '', artifact_hash = NULL, sinks_hash = NULL";
+
+/// Adds an attempt that is the row's own. What it was dispatched with is kept where the history has it.
+const NOTE_KNOWN: &str = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status, attempt_key, \
+     dispatched) VALUES (?1, ?2, ?3, ?4, ?5, '') ON CONFLICT (job_id, attempt) DO UPDATE \
+     SET status = ?4, attempt_key = ?5, cause = NULL, error_message = NULL";
 
 /// Queues a job again that failed as lost, or for a cause that is the operator's, such as the refusal of a
 /// restored database.
@@ -79,6 +98,8 @@ pub struct Audited {
     pub file_version_id: i64,
     /// Its output was made from another content than that of its file version.
     pub is_of_other_content: bool,
+    /// It is not known what its output was made with, as after an adoption.
+    pub is_of_unknown_content: bool,
     /// The outputs that its receipts name.
     pub outputs: Vec<Output>,
     /// The row has neither `published` nor a receipt. Where an attempt had a receipt, another program has
@@ -269,6 +290,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Audited> {
         has_next_run: cell(row, 5) != ValueRef::Null,
         file_version_id: number(cell(row, 6)).unwrap_or(0),
         is_of_other_content: number(cell(row, 10)) == Some(1),
+        is_of_unknown_content: number(cell(row, 12)) == Some(1),
         outputs: outputs.collect(),
         is_list_missing: cell(row, 7) == ValueRef::Null && cell(row, 8) == ValueRef::Null,
         is_truncated: described.is_truncated,
@@ -332,57 +354,78 @@ impl Transaction<'_> {
 
     /// Adds an attempt that has published and that the database does not contain: as COMPLETED with a receipt
     /// for its output, or else as INTERRUPTED, which has left nothing complete. `key` = the attempt's key.
+    /// `is_as_received` = the output is the one that the row's receipt names.
     ///
     /// Nothing removes output with a receipt before another attempt has published. What the output was made
-    /// with is not known, so it completes no job. A job that was refused because of this output, or was lost,
-    /// is QUEUED again; others keep their status. Returns whether the job was QUEUED again.
+    /// with is not known, so it completes no job, and a COMPLETED job counts as stale, unless
+    /// `is_as_received` is set. A job that was refused because of this output, or was lost, is QUEUED again;
+    /// others keep their status. Returns whether the job was QUEUED again.
     pub fn adopt(
         &mut self,
         attempt: Attempt,
         key: i64,
         receipt: Option<&Receipt>,
+        is_as_received: bool,
         now: &Now,
     ) -> Result<bool, Error> {
-        let job_id = attempt.job_id;
         let status = match receipt {
             Some(_) => "COMPLETED",
             None => "INTERRUPTED",
         };
-        let note = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status, attempt_key, \
-             dispatched) VALUES (?1, ?2, ?3, ?4, ?5, '') ON CONFLICT (job_id, attempt) DO UPDATE \
-             SET status = ?4, attempt_key = ?5, cause = NULL, error_message = NULL, \
-             dispatched = '', artifact_hash = NULL, sinks_hash = NULL";
-        let ended = format_time(now.unix_ms);
-        self.change_job(
-            job_id,
-            note,
-            params![job_id, attempt.number, ended, status, key],
-        )?;
-        self.raise_attempt(attempt, Some(key))?;
+        self.note_adopted(NOTE_UNKNOWN, attempt, key, status, now)?;
+        let job_id = attempt.job_id;
         let Some(receipt) = receipt else {
             self.unsettle(job_id)?;
             return Ok(false);
         };
+        self.publish_adopted(attempt, receipt)?;
+        if !is_as_received {
+            self.change_job(job_id, FORGET_ORIGIN, [job_id, attempt.number])?;
+        }
+        Ok(self.change_job(job_id, QUEUE_ADOPTED, [job_id])? == Some(1))
+    }
+
+    /// Gives a row the receipt for the present files of its own last attempt with a receipt, because they
+    /// were moved or copied. They are still made with what the row has.
+    pub fn adopt_own(
+        &mut self,
+        attempt: Attempt,
+        key: i64,
+        receipt: &Receipt,
+        now: &Now,
+    ) -> Result<(), Error> {
+        self.note_adopted(NOTE_KNOWN, attempt, key, "COMPLETED", now)?;
+        self.publish_adopted(attempt, receipt)
+    }
+
+    fn note_adopted(
+        &mut self,
+        note: &'static str,
+        attempt: Attempt,
+        key: i64,
+        status: &str,
+        now: &Now,
+    ) -> Result<(), Error> {
+        let ended = format_time(now.unix_ms);
+        let parameters = params![attempt.job_id, attempt.number, ended, status, key];
+        self.change_job(attempt.job_id, note, parameters)?;
+        self.raise_attempt(attempt, Some(key))
+    }
+
+    fn publish_adopted(&mut self, attempt: Attempt, receipt: &Receipt) -> Result<(), Error> {
         let json = serde_json::json!({
             "status": receipt.status,
             "metrics": receipt.metrics,
             "artifacts": receipt.artifacts,
         });
         let parameters = params![
-            job_id,
+            attempt.job_id,
             json.to_string(),
             attempts::uris(receipt),
             attempt.number
         ];
-        self.change_job(job_id, PUBLISH_ADOPTED, parameters)?;
-        Ok(self.change_job(job_id, QUEUE_ADOPTED, [job_id])? == Some(1))
-    }
-
-    /// Notes that the output of a COMPLETED job was made of unknown content, so that the job counts as stale.
-    pub fn forget_content(&mut self, job_id: i64) -> Result<(), Error> {
-        let forget = "UPDATE cf_processing_queue SET published_version_id = 0 \
-             WHERE id = ?1 AND status = 'COMPLETED'";
-        self.change_job(job_id, forget, [job_id]).map(drop)
+        self.change_job(attempt.job_id, PUBLISH_ADOPTED, parameters)?;
+        Ok(())
     }
 
     /// Sets the URIs of output that a job published before it failed.

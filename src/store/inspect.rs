@@ -223,7 +223,7 @@ impl Inspector {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = connect(path, flags, limits::STORE_OPEN_WAIT)?;
         check_ours(&connection, path)?;
-        let version = schema::version(&connection)?;
+        let version = schema::version_to_read(&connection)?;
         if version < schema::VERSION {
             return Err(Error::NotMigrated {
                 path: path.to_owned(),

@@ -322,6 +322,14 @@ fn complete_version(connection: &Connection) -> Result<Option<i64>, Error> {
     Ok(complete.filter(|_| !is_mixed))
 }
 
+/// The version of a database. For one that was restored from a dump, the version that its tables show.
+pub(super) fn version_to_read(connection: &Connection) -> Result<i64, Error> {
+    match version(connection)? {
+        0 => Ok(complete_version(connection)?.unwrap_or(0)),
+        version => Ok(version),
+    }
+}
+
 /// The columns of all tables, and the keys of `cf_casparian`.
 fn parts(connection: &Connection) -> Result<HashSet<String>, Error> {
     let columns = "SELECT m.name || ' ' || c.name FROM sqlite_master m, pragma_table_info(m.name) c \

@@ -716,3 +716,33 @@ fn indexes_that_other_programs_drop_are_created_again() {
         out.to_str().unwrap(),
     ]);
 }
+
+/// A dump has no `user_version`.
+#[test]
+fn a_database_that_was_restored_from_a_dump_can_be_inspected() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let input = dir.path().join("in.csv");
+    std::fs::write(&input, "1\n").unwrap();
+    submit(&database, "one", std::slice::from_ref(&input));
+    let store = rusqlite::Connection::open(&database).unwrap();
+    store.execute_batch("PRAGMA user_version = 0").unwrap();
+    let version = || -> i64 {
+        let query = "PRAGMA user_version";
+        store.query_row(query, [], |row| row.get(0)).unwrap()
+    };
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let (database_text, out) = (database.to_str().unwrap(), out.to_str().unwrap());
+    for arguments in [
+        &["jobs"][..],
+        &["job", "1"],
+        &["workers"],
+        &["fsck", "--output", out],
+    ] {
+        casparian_ok(&[arguments, &["--database", database_text]].concat());
+        assert_eq!(version(), 0, "{arguments:?}");
+    }
+    submit(&database, "one", &[input]);
+    assert!(version() > 0);
+}

@@ -105,12 +105,8 @@ impl Repair {
             let mut transaction = self.store.begin().map_err(failed)?;
             if is_all && row.status == "COMPLETED" {
                 let receipt = receipt(attempt, named, adopted.others.len());
-                let noted = transaction.adopt(
-                    attempt,
-                    adopted.key,
-                    Some(&receipt),
-                    &moment(BootTime::now()),
-                );
+                let noted =
+                    transaction.adopt_own(attempt, adopted.key, &receipt, &moment(BootTime::now()));
                 noted.map_err(failed)?;
             } else if is_all {
                 let uris = named.iter().map(|artifact| artifact.uri.clone()).collect();
@@ -147,16 +143,15 @@ impl Repair {
         };
         let has_output = !listed.is_empty();
         let receipt = has_output.then(|| receipt(attempt, &listed, left_out));
+        let is_as_received = is_named && is_as_received(row, adopted);
         let is_queued = transaction.adopt(
             attempt,
             adopted.key,
             receipt.as_ref(),
+            is_as_received,
             &moment(BootTime::now()),
         );
         let is_queued = is_queued.map_err(failed)?;
-        if has_output && !is_named {
-            transaction.forget_content(row.job_id).map_err(failed)?;
-        }
         transaction.commit().map_err(failed)?;
         Ok(is_queued)
     }
@@ -199,6 +194,21 @@ fn is_all(row: &Audited, others: usize, artifacts: &[Artifact]) -> bool {
     !artifacts.is_empty()
         && (others == 0 || row.is_truncated)
         && size.sum::<usize>() < limits::PUBLISHED_SIZE_MAX
+}
+
+/// True if an attempt's output is the one that the row's receipt names: the same files with the same content.
+/// The content of tables is not compared.
+fn is_as_received(row: &Audited, adopted: &Adopted) -> bool {
+    let is_same = |artifact: &Artifact| {
+        let mut outputs = row.outputs.iter();
+        let output = outputs.find(|output| output.uri == artifact.uri);
+        let known = output.and_then(|output| output.sha256.as_ref());
+        known.is_some() && known == artifact.sha256.as_ref()
+    };
+    !row.is_truncated
+        && adopted.others.is_empty()
+        && adopted.named.len() == row.outputs.len()
+        && adopted.named.iter().all(is_same)
 }
 
 /// True if a receipt of the database names output that a record of another database names.

@@ -336,3 +336,90 @@ fn output_of_another_sink_does_not_count_because_of_its_name() {
         }
     }
 }
+
+/// The record of a job whose file another one has replaced names this file again when an attempt of the job
+/// is undone, as its receipt does.
+#[test]
+fn an_attempt_that_is_undone_leaves_the_record_of_a_replaced_file() {
+    use crate::job::{Past, PastEnd};
+    use crate::sink::publish::Step;
+    use crate::sink::{Check, Expected, Named};
+    let all: [&[(&str, &str, &str)]; 2] = [
+        &[("c", "parquet://c/", "replace")],
+        &[
+            ("a", "parquet://a/", "append"),
+            ("c", "parquet://c/", "replace"),
+        ],
+    ];
+    for (sinks, is_dead) in all.into_iter().flat_map(|it| [(it, false), (it, true)]) {
+        let fixture = Fixture::new();
+        let first = job(Some(A), Attempt::new(7, 1), sinks);
+        let published = publish(&fixture.root, &first, &[1]).unwrap();
+        let outputs: Vec<Named> = published
+            .artifacts
+            .into_iter()
+            .map(|artifact| Named {
+                uri: artifact.uri,
+                rows: Some(artifact.rows),
+                size_bytes: Some(artifact.size_bytes),
+                sha256: artifact.sha256,
+            })
+            .collect();
+        let other = job(Some(A), Attempt::new(9, 1), sinks);
+        publish(&fixture.root, &other, &[9]).unwrap();
+        let mut second = job(Some(A), Attempt::new(7, 2), sinks);
+        second.previous = outputs.iter().map(|output| output.uri.clone()).collect();
+        second.history.past.push(Past {
+            number: 1,
+            key: 0,
+            end: PastEnd::Completed,
+        });
+        let check = |what: &str| {
+            let expected = Expected {
+                last: Attempt::new(7, 2),
+                is_running: false,
+                runs_again: false,
+                is_unsettled: false,
+                publisher: Attempt::new(7, 1),
+                key: 0,
+                outputs: &outputs,
+                is_truncated: false,
+                history: &second.history,
+                is_adopting: false,
+            };
+            let root = open(fixture.dir.path());
+            let found = Check::new(&root, A).job(&expected);
+            assert_eq!(found.problems, [], "{what} {is_dead} {sinks:?}");
+        };
+        check("replaced");
+        let folder = fixture.path(&format!(".casparian/staging/{A}.7.2"));
+        let aside = fixture.path("aside");
+        for number in 0..2 {
+            let mut again = second.clone();
+            again.attempt.number += number;
+            let staged = stage(&fixture.root, &again, &[2]).unwrap();
+            let hook = |step| match step {
+                Step::Rename(at) if at + 1 == sinks.len() => {
+                    if is_dead && number == 0 {
+                        fs::rename(&folder, &aside).unwrap();
+                    }
+                    Err(Error::Io {
+                        path: folder.clone(),
+                        source: std::io::Error::other("stopped"),
+                    })
+                }
+                _ => Ok(()),
+            };
+            staged
+                .publish_by_steps(&[], &|| true, &hook)
+                .map(drop)
+                .unwrap_err();
+            if is_dead && number == 0 {
+                fs::rename(&aside, &folder).unwrap();
+                fixture.root.bar(A, Attempt::new(7, 2)).unwrap();
+            }
+            check("undone");
+        }
+        assert!(fixture.path("c").join("data_9.parquet").exists());
+    }
+}

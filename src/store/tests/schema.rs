@@ -482,3 +482,42 @@ fn a_database_that_was_restored_from_a_dump_is_recognized_by_its_tables() {
     let error = Store::open(&path, Open::Existing).unwrap_err().to_string();
     assert!(error.contains("no column attempt_key"), "{error}");
 }
+
+/// Programs that only read open a database that was restored from a dump, and change nothing in it.
+#[test]
+fn a_database_that_was_restored_from_a_dump_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for version in 1..=MIGRATIONS.len() {
+        let path = dir.path().join(format!("{version}.db"));
+        let connection = Connection::open(&path).unwrap();
+        for script in &MIGRATIONS[..version] {
+            connection.execute_batch(script).unwrap();
+        }
+        drop(connection);
+        let before = std::fs::read(&path).unwrap();
+        match Inspector::open(&path) {
+            Ok(inspector) if version == MIGRATIONS.len() => {
+                assert!(inspector.counts().unwrap().is_empty());
+                assert!(inspector.workers().unwrap().is_empty());
+                assert!(inspector.audited(0, 999).unwrap().is_empty());
+            }
+            Err(Error::NotMigrated { .. }) if version < MIGRATIONS.len() => {}
+            other => panic!("{version}: {other:?}"),
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), before, "{version}");
+    }
+    // It may lack a part of the version, or have another number.
+    let path = dir.path().join(format!("{}.db", MIGRATIONS.len()));
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch("PRAGMA user_version = 99")
+        .unwrap();
+    assert!(matches!(Inspector::open(&path), Err(Error::Newer { .. })));
+    connection
+        .execute_batch("PRAGMA user_version = 0; DROP TABLE cf_worker_environment")
+        .unwrap();
+    assert!(matches!(
+        Inspector::open(&path),
+        Err(Error::NotMigrated { .. })
+    ));
+}

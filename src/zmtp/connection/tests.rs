@@ -362,8 +362,8 @@ fn handshake_violations_are_refused() {
         ),
         ("PUB", ready("PUB", b""), "does not talk"),
         (
-            "identity begins with zero",
-            ready("DEALER", b"\0x"),
+            "identity as generated ones",
+            ready("DEALER", b"\0abcd"),
             "routing ID",
         ),
         ("identity of 256", ready("DEALER", &[1; 256]), "routing ID"),
