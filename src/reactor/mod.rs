@@ -14,6 +14,7 @@
 mod boot_time;
 mod coarse_time;
 mod endpoint;
+mod interface;
 mod lookup;
 pub(crate) mod rights;
 #[cfg(feature = "process")]
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "process")]
 pub use boot_time::{BootTime, thread_time};
 pub(crate) use coarse_time::CoarseTime;
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, Source};
 pub use lookup::Lookup;
 /// Its `Registry`, `Token` and events are part of this crate's interface.
 pub use mio;

@@ -121,7 +121,10 @@ impl Stream {
         options: &StreamOptions,
     ) -> io::Result<Stream> {
         let stream = match (endpoint, address) {
-            (Endpoint::Tcp { .. }, Some(address)) => Stream::Tcp(TcpStream::connect(address)?),
+            (Endpoint::Tcp { .. }, Some(address)) => {
+                let source = endpoint.source_for(address).map_err(io::Error::other)?;
+                Stream::Tcp(connect_tcp(address, source)?)
+            }
             (Endpoint::Tcp { .. }, None) => {
                 return Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
             }
@@ -330,6 +333,7 @@ impl Listener {
                 Ok(address) => Endpoint::Tcp {
                     host: address.ip().to_string(),
                     port: address.port(),
+                    source: None,
                 },
                 Err(_) => asked.clone(),
             },
@@ -378,7 +382,7 @@ fn ipc_peer(stream: &UnixStream) -> String {
 /// Binds a listener for each address of a host. Addresses that this machine does not have are left
 /// out, if it has another one. All listeners have the same port.
 fn bind_tcp(endpoint: &Endpoint, options: &StreamOptions) -> io::Result<Vec<Listener>> {
-    let addresses = endpoint.addresses().map_err(io::Error::other)?;
+    let addresses = endpoint.addresses_to_bind().map_err(io::Error::other)?;
     let mut attempts = limits::SHARED_PORT_ATTEMPTS_MAX;
     loop {
         match bind_addresses(&addresses, options) {
@@ -420,6 +424,23 @@ fn bind_addresses(addresses: &[SocketAddr], options: &StreamOptions) -> io::Resu
     match bound.is_empty() {
         true => Err(last),
         false => Ok(bound),
+    }
+}
+
+/// Starts to connect, from the local address `source` if there is one.
+fn connect_tcp(address: SocketAddr, source: Option<SocketAddr>) -> io::Result<TcpStream> {
+    let Some(source) = source else {
+        return TcpStream::connect(address);
+    };
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    // The port of an earlier connection can be used again at once.
+    socket.set_reuse_address(true)?;
+    socket.bind(&source.into())?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(TcpStream::from_std(socket.into())),
     }
 }
 
@@ -531,23 +552,4 @@ fn abstract_address(_name: &str) -> io::Result<std::os::unix::net::SocketAddr> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stale_socket_file_is_replaced_a_live_one_and_a_plain_file_are_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let endpoint = Endpoint::Ipc(path.clone());
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let options = StreamOptions::default();
-        let live = Listener::bind(&endpoint, &options, false).expect("stale file replaced");
-        let error = Listener::bind(&endpoint, &options, false).expect_err("live socket kept");
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        drop(live);
-        assert!(!path.exists(), "our socket file goes with us");
-        fs::write(&path, "data").unwrap();
-        assert!(Listener::bind(&endpoint, &options, false).is_err());
-        assert_eq!(fs::read(&path).unwrap(), b"data");
-    }
-}
+mod tests;

@@ -52,6 +52,7 @@
 mod background;
 mod blocking;
 pub mod differences;
+mod driven;
 mod driver;
 mod engine;
 mod error;

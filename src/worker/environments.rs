@@ -516,13 +516,4 @@ fn try_to_make(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_bound() {
-        let seconds = |failures| pause_after(failures).as_secs();
-        assert_eq!([seconds(0), seconds(1), seconds(2)], [10, 20, 40]);
-        assert_eq!(seconds(100), 300);
-    }
-}
+mod tests;

@@ -298,3 +298,42 @@ fn a_storm_of_connects_is_not_slowed_by_the_backlog() {
     // A lost SYN is repeated after a second.
     assert!(slowest < Duration::from_millis(900), "{slowest:?}");
 }
+
+#[test]
+fn an_interface_can_be_bound_and_a_connection_has_its_source() {
+    let mut router = Router::new(Options::new()).unwrap();
+    let bound = router.bind("tcp://lo:*").unwrap().to_string();
+    let target = bound.strip_prefix("tcp://").unwrap();
+    assert!(target.starts_with("127.0.0.1:"), "{bound}");
+    for (source, from) in [
+        ("127.0.0.2:0", "tcp://127.0.0.2:"),
+        ("lo:*", "tcp://127.0.0.1:"),
+        ("*:*", "tcp://127.0.0.1:"),
+    ] {
+        let mut dealer = Dealer::new(options(b"d").no_reconnect()).unwrap();
+        dealer.connect(&format!("tcp://{source};{target}")).unwrap();
+        let address = until(|| {
+            dealer.flush().unwrap();
+            match router.next(WAIT).unwrap() {
+                Some(Next::Event(Event::Accepted { address, .. })) => Some(address),
+                _ => None,
+            }
+        });
+        assert!(address.starts_with(from), "{source}: {address}");
+    }
+    for (source, words) in [
+        ("[::1]:0", "of the same family"),
+        ("no-such-interface:0", "before `;`"),
+        ("203.0.113.1:0", "assign"),
+    ] {
+        let mut dealer = Dealer::new(options(b"d").no_reconnect()).unwrap();
+        dealer.connect(&format!("tcp://{source};{target}")).unwrap();
+        let reason = until(|| match dealer.next(WAIT).unwrap() {
+            Some(Next::Event(Event::ConnectFailed { reason, .. })) => Some(reason),
+            _ => None,
+        });
+        assert!(reason.to_string().contains(words), "{source}: {reason}");
+    }
+    let error = router.bind(&format!("tcp://lo:*;{target}")).unwrap_err();
+    assert!(error.to_string().contains("cannot be bound"), "{error}");
+}

@@ -1,0 +1,189 @@
+//! Unit tests of `payload.rs`.
+
+use super::*;
+use serde_json::Value;
+
+fn vectors() -> Value {
+    serde_json::from_str(include_str!("../../../tests/data/protocol/v4.json")).unwrap()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2)
+        .map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap())
+        .collect()
+}
+
+fn frames(case: &Value) -> Vec<Vec<u8>> {
+    let header = unhex(case["header_hex"].as_str().unwrap());
+    let payload = match case.get("payload_utf8") {
+        Some(text) => text.as_str().unwrap().as_bytes().to_vec(),
+        None => unhex(case["payload_hex"].as_str().unwrap()),
+    };
+    vec![header, payload]
+}
+
+fn decode(frames: &[Vec<u8>]) -> Result<(Header, Payload<'_>), Error> {
+    let view = View::decode(frames.iter().map(Vec::as_slice))?;
+    Ok((view.header, Payload::decode(&view)?))
+}
+
+#[test]
+fn messages_of_the_reference_round_trip() {
+    let vectors = vectors();
+    let cases = vectors["valid"].as_array().unwrap();
+    assert_eq!(cases.len(), 18);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let theirs = frames(case);
+        let (header, payload) = decode(&theirs).expect(name);
+        let (bytes, json) = payload.encode(header.job_id).expect(name);
+        let ours = vec![bytes.to_vec(), json];
+        let (again, same) = decode(&ours).expect(name);
+        assert_eq!(
+            (again.opcode, again.job_id),
+            (header.opcode, header.job_id),
+            "{name}"
+        );
+        assert_eq!(same, payload, "{name}");
+        // Every value of the reference system that is not null is kept.
+        if !theirs[1].is_empty() {
+            let before: Value = serde_json::from_slice(&theirs[1]).unwrap();
+            let after: Value = serde_json::from_slice(&ours[1]).unwrap();
+            for (key, value) in before.as_object().unwrap() {
+                if !value.is_null() && key != "sinks" {
+                    assert_eq!(after.get(key), Some(value), "{name}.{key}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unusual_messages_are_tolerated_and_extra_frames_ignored() {
+    let vectors = vectors();
+    for case in vectors["tolerated"].as_array().unwrap() {
+        let mut frames = frames(case);
+        decode(&frames).unwrap_or_else(|error| panic!("{case}: {error}"));
+        frames.push(b"extra".to_vec());
+        decode(&frames).expect("extra frames are ignored");
+    }
+}
+
+#[test]
+fn a_receipt_that_cannot_be_read_is_one_of_a_failure() {
+    let read = |opcode: OpCode, text: &str| {
+        let view = View {
+            header: Header {
+                opcode,
+                job_id: 7,
+                payload_size: 0,
+            },
+            payload: text.as_bytes(),
+        };
+        match Payload::decode_or_fail(&view) {
+            Ok(Payload::Conclude(receipt)) => Some(receipt),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => None,
+        }
+    };
+    let good = read(OpCode::Conclude, r#"{"status": "SUCCESS"}"#).unwrap();
+    assert_eq!((good.status, good.cause), (JobStatus::Success, None));
+    for (text, attempt) in [
+        (r#"{"status": "success", "attempt": 3}"#, Some(3)),
+        (
+            r#"{"status": "SUCCESS", "metrics": {"rows": 1180591620717411303424}}"#,
+            None,
+        ),
+        (r#"{"attempt": "3"}"#, None),
+    ] {
+        let receipt = read(OpCode::Conclude, text).unwrap();
+        assert_eq!(receipt.status, JobStatus::Failed, "{text}");
+        assert_eq!(receipt.attempt, attempt, "{text}");
+        assert_eq!(receipt.cause, Some(Cause::Worker));
+        let reason = receipt.error_message.unwrap();
+        assert!(reason.contains("cannot be read"), "{reason}");
+    }
+    for (opcode, text) in [
+        (OpCode::Conclude, "[]"),
+        (OpCode::Conclude, "{"),
+        (OpCode::Conclude, ""),
+        (OpCode::Identify, r#"{"capabilities": 7}"#),
+    ] {
+        assert_eq!(read(opcode, text), None, "{text}");
+    }
+}
+
+#[test]
+fn invalid_messages_give_the_named_error() {
+    let vectors = vectors();
+    for case in vectors["invalid"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let frames = frames(case);
+        let error = decode(&frames).expect_err(name);
+        let kind = format!("{error:?}");
+        let want = case["want"].as_str().unwrap();
+        assert!(kind.starts_with(want), "{name}: {kind}");
+        assert!(!error.to_string().is_empty());
+    }
+    let missing = View::decode([[4u8; 16].as_slice()].into_iter());
+    assert_eq!(missing, Err(Error::MissingFrame { got: 1 }));
+}
+
+/// Errors are logged, and any field of a payload may contain a plugin's source.
+#[test]
+fn a_reason_does_not_repeat_the_text_that_is_wrong() {
+    for opcode in [OpCode::Dispatch, OpCode::Deploy, OpCode::Conclude] {
+        for json in [
+            r#""the source""#,
+            r#"{"plugin_name": "p", "sinks": "the \"source", "system_requirements": "the source"}"#,
+            r#"{"plugin_name": ["the source"]}"#,
+        ] {
+            let header = Header {
+                opcode,
+                job_id: 1,
+                payload_size: json.len() as u32,
+            };
+            let view = View {
+                header,
+                payload: json.as_bytes(),
+            };
+            let reason = Payload::decode(&view).unwrap_err().to_string();
+            assert!(!reason.contains("source"), "{reason}");
+            assert!(reason.contains("line 1 column"), "{reason}");
+        }
+    }
+}
+
+#[test]
+fn a_long_list_of_requirements_is_refused_while_it_is_read() {
+    let with = |texts: &str| {
+        let json = format!(
+            r#"{{"plugin_name":"p","version":"1","source_code":"","lockfile_content":"",
+                "env_hash":"","artifact_hash":"","signature":"","publisher_name":"a",
+                "system_requirements":{texts}}}"#
+        );
+        serde_json::from_str::<Deploy<'_>>(&json).map(|deploy| deploy.system_requirements)
+    };
+    assert_eq!(with("null").unwrap(), None);
+    assert_eq!(with("[]").unwrap(), Some(Vec::new()));
+    let many = |count: usize| format!("[{}]", vec![r#""a""#; count].join(","));
+    assert_eq!(with(&many(100)).unwrap().unwrap().len(), 100);
+    let error = with(&many(101)).unwrap_err().to_string();
+    assert!(error.contains("at most 100 texts"), "{error}");
+}
+
+#[test]
+fn text_without_escapes_is_borrowed() {
+    let json = br#"{"message":"plain","traceback":"with \n"}"#;
+    let header = Header {
+        opcode: OpCode::Err,
+        job_id: 1,
+        payload_size: json.len() as u32,
+    }
+    .encode();
+    let view = View::decode([&header[..], &json[..]].into_iter()).unwrap();
+    let Payload::Err(error) = Payload::decode(&view).unwrap() else {
+        panic!()
+    };
+    assert!(matches!(error.message, Cow::Borrowed("plain")));
+}
