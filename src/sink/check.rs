@@ -4,124 +4,20 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-
-use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use super::files::{self, Identity};
 use super::folder::{self, Entry, Name};
+use super::footer::{Footer, rows_in};
+use super::problem::{Kind, Problem, kind_of, no_database, obstruction};
 use super::published::is_by;
 use super::record::{self, FileOutput, Record};
 use super::root::{self, FOLDERS};
 use super::sqlite::{self, Tables};
 use super::table_output::TableOutput;
-use super::{Error, PublishedOutput, Root, location, moving, names, quiet_panics};
+use super::{Error, PublishedOutput, Root, location, moving, names};
 use crate::job::{Attempt, History, PastEnd};
-
-/// The kind of a difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// A folder of `.casparian` cannot be used.
-    Folder,
-    /// Other users may change one of Casparian's own folders or files.
-    Permissions,
-    /// The root belongs to another database, or its owner cannot be read.
-    Owner,
-    /// An attempt whose worker has ended left a folder in staging.
-    DeadAttempt,
-    /// A record cannot be read.
-    Record,
-    /// Output of a job was published by an attempt that the database does not have.
-    Foreign,
-    /// An attempt ended between its renames or commits.
-    Unfinished,
-    /// A record names output that no receipt names.
-    NoReceipt,
-    /// Output of a job whose row was deleted.
-    NoRow,
-    /// A move of files to another layout has stopped.
-    Moving,
-    /// Output of a job whose receipt names output in another root.
-    Duplicate,
-    /// Attempts are barred that the database does not have.
-    Barred,
-    /// A file, a database or rows that a receipt names do not exist.
-    Missing,
-    /// The size or content of a file is not that of its receipt.
-    Changed,
-    /// Something other than a regular file is at the path of a file or database.
-    Obstructed,
-    /// The number of rows of a file or table is not that of its receipt.
-    Rows,
-    /// A file cannot be read as Parquet.
-    Damaged,
-    /// Another program has written a file again, with the same size and number of rows.
-    Touched,
-    /// Something in one of Casparian's own folders that no program of Casparian creates there.
-    Stranger,
-    /// It could not be compared.
-    Unchecked,
-}
-
-/// A difference.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Its kind.
-    pub kind: Kind,
-    /// The file, folder or table.
-    pub subject: String,
-    /// The difference, for messages.
-    pub what: String,
-}
-
-impl Problem {
-    fn new(kind: Kind, subject: impl std::fmt::Display, what: impl Into<String>) -> Self {
-        Problem {
-            kind,
-            subject: subject.to_string(),
-            what: what.into(),
-        }
-    }
-
-    fn at(kind: Kind, path: &Path, what: impl Into<String>) -> Self {
-        Problem::new(kind, path.display(), what)
-    }
-
-    fn unchecked(subject: impl std::fmt::Display, error: &Error) -> Self {
-        Problem::new(Kind::Unchecked, subject, error.to_string())
-    }
-}
-
-/// The type of a directory entry, for messages. Links are not followed. `None` when it cannot be read.
-fn kind_of(path: &Path) -> Option<&'static str> {
-    Some(match fs::symlink_metadata(path).ok()?.file_type() {
-        kind if kind.is_symlink() => "a symbolic link",
-        kind if kind.is_dir() => "a folder",
-        kind if kind.is_file() => "a file",
-        _ => "a FIFO, socket or device",
-    })
-}
-
-/// The problem that something at a path must be removed before a job can publish there.
-fn obstruction(path: &Path, expected: &str) -> Problem {
-    let kind = kind_of(path).unwrap_or("something else");
-    let what = format!("{kind} is at its path, not a {expected}");
-    Problem::at(Kind::Obstructed, path, what)
-}
-
-/// The problem that something other than a regular file is at the path of a database, or of a file that
-/// SQLite keeps beside it.
-fn no_database(database: &Path) -> Option<Problem> {
-    let files = ["", "-journal", "-wal", "-shm"].into_iter().map(|suffix| {
-        let mut file = database.as_os_str().to_owned();
-        file.push(suffix);
-        PathBuf::from(file)
-    });
-    let is_other = |file: &PathBuf| file.symlink_metadata().is_ok_and(|found| !found.is_file());
-    let found = files.into_iter().find(is_other)?;
-    Some(obstruction(&found, "regular file"))
-}
 
 /// An output that a receipt names. Fields are `None` where the receipt does not have them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -177,8 +73,6 @@ const TABLES_MAX: usize = 16;
 /// Limit of the names that are read from a folder of records, which has a thousand jobs and their
 /// incarnations.
 const NAMES_MAX: usize = 100_000;
-/// Limit of the bytes of a Parquet footer.
-const FOOTER_SIZE_MAX: u64 = 64 << 20;
 
 /// Checks one root for one database.
 pub struct Check<'a> {
@@ -908,41 +802,4 @@ fn names_in(folder: &Path, names_max: usize) -> Result<Vec<String>, Error> {
         names.extend(entry.file_name().into_string());
     }
     Ok(names)
-}
-
-/// Why the footer of a file could not be read.
-pub(super) enum Footer {
-    Damaged(String),
-    Unchecked(String),
-}
-
-/// The number of rows of a Parquet file, by its footer.
-fn rows_in(path: &Path, size: u64) -> Result<u64, Footer> {
-    let found = footer_of(path, size)?;
-    u64::try_from(found.file_metadata().num_rows())
-        .map_err(|_| Footer::Damaged("its number of rows is negative".to_owned()))
-}
-
-/// The footer of a Parquet file.
-pub(super) fn footer_of(path: &Path, size: u64) -> Result<ParquetMetaData, Footer> {
-    let unchecked = |error: std::io::Error| Footer::Unchecked(error.to_string());
-    let damaged = |reason: &str| Err(Footer::Damaged(reason.to_owned()));
-    let file = files::open(path).map_err(unchecked)?;
-    let Some(end) = size.checked_sub(8) else {
-        return damaged("it is too short");
-    };
-    let mut tail = [0; 8];
-    file.read_exact_at(&mut tail, end).map_err(unchecked)?;
-    let [a, b, c, d, magic @ ..] = tail;
-    let footer = u64::from(u32::from_le_bytes([a, b, c, d]));
-    if magic != *b"PAR1" || footer > end {
-        return damaged("it has no footer");
-    }
-    if footer > FOOTER_SIZE_MAX {
-        return Err(Footer::Unchecked(format!("its footer has {footer} bytes")));
-    }
-    match quiet_panics(|| ParquetMetaDataReader::new().parse_and_finish(&file)) {
-        Ok(found) => found.map_err(|error| Footer::Damaged(error.to_string())),
-        Err(panic) => Err(Footer::Damaged(panic)),
-    }
 }

@@ -9,7 +9,7 @@ use ::parquet::arrow::parquet_to_arrow_schema;
 use arrow::datatypes::{DataType, Field, Schema};
 use serde_json::Value;
 
-use super::check::footer_of;
+use super::footer::footer_of;
 use super::types::{EXTENSION, EXTENSION_METADATA};
 use super::{geo, quiet_panics};
 use crate::job::text::prefix;

@@ -13,6 +13,7 @@
 
 mod cleaner;
 mod descriptors;
+mod ends;
 mod environments;
 mod event;
 mod event_loop;

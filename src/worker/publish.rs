@@ -1,8 +1,8 @@
 //! Publishes staged output. The jobs wait here, outside the slots, for a lease.
 
+use super::ends::give_up_writer;
 use super::event_loop::Worker;
 use super::job::Run;
-use super::processes::give_up_writer;
 use super::slot::Action;
 use crate::job::{Mode, Target};
 use crate::reactor::BootTime;
