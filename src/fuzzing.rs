@@ -11,6 +11,12 @@ pub fn check(socket: &crate::socket::Socket) {
     socket.check();
 }
 
+/// Runs sockets, owners and faults that the input chooses, in virtual time. Panics if a promise of the sockets
+/// does not hold.
+pub fn sockets_in_virtual_time(bytes: &[u8]) {
+    crate::socket::storm(bytes);
+}
+
 /// Parses words as the arguments of each command; returns the error lines and help texts.
 pub fn command_lines(words: &[OsString]) -> Vec<String> {
     crate::cli::parse_all(words)

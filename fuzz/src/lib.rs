@@ -14,6 +14,7 @@ pub mod connection_plain;
 pub mod curve_handshake;
 mod curve_keys;
 pub mod endpoint;
+pub mod engine;
 pub mod frames;
 pub mod greeting;
 pub mod keys;
@@ -83,6 +84,7 @@ pub const TARGETS: &[Target] = &[
     ("connection_plain", connection_plain::run),
     ("curve_handshake", curve_handshake::run),
     ("endpoint", endpoint::run),
+    ("engine", engine::run),
     ("frames", frames::run),
     ("greeting", greeting::run),
     ("keys", keys::run),

@@ -368,7 +368,7 @@ mod tests {
             ("tcp://[::1:5", "bracket"),
             ("tcp://[x]:5", "IPv6"),
             ("tcp://a b:5", "host name"),
-            ("tcp://a:1;b:2;c:3", "host name"),
+            ("tcp://a:1;b:2;c:3", "brackets"),
             ("tcp://;b:2", "no port"),
             ("tcp://a:1;", "no port"),
             ("ipc://", "no path"),

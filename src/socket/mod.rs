@@ -88,5 +88,15 @@ pub use crate::zmtp::Error as ProtocolError;
 pub use crate::zmtp::curve;
 pub use crate::zmtp::{Message, PeerInfo, PlainClient, PlainServer, Security, SocketType};
 
+/// See [`crate::fuzzing::sockets_in_virtual_time`].
+#[cfg(fuzzing)]
+pub(crate) fn storm(bytes: &[u8]) {
+    use engine::simulation::{Choices, World, storm};
+    storm::run(World::new(
+        Choices::of_bytes(bytes),
+        std::time::Instant::now(),
+    ));
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Puts known faults back, one at a time, and checks that the simulation finds each.
+"""Puts known faults back, one at a time, and checks that a simulation finds each.
 
-    python3 tests/simulation/mutants.py [SEEDS] [NAME...]
+    python3 tests/simulation/mutants.py [--socket] [SEEDS] [NAME...]
     python3 tests/simulation/mutants.py --check
 
+The faults are in the sentinel, the store and the workers, and the simulation is `tests/simulation`. With
+--socket they are in the engine of sockets, and the simulation is `engine::tests::seeds`, which is also that of
+the fuzz target `engine`.
 
 Works on a copy of the checkout in a temporary folder; SEEDS (default 3000) is the most it tries.
 With --check it runs nothing and only checks that each fault can still be put back.
@@ -86,9 +89,40 @@ MUTANTS = [
      "            && !worker.draining\n", ""),
 ]
 
+ENGINE = "src/socket/engine/"
+SOCKET_MUTANTS = [
+    ("queued bytes of a lost connection are not counted again", ENGINE + "close.rs",
+     "            self.queued_bytes += peer.queue.bytes();\n", ""),
+    ("routes of removed peers stay", ENGINE + "close.rs",
+     "            self.routes.remove(&peer.routing_id);\n", ""),
+    ("timers of removed peers stay", ENGINE + "close.rs",
+     "            self.timers.remove(&(timer, id));\n", "            let _ = timer;\n"),
+    ("held messages are not counted", ENGINE + "receive.rs", "        self.held += 1;\n", ""),
+    ("a short read is taken for the last one", ENGINE + "receive.rs",
+     "                if up.input == Input::Readable && !is_full {\n                    up.input = Input::Blocked;\n"
+     "                }\n                if let Phase", "                up.input = Input::Blocked;\n"
+     "                if let Phase"),
+    ("readable transports are not read", ENGINE + "send.rs", "            self.mark_ready(id);\n", ""),
+    ("sent messages are not written", ENGINE + "send.rs",
+     "        if is_writable && !peer.is_dirty {", "        if false && is_writable {"),
+    ("a write counts for half", ENGINE + "send.rs",
+     ".handle_written(&mut peer.queue, count as usize, now);",
+     ".handle_written(&mut peer.queue, count as usize / 2, now);"),
+    ("finished handshakes stay in the count", ENGINE + "establish.rs",
+     "            self.handshakes -= 1;\n", ""),
+    ("a successor does not wait for its predecessor", ENGINE + "establish.rs",
+     "                self.wait_for_drained(id, &routing_id);\n", ""),
+    ("no timer for the next attempt", ENGINE + "connect.rs",
+     "            peer.state = State::Waiting(at);\n            self.set_timer(id, Some(at));",
+     "            peer.state = State::Waiting(at);"),
+    ("a peer that used up its reads is forgotten", ENGINE + "receive.rs",
+     "                    self.push_back(id);\n                    return Step::Idle;",
+     "                    return Step::Idle;"),
+]
+
 
 def check():
-    for name, path, text, _ in MUTANTS:
+    for name, path, text, _ in MUTANTS + SOCKET_MUTANTS:
         count = (ROOT / path).read_text().count(text)
         assert count == 1, f"{name}: the text is in {path} {count} times"
 
@@ -97,24 +131,31 @@ def main():
     if sys.argv[1:] == ["--check"]:
         return check()
     check()
-    seeds = sys.argv[1] if len(sys.argv) > 1 else "3000"
-    wanted = sys.argv[2:]
+    arguments = sys.argv[1:]
+    command, variable = ["cargo", "test", "--test", "simulation"], "CASPARIAN_SIMULATION_SEEDS"
+    mutants = MUTANTS
+    if arguments[:1] == ["--socket"]:
+        arguments, mutants = arguments[1:], SOCKET_MUTANTS
+        command = ["cargo", "test", "--lib", "--no-default-features", "engine::tests::seeds"]
+        variable = "CASPARIAN_SOCKET_SEEDS"
+    seeds = arguments[0] if arguments else "3000"
+    wanted = arguments[1:]
     folder = pathlib.Path(tempfile.mkdtemp(prefix="mutants-"))
     copy = folder / "checkout"
     ignore = shutil.ignore_patterns("target", ".git", "out")
     shutil.copytree(ROOT, copy, ignore=ignore)
     environment = dict(
-        os.environ, CASPARIAN_SIMULATION_SEEDS=seeds, RUST_BACKTRACE="0",
+        os.environ, RUST_BACKTRACE="0", **{variable: seeds},
         CARGO_TARGET_DIR=os.environ.get("MUTANTS_TARGET", str(folder / "target")))
     survived = []
-    for name, path, text, mutant in MUTANTS:
+    for name, path, text, mutant in mutants:
         if wanted and not any(word in name for word in wanted):
             continue
         file = copy / path
         source = file.read_text()
         file.write_text(source.replace(text, mutant))
         run = subprocess.run(
-            ["cargo", "test", "--test", "simulation"], cwd=copy, env=environment,
+            command, cwd=copy, env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         file.write_text(source)
         if "error: could not compile" in run.stdout:

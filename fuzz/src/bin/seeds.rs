@@ -261,6 +261,7 @@ fn main() {
             })
             .collect();
         seed("sentinel", &number.to_string(), &bytes);
+        seed("engine", &number.to_string(), &bytes);
         // Securities and options, then steps: both sockets bind and connect, then the bytes follow.
         let mut socket = vec![number * 28, 0, 0, 0, 0, 0, 0, 0, 2, 128, 64 + 5, 200];
         socket.extend(&bytes);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::simulation::World;
+use super::simulation::{Choices, World};
 use super::*;
 use crate::socket::{DisconnectReason, Error, Options};
 

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod pipe;
+pub(crate) mod storm;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -67,6 +68,51 @@ enum Due {
 /// The routing ID of a message's peer, and its frames.
 pub(crate) type Received = (Vec<u8>, Vec<Vec<u8>>);
 
+/// Where a world's random numbers come from.
+#[derive(Debug)]
+pub(crate) struct Choices {
+    /// The first numbers, a byte each, or more for large ones.
+    bytes: VecDeque<u8>,
+    /// The state of the pseudo-random numbers after them (SplitMix64).
+    random: u64,
+}
+
+impl Choices {
+    /// Pseudo-random numbers from a seed.
+    pub(crate) fn of_seed(seed: u64) -> Self {
+        Choices {
+            bytes: VecDeque::new(),
+            random: seed,
+        }
+    }
+
+    /// The numbers of an input, and then pseudo-random ones.
+    #[cfg(fuzzing)]
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        Choices {
+            bytes: bytes.iter().copied().collect(),
+            random: 0,
+        }
+    }
+
+    fn next(&mut self, bound: u64) -> u64 {
+        if self.bytes.is_empty() {
+            self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut mixed = self.random;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            return (mixed ^ (mixed >> 31)) % bound;
+        }
+        let mut number = 0;
+        let mut left = bound - 1;
+        while left > 0 {
+            number = number << 8 | u64::from(self.bytes.pop_front().unwrap_or(0));
+            left >>= 8;
+        }
+        number % bound
+    }
+}
+
 /// Nodes, pipes and the time.
 pub(crate) struct World {
     pub(crate) now: Instant,
@@ -75,7 +121,7 @@ pub(crate) struct World {
     pipes: Vec<Pipe>,
     due: BTreeMap<(Instant, u64), Due>,
     count: u64,
-    random: u64,
+    choices: Choices,
     /// Hosts that resolve to these addresses, and addresses that do not answer.
     pub(crate) hosts: BTreeMap<String, Vec<core::net::SocketAddr>>,
     pub(crate) silent: Vec<core::net::SocketAddr>,
@@ -84,7 +130,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, now: Instant) -> Self {
+    pub(crate) fn new(choices: Choices, now: Instant) -> Self {
         World {
             now,
             nodes: Vec::new(),
@@ -92,20 +138,16 @@ impl World {
             pipes: Vec::new(),
             due: BTreeMap::new(),
             count: 0,
-            random: seed,
+            choices,
             hosts: BTreeMap::new(),
             silent: Vec::new(),
             attempts: Vec::new(),
         }
     }
 
-    /// A pseudo-random number below `bound`, which is not 0.
+    /// A number below `bound`, which is not 0.
     pub(crate) fn random(&mut self, bound: u64) -> u64 {
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % bound
+        self.choices.next(bound)
     }
 
     fn delay(&mut self) -> Duration {

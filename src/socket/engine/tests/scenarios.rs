@@ -6,7 +6,7 @@ use crate::socket::Event;
 /// Runs a scenario in worlds with different transports.
 fn in_worlds(scenario: impl Fn(&mut World)) {
     for seed in 0..40 {
-        let mut world = World::new(seed, Instant::now());
+        let mut world = World::new(Choices::of_seed(seed), Instant::now());
         world.network.delay_max = Duration::from_micros([0, 10, 1000, 20_000][seed as usize % 4]);
         world.network.chunk_max = [0, 1, 7, 4096][seed as usize / 4 % 4];
         world.network.capacity = [256 << 10, 300, 4096][seed as usize / 16 % 3];
@@ -148,7 +148,7 @@ fn a_newcomer_takes_the_routing_id_of_an_ended_connection_at_once() {
 fn of_the_connections_of_two_routers_to_each_other_one_is_used() {
     for (assigned, rounds) in [(false, 40), (true, 40)] {
         for seed in 0..rounds {
-            let mut world = World::new(seed, Instant::now());
+            let mut world = World::new(Choices::of_seed(seed), Instant::now());
             world.network.delay_max = Duration::from_micros([0, 50, 3000][seed as usize % 3]);
             let names: [&[u8]; 2] = [b"a", b"b"];
             for name in names {
@@ -200,7 +200,7 @@ fn of_the_connections_of_two_routers_to_each_other_one_is_used() {
 /// The other side's connection is used; when its owner closes it, ours is made again.
 #[test]
 fn a_connection_that_stood_by_is_made_when_the_other_one_ends() {
-    let mut world = World::new(1, Instant::now());
+    let mut world = World::new(Choices::of_seed(1), Instant::now());
     let (a, b) = (
         world.add(SocketType::Router, named(b"a")),
         world.add(SocketType::Router, named(b"b")),
@@ -236,7 +236,7 @@ fn a_further_address_is_tried_when_the_first_is_silent_or_refuses() {
         (vec![first, second, third], None, 0),
         (vec![], None, 0),
     ] {
-        let mut world = World::new(7, Instant::now());
+        let mut world = World::new(Choices::of_seed(7), Instant::now());
         world
             .hosts
             .insert("host".to_owned(), vec![first, second, third]);
@@ -282,7 +282,7 @@ fn a_further_address_is_tried_when_the_first_is_silent_or_refuses() {
 
 #[test]
 fn strangers_push_no_event_of_a_peer_out() {
-    let mut world = World::new(3, Instant::now());
+    let mut world = World::new(Choices::of_seed(3), Instant::now());
     let router = world.add(SocketType::Router, Options::new());
     world.bind(router, "r");
     let dealer = world.add(SocketType::Dealer, named(b"good"));
@@ -311,7 +311,7 @@ fn strangers_push_no_event_of_a_peer_out() {
 /// disconnected.
 #[test]
 fn at_the_limit_of_memory_no_peer_is_disconnected_for_what_was_read_ahead() {
-    let mut world = World::new(5, Instant::now());
+    let mut world = World::new(Choices::of_seed(5), Instant::now());
     let total = 4 << 20;
     let options = Options::new()
         .rcvhwm_total_bytes(total)
@@ -355,7 +355,7 @@ fn at_the_limit_of_memory_no_peer_is_disconnected_for_what_was_read_ahead() {
 /// A routing ID of another peer that is generated is never given out, whatever peers call themselves.
 #[test]
 fn a_generated_routing_id_is_never_that_of_another_peer() {
-    let mut world = World::new(11, Instant::now());
+    let mut world = World::new(Choices::of_seed(11), Instant::now());
     let router = world.add(SocketType::Router, Options::new());
     world.bind(router, "r");
     for _ in 0..20 {
