@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::Engine;
-use super::peer::{Peer, State};
+use super::peer::{Output, Peer, State};
 use super::timers::OVERDUE_INTERVAL_HELD;
 
 impl Engine {
@@ -65,6 +65,14 @@ impl Engine {
         for (routing_id, id) in &self.routes {
             let peer = self.peers.get(*id).expect("a route to an existing peer");
             assert_eq!(*routing_id, peer.routing_id);
+        }
+        for (id, peer) in self.peers.iter() {
+            let waits = peer.up().is_some_and(|up| {
+                up.output == Output::Writable && up.connection.wants_write(&peer.queue)
+            });
+            // What is written in a handshake follows from what is read.
+            let is_listed = peer.is_dirty || peer.is_ready || !peer.is_established();
+            assert!(!waits || is_listed, "{id}: no write is due");
         }
         let timers = self.peers.iter().filter(|(_, peer)| peer.timer.is_some());
         assert_eq!(self.timers.len(), timers.count(), "timers of removed peers");

@@ -66,6 +66,7 @@ enum Due {
 }
 
 /// The routing ID of a message's peer, and its frames.
+#[cfg(test)]
 pub(crate) type Received = (Vec<u8>, Vec<Vec<u8>>);
 
 /// Where a world's random numbers come from.
@@ -79,6 +80,7 @@ pub(crate) struct Choices {
 
 impl Choices {
     /// Pseudo-random numbers from a seed.
+    #[cfg(test)]
     pub(crate) fn of_seed(seed: u64) -> Self {
         Choices {
             bytes: VecDeque::new(),
@@ -194,6 +196,7 @@ impl World {
         id
     }
 
+    #[cfg(test)]
     pub(crate) fn connect_as(&mut self, node: usize, name: &str, routing_id: &[u8]) -> PeerId {
         let endpoint = Endpoint::IpcAbstract(name.to_owned());
         let id = self.nodes[node]
@@ -416,6 +419,7 @@ impl World {
     }
 
     /// Ends a node, as when its process ends: all its connections are closed.
+    #[cfg(test)]
     pub(crate) fn stop(&mut self, node: usize) {
         let links: Vec<u32> = self.nodes[node].links.keys().copied().collect();
         for link in links {
@@ -606,6 +610,7 @@ impl World {
 
     /// Runs all nodes as owners that receive at once, until `done` or `limit` of virtual time.
     /// Returns the messages that each node received.
+    #[cfg(test)]
     pub(crate) fn run(
         &mut self,
         limit: Duration,
