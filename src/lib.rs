@@ -16,8 +16,8 @@
 //! - `cli`: the command lines (feature `cli`).
 //!
 //! Without default features only `zmtp`, `reactor`, `socket` and the header of `protocol` remain: a
-//! ROUTER/DEALER stack (NULL and PLAIN) on mio, socket2, byteorder, rustix, nix, log, subtle and zeroize. Feature `curve`
-//! adds the CURVE mechanism.
+//! ROUTER/DEALER stack (NULL and PLAIN) on mio, socket2, byteorder, rustix, nix, log, subtle and zeroize.
+//! Feature `curve` adds the CURVE mechanism.
 
 // One system call has no safe wrapper; see reactor/rights.rs.
 #![deny(unsafe_code)]

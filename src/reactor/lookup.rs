@@ -72,6 +72,7 @@ impl Lookup {
     }
 
     /// The result; `None` while the lookup is running.
+    #[must_use]
     pub fn poll(&self) -> Option<io::Result<Vec<SocketAddr>>> {
         match self.found.try_recv() {
             Ok(found) => Some(found.map_err(io::Error::other)),

@@ -14,13 +14,15 @@ use mio::{Events, Interest, Poll, Token};
 use super::Error;
 use super::blocking::Blocking;
 
-/// A [`Router`](super::Router) or [`Dealer`](super::Dealer) with a thread that does the socket's work while its owner makes no calls: it
-/// writes queued messages, answers PINGs, continues handshakes and reconnects. Without it, an owner that
-/// works on a message for longer than a peer's heartbeat timeout loses the connection.
+/// A [`Router`](super::Router) or [`Dealer`](super::Dealer) with a thread that does the socket's work
+/// while its owner makes no calls: it writes queued messages, answers PINGs, continues handshakes and
+/// reconnects. Without it, an owner that works on a message for longer than a peer's heartbeat timeout
+/// loses the connection.
 ///
 /// The owner makes calls by [`Background::lock`]. Meanwhile the thread waits, because every call does this
 /// work itself. So the owner copies a message and releases the lock before it works on it. Several threads
-/// may share the socket; a call that waits for a message keeps the others waiting.
+/// may share the socket. A call that waits for a message keeps the others waiting, so threads that share it
+/// receive with a short timeout.
 ///
 /// ```
 /// use casparian::socket::{Background, Dealer, Options, Router};

@@ -120,6 +120,7 @@ macro_rules! common_methods {
             }
 
             /// The next lifecycle event (`zmq_socket_monitor`).
+            #[must_use]
             pub fn poll_event(&mut self) -> Option<Event> {
                 self.inner.poll_event()
             }

@@ -9,6 +9,7 @@ use crate::zmtp::Error;
 
 impl Connection {
     /// The earliest time at which [`Connection::handle_timeout`] must be called.
+    #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Greeting | State::Handshake => Some(self.handshake_deadline),
