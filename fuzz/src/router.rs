@@ -104,16 +104,23 @@ fn blocking(scene: &mut Scene, choice: u8) {
         1 => drop(scene.router.wait_writable(short).unwrap()),
         2 => drop(scene.router.drain(short).unwrap()),
         3 => {
-            // Another socket, with a peer that does the handshake and does not close.
+            // Another socket, with a peer that gets an answer and does not close.
             let name = format!("casparian-fuzz-{}-close", std::process::id());
             let mut router = Router::new(Options::new()).unwrap();
             router.bind(&format!("ipc://@{name}")).unwrap();
             let address = SocketAddr::from_abstract_name(name).unwrap();
             let mut bad = UnixStream::connect_addr(&address).unwrap();
-            let _ = bad.write(&hands_shaken());
-            for _ in 0..4 {
-                let _ = router.receive(NOW).unwrap();
+            let mut bytes = hands_shaken();
+            bytes.extend_from_slice(b"\0\x01x");
+            bad.write_all(&bytes).unwrap();
+            let mut from = None;
+            for _ in 0..ITERATIONS_MAX {
+                if let Some((id, _)) = router.receive(NOW).unwrap() {
+                    from = Some(id.to_vec());
+                    break;
+                }
             }
+            router.send(&from.unwrap(), &[b"x"]).unwrap();
             assert!(!router.close(short).unwrap(), "it has not gone");
         }
         4 => {

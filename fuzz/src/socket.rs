@@ -303,7 +303,7 @@ pub fn run(data: &[u8]) {
         Socket::new(SocketType::Dealer, dealer, reactor.registry(), token::new(1, 0), now).unwrap(),
     ];
     for wrong in [
-        Options::new().routing_id("\0"),
+        Options::new().routing_id([0; 5]),
         Options::new().metadata("Y", "x"),
         Options::new().metadata("X-", vec![0; 5000]),
         Options::new().curve_client(
