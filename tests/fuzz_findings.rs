@@ -38,7 +38,7 @@ fn output(connection: &mut Connection, queue: &mut SendQueue, now: Instant) -> V
         if !connection.wants_write(queue) {
             return out;
         }
-        connection.seal(queue).unwrap();
+        connection.seal(queue, usize::MAX).unwrap();
         let mut slices = casparian::zmtp::Slices::new();
         connection.gather(queue, &mut slices);
         let bytes: Vec<u8> = slices.iter().flatten().copied().collect();
@@ -193,7 +193,7 @@ fn a_curve_connection_that_was_refused_sends_nothing_more() {
     let [_, router] = &mut ends;
     assert!(router.is_open());
     queue.push(&[b"a message that is cut"]);
-    router.seal(&queue).unwrap();
+    router.seal(&queue, usize::MAX).unwrap();
     router.handle_written(&mut queue, 5, now);
     router.refuse("no more");
     router.refuse("no more");

@@ -125,7 +125,7 @@ impl End {
     fn write(&mut self, at_most: usize, now: Instant) {
         let mut left = at_most;
         while left > 0 && self.connection.wants_write(&self.queue) {
-            self.connection.seal(&self.queue).expect("sealing");
+            self.connection.seal(&self.queue, usize::MAX).expect("sealing");
             let mut slices = casparian::zmtp::Slices::new();
             self.connection.gather(&self.queue, &mut slices);
             let bytes: Vec<u8> = slices.iter().flatten().copied().collect();

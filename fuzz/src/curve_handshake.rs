@@ -23,7 +23,7 @@ fn talk(ends: &mut [(Connection, SendQueue); 2]) -> [(Vec<Vec<Vec<u8>>>, Option<
             let mut bytes = Vec::new();
             let (connection, queue) = &mut ends[side];
             while connection.wants_write(queue) {
-                if connection.seal(queue).is_err() {
+                if connection.seal(queue, usize::MAX).is_err() {
                     return seen;
                 }
                 let mut slices = casparian::zmtp::Slices::new();

@@ -382,13 +382,12 @@ impl Connection {
                 within.clone()?;
             }
             let body_size = head.body_len();
-            let Some(body) = rest
-                .get_mut(head.head_size..)
-                .and_then(|bytes| bytes.get_mut(..body_size))
-            else {
+            let body = rest.get_mut(head.head_size..).unwrap_or(&mut []);
+            let received = body.len().min(body_size);
+            let body = body.get_mut(..received).unwrap_or(&mut []);
+            let Some(inner) = sealed.open(body, body_size)? else {
                 return Ok(Progress::NeedInput);
             };
-            let inner = sealed.open(body)?;
             let body = body.get(curve::MESSAGE_OVERHEAD..).unwrap_or(&[]);
             let body_start = self.parsed + head.head_size + curve::MESSAGE_OVERHEAD;
             self.parsed += head.head_size + body_size;

@@ -162,7 +162,7 @@ fn authenticated_attackers() {
         let mut queue = SendQueue::new();
         let mut raw = arena.raw();
         let mut written = |client: &mut Connection| {
-            client.seal(&queue).unwrap();
+            client.seal(&queue, usize::MAX).unwrap();
             let mut slices = casparian::zmtp::Slices::new();
             client.gather(&queue, &mut slices);
             let bytes: Vec<u8> = slices.iter().flatten().copied().collect();

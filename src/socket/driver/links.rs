@@ -209,7 +209,8 @@ impl Socket {
     }
 
     pub(super) fn write(&mut self, id: PeerId) {
-        while let Some(link) = self.engine.poll_write(id, self.now) {
+        let mut seal_bytes = limits::SEAL_BYTES_PER_ITERATION;
+        while let Some(link) = self.engine.poll_write(id, &mut seal_bytes, self.now) {
             let mut slices = Slices::new();
             self.engine.gather(id, &mut slices);
             let size = slices.size();

@@ -71,7 +71,8 @@ impl Engine {
                 up.output == Output::Writable && up.connection.wants_write(&peer.queue)
             });
             // What is written in a handshake follows from what is read.
-            let is_listed = peer.is_dirty || peer.is_ready || !peer.is_established();
+            let is_due = peer.timer.is_some_and(|at| at <= now);
+            let is_listed = peer.is_dirty || peer.is_ready || is_due || !peer.is_established();
             assert!(!waits || is_listed, "{id}: no write is due");
         }
         let timers = self.peers.iter().filter(|(_, peer)| peer.timer.is_some());

@@ -126,9 +126,17 @@ impl Engine {
         }
     }
 
-    /// Prepares the next write to a peer. `None` if there is nothing to write now.
+    /// Prepares the next write to a peer. `None` if there is nothing to write now. `seal_bytes` is
+    /// how many bytes may still be encrypted for the peer in this iteration
+    /// ([`limits::SEAL_BYTES_PER_ITERATION`]); then other peers come first, and `handle_timeout` is due at
+    /// once.
     #[inline]
-    pub(in crate::socket) fn poll_write(&mut self, id: PeerId, now: Instant) -> Option<LinkId> {
+    pub(in crate::socket) fn poll_write(
+        &mut self,
+        id: PeerId,
+        seal_bytes: &mut usize,
+        now: Instant,
+    ) -> Option<LinkId> {
         let peer = self.peers.get_mut(id)?;
         let State::Up(up) = &mut peer.state else {
             return None;
@@ -137,8 +145,15 @@ impl Engine {
             return None;
         }
         let link = up.link;
-        if let Err(error) = up.connection.seal(&peer.queue) {
-            self.lose(id, DisconnectReason::Protocol(error), now);
+        match up.connection.seal(&peer.queue, *seal_bytes) {
+            Ok(sealed) => *seal_bytes = seal_bytes.saturating_sub(sealed),
+            Err(error) => {
+                self.lose(id, DisconnectReason::Protocol(error), now);
+                return None;
+            }
+        }
+        if up.connection.needs_seal() {
+            self.set_timer(id, Some(now));
             return None;
         }
         Some(link)

@@ -71,7 +71,7 @@ pub(super) fn feed(
 pub(super) fn output(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
     let mut out = Vec::new();
     while connection.wants_write(queue) {
-        connection.seal(queue).unwrap();
+        connection.seal(queue, usize::MAX).unwrap();
         let mut slices = crate::zmtp::Slices::new();
         connection.gather(queue, &mut slices);
         let bytes: Vec<u8> = slices.iter().flatten().copied().collect();

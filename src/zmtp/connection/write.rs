@@ -29,18 +29,29 @@ impl Connection {
 
     /// Prepares output for [`Connection::gather`]; must be called before it.
     ///
-    /// With CURVE, control bytes and queued messages are sealed here, until a limit of unwritten
-    /// sealed bytes is reached. Otherwise this does nothing.
+    /// With CURVE, control bytes and queued messages are sealed here, until `bytes_max` bytes are
+    /// sealed or a limit of unwritten sealed bytes is reached. Returns how many were sealed. A frame
+    /// is written only when all of it is sealed. Without CURVE this does nothing.
     #[inline]
-    pub fn seal(&mut self, queue: &SendQueue) -> Result<(), Error> {
+    pub fn seal(&mut self, queue: &SendQueue, bytes_max: usize) -> Result<usize, Error> {
         #[cfg(feature = "curve")]
         if self.state == State::Open
             && let Some(sealed) = &mut self.sealed
         {
-            return sealed.seal(&mut self.control, queue);
+            return sealed.seal(&mut self.control, queue, bytes_max);
         }
-        let _ = queue;
-        Ok(())
+        let _ = (queue, bytes_max);
+        Ok(0)
+    }
+
+    /// Whether [`Connection::seal`] must be called again before there are bytes to write.
+    #[inline]
+    pub fn needs_seal(&self) -> bool {
+        #[cfg(feature = "curve")]
+        if let Some(sealed) = &self.sealed {
+            return self.state == State::Open && sealed.pending().is_empty();
+        }
+        false
     }
 
     /// Adds the next bytes to write to `out`, as far as it has room.

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use crypto_secretbox::XSalsa20Poly1305;
 use zeroize::Zeroizing;
 
 use super::{
-    COOKIE_SIZE, CurveClient, KEY_SIZE, LONG_NONCE_SIZE, NONCE_HELLO, NONCE_INITIATE,
+    BoxKey, COOKIE_SIZE, CurveClient, KEY_SIZE, LONG_NONCE_SIZE, NONCE_HELLO, NONCE_INITIATE,
     NONCE_MESSAGE_CLIENT, NONCE_MESSAGE_SERVER, NONCE_READY, NONCE_VOUCH, NONCE_WELCOME, PublicKey,
     Sealed, SecretKey, Step, TAG_SIZE, append_box, bad, long_nonce, open_in_place, random_array,
     shared, short_nonce, wiping_stack,
@@ -25,7 +24,7 @@ pub(in crate::zmtp) enum Client {
     New,
     Greeted(SecretKey),
     /// Boxed, so that moving it leaves no copy of the key in memory.
-    Initiated(Box<XSalsa20Poly1305>),
+    Initiated(Box<BoxKey>),
     Done,
 }
 
@@ -62,8 +61,8 @@ impl Client {
         out.extend_from_slice(&[0; 72]);
         out.extend_from_slice(transient.public().as_bytes());
         append_u64(out, 1);
-        let cipher = shared(&config.server, &transient)?;
-        append_box(out, &cipher, short_nonce(NONCE_HELLO, 1), &[0; 64])?;
+        let key = shared(&config.server, &transient)?;
+        append_box(out, &key, short_nonce(NONCE_HELLO, 1), &[0; 64]);
         *self = Client::Greeted(transient);
         Ok(())
     }
@@ -78,34 +77,34 @@ impl Client {
     ) -> Result<Step, Error> {
         wiping_stack(|| match std::mem::replace(self, Client::Done) {
             Client::Greeted(transient) => {
-                let cipher = welcome(body, config, &transient, metadata, out)?;
-                *self = Client::Initiated(cipher);
+                let key = welcome(body, config, &transient, metadata, out)?;
+                *self = Client::Initiated(key);
                 Ok(Step::Continue)
             }
-            Client::Initiated(cipher) => ready(body, cipher),
+            Client::Initiated(key) => ready(body, key),
             Client::New | Client::Done => Err(bad("command in the wrong order")),
         })
     }
 }
 
-/// Reads WELCOME and queues INITIATE; returns the cipher of the transient keys.
+/// Reads WELCOME and queues INITIATE; returns the key of the transient keys' boxes.
 fn welcome(
     body: &[u8],
     config: &CurveClient,
     transient: &SecretKey,
     metadata: &[u8],
     out: &mut Vec<u8>,
-) -> Result<Box<XSalsa20Poly1305>, Error> {
+) -> Result<Box<BoxKey>, Error> {
     let mut cursor = Cursor::new(body);
     if body.len() != WELCOME_SIZE || cursor.take(8) != Some(b"\x07WELCOME") {
         return Err(bad("WELCOME expected, of 168 bytes"));
     }
     let nonce: [u8; LONG_NONCE_SIZE] = cursor.array().ok_or(bad("WELCOME cut short"))?;
     let mut sealed = Zeroizing::new(cursor.rest().to_vec());
-    let cipher = shared(&config.server, transient)?;
-    let plain = open_in_place(&cipher, long_nonce(NONCE_WELCOME, &nonce), &mut sealed).ok_or(
-        bad("WELCOME does not open: the server's key is not the one configured here"),
-    )?;
+    let key = shared(&config.server, transient)?;
+    let plain = open_in_place(&key, long_nonce(NONCE_WELCOME, &nonce), &mut sealed).ok_or(bad(
+        "WELCOME does not open: the server's key is not the one configured here",
+    ))?;
     let mut plain = Cursor::new(plain);
     let server_transient =
         PublicKey::from_bytes(plain.array().ok_or(bad("WELCOME without a key"))?);
@@ -124,10 +123,10 @@ fn welcome(
         &*shared(&server_transient, &config.secret)?,
         long_nonce(NONCE_VOUCH, &vouch_random),
         &vouched,
-    )?;
+    );
     initiate.extend_from_slice(metadata);
 
-    let cipher = shared(&server_transient, transient)?;
+    let key = shared(&server_transient, transient)?;
     encode_head(
         out,
         9 + COOKIE_SIZE + 8 + TAG_SIZE + initiate.len(),
@@ -137,25 +136,25 @@ fn welcome(
     out.extend_from_slice(b"\x08INITIATE");
     out.extend_from_slice(&cookie);
     append_u64(out, 2);
-    append_box(out, &cipher, short_nonce(NONCE_INITIATE, 2), &initiate)?;
-    Ok(cipher)
+    append_box(out, &key, short_nonce(NONCE_INITIATE, 2), &initiate);
+    Ok(key)
 }
 
-fn ready(body: &[u8], cipher: Box<XSalsa20Poly1305>) -> Result<Step, Error> {
+fn ready(body: &[u8], key: Box<BoxKey>) -> Result<Step, Error> {
     let mut cursor = Cursor::new(body);
     if cursor.take(6) != Some(b"\x05READY") {
         return Err(bad("READY expected"));
     }
     let nonce = cursor.u64().ok_or(bad("READY cut short"))?;
     let mut properties = cursor.rest().to_vec();
-    open_in_place(&cipher, short_nonce(NONCE_READY, nonce), &mut properties)
+    open_in_place(&key, short_nonce(NONCE_READY, nonce), &mut properties)
         .ok_or(bad("READY does not open"))?;
     properties.drain(..TAG_SIZE);
     Ok(Step::Done {
         properties,
         key: None,
         sealed: Box::new(Sealed::new(
-            cipher,
+            key,
             NONCE_MESSAGE_CLIENT,
             2,
             NONCE_MESSAGE_SERVER,

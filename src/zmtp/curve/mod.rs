@@ -23,6 +23,7 @@ mod keys;
 pub(super) mod memory;
 #[cfg(fuzzing)]
 pub mod repeatable;
+mod secretbox;
 mod server;
 mod session;
 #[cfg(test)]
@@ -38,11 +39,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use byteorder::{BigEndian, ByteOrder};
-use crypto_secretbox::{AeadInPlace, KeyInit, XSalsa20Poly1305};
 use curve25519_dalek::MontgomeryPoint;
-use salsa20::cipher::consts::U10;
 use zeroize::{Zeroize, Zeroizing};
 
+use self::secretbox::{BoxKey, BoxStream, TAG_SIZE, append_box, open_in_place};
 use super::Error;
 
 /// The keys of a CURVE client.
@@ -101,9 +101,8 @@ const fn bad(what: &'static str) -> Error {
     Error::Curve { what }
 }
 
-/// Sizes in bytes: of a long nonce's random part, a Poly1305 tag, a key, a cookie.
+/// Sizes in bytes: of a long nonce's random part, a key, a cookie.
 const LONG_NONCE_SIZE: usize = 16;
-const TAG_SIZE: usize = 16;
 const KEY_SIZE: usize = 32;
 const COOKIE_SIZE: usize = 96;
 
@@ -177,71 +176,17 @@ fn wiping_stack<T>(calculate: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Appends box[plain] in NaCl's layout: the tag, then the ciphertext.
-fn append_box(
-    out: &mut Vec<u8>,
-    cipher: &XSalsa20Poly1305,
-    nonce: [u8; 24],
-    plain: &[u8],
-) -> Result<(), Error> {
-    let start = out.len();
-    out.extend_from_slice(&[0; TAG_SIZE]);
-    out.extend_from_slice(plain);
-    let sealed = out.get_mut(start..).unwrap_or(&mut []);
-    seal_in_place(cipher, nonce, sealed)
-}
-
-/// Encrypts `bytes` in place, except for the first [`TAG_SIZE`] bytes, into which it writes the
-/// tag.
-fn seal_in_place(
-    cipher: &XSalsa20Poly1305,
-    nonce: [u8; 24],
-    bytes: &mut [u8],
-) -> Result<(), Error> {
-    let (tag_bytes, body) = bytes.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
-    #[cfg(fuzzing)]
-    repeatable::tamper(body);
-    let tag = cipher
-        .encrypt_in_place_detached(&nonce.into(), b"", body)
-        .map_err(|_| SEAL_FAILED)?;
-    tag_bytes
-        .iter_mut()
-        .zip(tag.iter())
-        .for_each(|(to, from)| *to = *from);
-    Ok(())
-}
-
-const SEAL_FAILED: Error = bad("a box could not be sealed");
-
-/// Decrypts a box in place and returns the plaintext behind its tag; `None` if the tag is wrong.
-fn open_in_place<'a>(
-    cipher: &XSalsa20Poly1305,
-    nonce: [u8; 24],
-    bytes: &'a mut [u8],
-) -> Option<&'a mut [u8]> {
-    let (tag, body) = bytes.split_at_mut_checked(TAG_SIZE)?;
-    let (tag, _) = tag.split_first_chunk::<TAG_SIZE>()?;
-    cipher
-        .decrypt_in_place_detached(&nonce.into(), b"", body, tag.into())
-        .ok()?;
-    Some(body)
-}
-
-/// The cipher for the shared secret of a public and a secret key: X25519 (RFC 7748), then HSalsa20,
-/// as NaCl's `crypto_box_beforenm`.
+/// The key for the shared secret of a public and a secret key: X25519 (RFC 7748), then HSalsa20.
 ///
 /// The secret key is clamped, not reduced, so a low-order component of a public key reveals nothing
 /// about it. A low-order public key is rejected: with it, anyone could compute the shared secret
 /// (RFC 7748 §6.1).
-fn shared(public: &PublicKey, secret: &SecretKey) -> Result<Box<XSalsa20Poly1305>, Error> {
+fn shared(public: &PublicKey, secret: &SecretKey) -> Result<Box<BoxKey>, Error> {
     let mut point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());
     let shared = Zeroizing::new(point.0);
     point.zeroize();
     if shared.iter().all(|byte| *byte == 0) {
         return Err(bad("public key of low order"));
     }
-    let mut key = salsa20::hsalsa::<U10>((&*shared).into(), (&[0; 16]).into());
-    let cipher = Box::new(XSalsa20Poly1305::new(&key));
-    key.as_mut_slice().zeroize();
-    Ok(cipher)
+    Ok(BoxKey::of_shared_point(&shared))
 }

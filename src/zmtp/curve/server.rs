@@ -3,14 +3,13 @@
 use std::fmt;
 use std::time::Instant;
 
-use crypto_secretbox::{KeyInit, XSalsa20Poly1305};
 use zeroize::Zeroizing;
 
 use super::{
-    COOKIE_LIFE, COOKIE_SIZE, CurveServer, KEY_SIZE, LONG_NONCE_SIZE, NONCE_COOKIE, NONCE_HELLO,
-    NONCE_INITIATE, NONCE_MESSAGE_CLIENT, NONCE_MESSAGE_SERVER, NONCE_READY, NONCE_VOUCH,
-    NONCE_WELCOME, PublicKey, Sealed, SecretKey, Step, TAG_SIZE, append_box, bad, long_nonce,
-    open_in_place, random, random_array, shared, short_nonce, wiping_stack,
+    BoxKey, COOKIE_LIFE, COOKIE_SIZE, CurveServer, KEY_SIZE, LONG_NONCE_SIZE, NONCE_COOKIE,
+    NONCE_HELLO, NONCE_INITIATE, NONCE_MESSAGE_CLIENT, NONCE_MESSAGE_SERVER, NONCE_READY,
+    NONCE_VOUCH, NONCE_WELCOME, PublicKey, Sealed, SecretKey, Step, TAG_SIZE, append_box, bad,
+    long_nonce, open_in_place, random, random_array, shared, short_nonce, wiping_stack,
 };
 use crate::zmtp::Error;
 use crate::zmtp::cursor::{Cursor, append_u64};
@@ -98,11 +97,10 @@ fn hello(body: &[u8], config: &CurveServer, out: &mut Vec<u8>) -> Result<(Cookie
     let client_transient = PublicKey::from_bytes(cursor.array().ok_or(cut_short.clone())?);
     let hello_nonce = cursor.u64().ok_or(cut_short)?;
     let mut sealed = cursor.rest().to_vec();
-    let cipher = shared(&client_transient, &config.secret)?;
-    let signature = open_in_place(&cipher, short_nonce(NONCE_HELLO, hello_nonce), &mut sealed)
-        .ok_or(bad(
-            "HELLO does not open: the client has another server key",
-        ))?;
+    let key = shared(&client_transient, &config.secret)?;
+    let signature = open_in_place(&key, short_nonce(NONCE_HELLO, hello_nonce), &mut sealed).ok_or(
+        bad("HELLO does not open: the client has another server key"),
+    )?;
     if signature.iter().any(|byte| *byte != 0) {
         return Err(bad("HELLO with a box that is not all zeros"));
     }
@@ -119,21 +117,17 @@ fn hello(body: &[u8], config: &CurveServer, out: &mut Vec<u8>) -> Result<(Cookie
     welcome.extend_from_slice(&cookie_random);
     append_box(
         &mut welcome,
-        &cookie_cipher(&cookie_key),
+        &BoxKey::new(&cookie_key),
         long_nonce(NONCE_COOKIE, &cookie_random),
         &secrets,
-    )?;
+    );
 
     let random = random_array::<LONG_NONCE_SIZE>()?;
     encode_head(out, WELCOME_SIZE, false, true);
     out.extend_from_slice(b"\x07WELCOME");
     out.extend_from_slice(&random);
-    append_box(out, &cipher, long_nonce(NONCE_WELCOME, &random), &welcome)?;
+    append_box(out, &key, long_nonce(NONCE_WELCOME, &random), &welcome);
     Ok((cookie_key, hello_nonce))
-}
-
-fn cookie_cipher(key: &[u8; KEY_SIZE]) -> XSalsa20Poly1305 {
-    XSalsa20Poly1305::new(key.into())
 }
 
 /// Reads INITIATE, decides whether the client may connect, and queues READY.
@@ -158,7 +152,7 @@ fn initiate(
             .to_vec(),
     );
     let secrets = open_in_place(
-        &cookie_cipher(cookie_key),
+        &BoxKey::new(cookie_key),
         long_nonce(NONCE_COOKIE, &cookie_random),
         &mut cookie,
     )
@@ -172,9 +166,9 @@ fn initiate(
     if nonce <= hello_nonce {
         return Err(bad("INITIATE with a nonce that was used"));
     }
-    let cipher = shared(&client_transient, &transient)?;
+    let key = shared(&client_transient, &transient)?;
     let mut sealed = Zeroizing::new(cursor.rest().to_vec());
-    let plain = open_in_place(&cipher, short_nonce(NONCE_INITIATE, nonce), &mut sealed)
+    let plain = open_in_place(&key, short_nonce(NONCE_INITIATE, nonce), &mut sealed)
         .ok_or(bad("INITIATE does not open"))?;
     let mut plain = Cursor::new(plain);
     let client = PublicKey::from_bytes(plain.array().ok_or(cut_short.clone())?);
@@ -204,12 +198,12 @@ fn initiate(
     encode_head(out, 6 + 8 + TAG_SIZE + metadata.len(), false, true);
     out.extend_from_slice(b"\x05READY");
     append_u64(out, 1);
-    append_box(out, &cipher, short_nonce(NONCE_READY, 1), metadata)?;
+    append_box(out, &key, short_nonce(NONCE_READY, 1), metadata);
     Ok(Step::Done {
         properties: plain.rest().to_vec(),
         key: Some((client, name)),
         sealed: Box::new(Sealed::new(
-            cipher,
+            key,
             NONCE_MESSAGE_SERVER,
             1,
             NONCE_MESSAGE_CLIENT,

@@ -14,21 +14,22 @@ fn key(byte: u8) -> SecretKey {
     SecretKey::from_bytes([byte; 32])
 }
 
-fn open(cipher: &XSalsa20Poly1305, nonce: [u8; 24], sealed: &[u8]) -> Option<Vec<u8>> {
+fn open(key: &BoxKey, nonce: [u8; 24], sealed: &[u8]) -> Option<Vec<u8>> {
     let mut sealed = sealed.to_vec();
-    open_in_place(cipher, nonce, &mut sealed).map(|plain| plain.to_vec())
+    open_in_place(key, nonce, &mut sealed).map(|plain| plain.to_vec())
 }
 
-fn sealed(cipher: &XSalsa20Poly1305, nonce: [u8; 24], plain: &[u8]) -> Vec<u8> {
+fn sealed(key: &BoxKey, nonce: [u8; 24], plain: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    append_box(&mut out, cipher, nonce, plain).unwrap();
+    append_box(&mut out, key, nonce, plain);
     out
 }
 
-/// The symmetric key from which [`shared`] creates a cipher.
+/// The symmetric key from which [`shared`] creates a key.
 fn session_key(public: &PublicKey, secret: &SecretKey) -> Needle {
     let point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());
-    let mut key = salsa20::hsalsa::<U10>((&point.0).into(), (&[0; 16]).into());
+    let mut key =
+        salsa20::hsalsa::<salsa20::cipher::consts::U10>((&point.0).into(), (&[0; 16]).into());
     let needle = Needle::new(&key);
     key.as_mut_slice().zeroize();
     needle
@@ -232,8 +233,8 @@ fn a_point_of_low_order_added_to_a_key_changes_nothing() {
         let want = sealed(&shared(&plain, &secret).unwrap(), nonce, b"x");
         for torsion in EIGHT_TORSION {
             let point: MontgomeryPoint = (client + torsion).to_montgomery();
-            let cipher = shared(&PublicKey::from_bytes(point.0), &secret).unwrap();
-            assert_eq!(sealed(&cipher, nonce, b"x"), want, "key {byte}");
+            let key = shared(&PublicKey::from_bytes(point.0), &secret).unwrap();
+            assert_eq!(sealed(&key, nonce, b"x"), want, "key {byte}");
         }
     }
     for torsion in EIGHT_TORSION {
@@ -258,14 +259,14 @@ fn libzmqs_recorded_welcome_opens_and_its_frames_have_the_sizes_of_rfc_26() {
     let secret: SecretKey = secret.parse().unwrap();
     let (client, server) = (read("curve.client.bin"), read("curve.server.bin"));
     let transient = PublicKey::from_bytes(*client[64 + 2 + 80..].first_chunk().unwrap());
-    let cipher = shared(&transient, &secret).unwrap();
+    let key = shared(&transient, &secret).unwrap();
     let hello_nonce = u64::from_be_bytes(*client[64 + 2 + 112..].first_chunk().unwrap());
     let hello = &client[64 + 2 + 120..][..80];
-    let hello = open(&cipher, short_nonce(NONCE_HELLO, hello_nonce), hello);
+    let hello = open(&key, short_nonce(NONCE_HELLO, hello_nonce), hello);
     assert_eq!(hello, Some(vec![0; 64]));
     let welcome = &server[64 + 2..][..168];
     let nonce = long_nonce(NONCE_WELCOME, welcome[8..].first_chunk().unwrap());
-    let welcome = open(&cipher, nonce, &welcome[24..]).unwrap();
+    let welcome = open(&key, nonce, &welcome[24..]).unwrap();
     assert_eq!(welcome.len(), KEY_SIZE + COOKIE_SIZE);
     let frames: Vec<(u8, u8, &[u8])> = vec![
         (4, 168, b"\x07WELCOME"),

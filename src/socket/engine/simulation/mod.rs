@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use self::pipe::{Pipe, Side};
 use super::action::{Action, Failure, LinkId, Read, Readiness, Step, Written};
 use super::{Engine, PeerId, Size};
+use crate::limits;
 use crate::reactor::Endpoint;
 use crate::socket::{Error, Event, Options, TransportError};
 use crate::zmtp::{Slices, SocketType};
@@ -561,7 +562,8 @@ impl World {
 
     fn write(&mut self, node: usize, id: PeerId) {
         let now = self.now;
-        while let Some(link) = self.nodes[node].engine.poll_write(id, now) {
+        let mut seal_bytes = self.chunk().min(limits::SEAL_BYTES_PER_ITERATION);
+        while let Some(link) = self.nodes[node].engine.poll_write(id, &mut seal_bytes, now) {
             let most = self.chunk();
             let Some(link) = self.nodes[node].links.get(&link.0) else {
                 return;

@@ -45,6 +45,16 @@ fn body_size(number: u32) -> usize {
     }
 }
 
+#[cfg(feature = "curve")]
+fn encrypted(options: Options, is_server: bool) -> Options {
+    use crate::zmtp::curve::{Clients, SecretKey};
+    let server = SecretKey::from_bytes([1; 32]);
+    match is_server {
+        true => options.curve_server(server, Clients::Any),
+        false => options.curve_client(SecretKey::from_bytes([2; 32]), server.public()),
+    }
+}
+
 /// Runs random sockets, owners and faults of a world without nodes. Panics if an invariant or a promise of the
 /// sockets does not hold.
 pub(crate) fn run(mut world: World) {
@@ -60,6 +70,8 @@ pub(crate) fn run(mut world: World) {
             .heartbeat_ttl(SECOND * 30),
         false => options,
     };
+    #[cfg(feature = "curve")]
+    let is_encrypted = world.random(8) == 0;
     let routers = 1 + world.random(2) as usize;
     let count = routers + 1 + world.random(4) as usize;
     for node in 0..count {
@@ -70,6 +82,10 @@ pub(crate) fn run(mut world: World) {
             .sndhwm([0, 3, 1000][world.random(3) as usize])
             .rcvhwm([0, 0, 1, 5][world.random(4) as usize]);
         options = heartbeats(options, world.random(2) == 0);
+        #[cfg(feature = "curve")]
+        if is_encrypted {
+            options = encrypted(options, node < routers);
+        }
         let socket_type = match node < routers {
             true => SocketType::Router,
             false => SocketType::Dealer,
@@ -86,7 +102,12 @@ pub(crate) fn run(mut world: World) {
             }
         }
     }
-    if routers == 2 {
+    // With CURVE one of them would be a client.
+    #[cfg(feature = "curve")]
+    let may_cross = !is_encrypted;
+    #[cfg(not(feature = "curve"))]
+    let may_cross = true;
+    if routers == 2 && may_cross {
         world.connect(0, "n1");
         if world.random(2) == 0 {
             world.connect(1, "n0");

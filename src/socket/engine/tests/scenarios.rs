@@ -403,3 +403,54 @@ fn a_peer_that_stops_reading_holds_up_no_other() {
         panic!("nothing for the good peer");
     });
 }
+
+/// A large message is encrypted in parts, in several iterations of the owner's event loop. Others
+/// that were sent behind it to other peers leave before.
+#[cfg(feature = "curve")]
+#[test]
+fn a_large_encrypted_message_does_not_delay_those_of_other_peers() {
+    use crate::zmtp::curve::{Clients, SecretKey};
+    const SIZE: usize = 8 << 20;
+    let key = |byte| SecretKey::from_bytes([byte; 32]);
+    let mut world = World::new(Choices::of_seed(1), Instant::now());
+    world.network.capacity = 1 << 30;
+    let options = Options::new().curve_server(key(1), Clients::Any);
+    let router = world.add(SocketType::Router, options);
+    world.bind(router, "r");
+    let dealers = [b"large", b"small"].map(|name| {
+        let options = named(name).curve_client(key(2), key(1).public());
+        let dealer = world.add(SocketType::Dealer, options);
+        world.connect(dealer, "r");
+        dealer
+    });
+    world.run(SECOND, |world, _| {
+        world.nodes[router].engine.counters().established == 2
+    });
+    let body = vec![7; SIZE];
+    world.send(router, Some(b"large"), &[&body]).unwrap();
+    world.send(router, Some(b"small"), &[b"x"]).unwrap();
+    // The first part is encrypted by `send`.
+    let mut iterations = 1;
+    while world.nodes[router].engine.pending_bytes() > 0 {
+        world.process(router);
+        world.flush(router);
+        world.check(router);
+        iterations += 1;
+        let pending = world.nodes[router].engine.pending_bytes();
+        let is_large_pending = pending >= SIZE as u64;
+        assert_eq!(
+            pending > 0,
+            is_large_pending,
+            "the small one leaves at once"
+        );
+        assert!(world.is_busy(router) || !is_large_pending, "no wait");
+    }
+    assert!(
+        iterations >= SIZE / crate::limits::SEAL_BYTES_PER_ITERATION,
+        "{iterations}"
+    );
+    let received = world.run(SECOND, |_, received| {
+        dealers.iter().all(|dealer| received[*dealer].len() == 1)
+    });
+    assert_eq!(received[dealers[0]][0].1[0].len(), SIZE);
+}

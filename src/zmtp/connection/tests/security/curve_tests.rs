@@ -541,7 +541,7 @@ fn pongs_that_cannot_leave_do_not_gather() {
     for _ in 0..10_000 {
         let wire = sealed_ping(&mut a);
         assert_eq!(feed(&mut b, &wire, &[usize::MAX], now).error, None);
-        b.seal(&queue).unwrap();
+        b.seal(&queue, usize::MAX).unwrap();
     }
     let mut slices = crate::zmtp::Slices::new();
     b.gather(&queue, &mut slices);
@@ -558,7 +558,7 @@ fn a_lost_connection_seals_the_unfinished_message_again_for_the_next() {
     for name in [&b"first"[..], b"second", b"third"] {
         queue.push(&[name]);
     }
-    a.seal(&queue).unwrap();
+    a.seal(&queue, usize::MAX).unwrap();
     // The first message and half of the second have been written.
     a.handle_written(&mut queue, 2 + 33 + 5 + 20, now);
     assert_eq!(queue.message_count(), 2);
@@ -673,7 +673,7 @@ proptest! {
         let mut wire = Vec::new();
         let mut writes = writes.iter().cycle();
         while a.wants_write(&queue) {
-            a.seal(&queue).unwrap();
+            a.seal(&queue, usize::MAX).unwrap();
             let mut slices = crate::zmtp::Slices::new();
             a.gather(&queue, &mut slices);
             let bytes: Vec<u8> = slices.iter().flatten().copied().collect();
