@@ -25,6 +25,8 @@
 mod header;
 #[cfg(feature = "json")]
 mod payload;
+#[cfg(feature = "json")]
+mod repair;
 
 pub use header::{Error, HEADER_SIZE, Header, OpCode, PROTOCOL_VERSION, View};
 #[cfg(feature = "json")]

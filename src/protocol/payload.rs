@@ -501,24 +501,41 @@ impl<'a> Payload<'a> {
         })
     }
 
-    /// Like [`Payload::decode`], but a CONCLUDE that is a JSON object and not a valid receipt is
-    /// read as the receipt of a failure. Its worker has ended the attempt and would only send the
-    /// same receipt again.
-    pub fn decode_or_fail(view: &View<'a>) -> Result<Payload<'a>, Error> {
+    /// Like [`Payload::decode`], for texts of other programs: halves of surrogate pairs become U+FFFD, and
+    /// numbers that JSON does not have become null. The repaired text is in `repaired`.
+    pub fn decode_repaired(
+        view: &View<'a>,
+        repaired: &'a mut Vec<u8>,
+    ) -> Result<Payload<'a>, Error> {
         let error = match Self::decode(view) {
-            Err(error) if view.header.opcode == OpCode::Conclude => error,
+            Err(error) => error,
             decoded => return decoded,
         };
-        let Ok(serde_json::Value::Object(fields)) = serde_json::from_slice(view.payload) else {
+        let Some(text) = super::repair::repaired(view.payload) else {
             return Err(error);
         };
-        Ok(Payload::Conclude(Receipt {
+        *repaired = text;
+        Self::decode(&View {
+            header: view.header,
+            payload: repaired,
+        })
+    }
+
+    /// A CONCLUDE that is not a valid receipt, as the receipt of a failure. Its worker has ended the attempt
+    /// and would only send the same receipt again.
+    pub fn failure(view: &View<'_>, error: &Error) -> Payload<'static> {
+        let text = super::repair::repaired(view.payload);
+        let text = text.as_deref().unwrap_or(view.payload);
+        let fields: Option<serde_json::Map<String, serde_json::Value>> =
+            serde_json::from_slice(text).ok();
+        let attempt = fields.and_then(|fields| fields.get("attempt")?.as_i64());
+        Payload::Conclude(Receipt {
             status: JobStatus::Failed,
             error_message: Some(format!("its worker's receipt cannot be read: {error}")),
             cause: Some(Cause::Worker),
-            attempt: fields.get("attempt").and_then(serde_json::Value::as_i64),
+            attempt,
             ..Receipt::default()
-        }))
+        })
     }
 
     /// Encodes header and payload.

@@ -183,7 +183,12 @@ fn warn_of_shared_names(keys: &AuthorizedKeys) {
 }
 
 /// Decodes a message's payload. A DEPLOY is not decoded while none is accepted.
-fn decode<'a>(view: &View<'a>, control: &Control, size_max: usize) -> Result<Payload<'a>, Refusal> {
+fn decode<'a>(
+    view: &View<'a>,
+    repaired: &'a mut Vec<u8>,
+    control: &Control,
+    size_max: usize,
+) -> Result<Payload<'a>, Refusal> {
     if view.header.opcode == OpCode::Deploy
         && let Some(refusal) = control.closed_to_deployments()
     {
@@ -191,11 +196,13 @@ fn decode<'a>(view: &View<'a>, control: &Control, size_max: usize) -> Result<Pay
     }
     let size_max = super::control::payload_size_max(view.header.opcode, size_max);
     let sized = view.check_size(size_max);
-    let decoded = sized.and_then(|()| Payload::decode_or_fail(view));
-    decoded.map_err(|error| Refusal {
-        kind: "its payload is not that of DEPLOY",
-        reason: error.to_string(),
-    })
+    match sized.and_then(|()| Payload::decode_repaired(view, repaired)) {
+        Err(error) if view.header.opcode == OpCode::Conclude => Ok(Payload::failure(view, &error)),
+        decoded => decoded.map_err(|error| Refusal {
+            kind: "its payload is not that of DEPLOY",
+            reason: error.to_string(),
+        }),
+    }
 }
 
 /// Which deployments are accepted.
@@ -400,13 +407,15 @@ impl Sentinel {
                 user: user.as_ref(),
             };
             let control = &mut self.scheduler.control;
+            let mut repaired = Vec::new();
             let refused = match View::decode(message.iter()) {
                 Ok(view) => {
                     taken = taken.saturating_add(view.payload.len());
                     if view.header.opcode == OpCode::Deploy {
                         deployed += view.payload.len();
                     }
-                    match decode(&view, control, self.options.message_size_max) {
+                    let size_max = self.options.message_size_max;
+                    match decode(&view, &mut repaired, control, size_max) {
                         Ok(payload) => control
                             .handle_message(&from, view.header.job_id, payload, now)
                             .map(str::to_owned),

@@ -14,7 +14,8 @@ use crate::job::{
 use crate::limits;
 use crate::plugin::environment::Environment;
 use crate::protocol::{
-    Answer, Dispatch, EnvReady, ErrorMessage, Heartbeat, HeartbeatStatus, Identify, Payload, View,
+    Answer, Dispatch, EnvReady, ErrorMessage, Heartbeat, HeartbeatStatus, Identify, OpCode,
+    Payload, View,
 };
 use crate::reactor::BootTime;
 use crate::socket::Event;
@@ -30,16 +31,29 @@ impl Worker {
             };
             // An empty delimiter frame, which some ROUTERs send first, is accepted.
             let empty_first = message.get(0).is_some_and(<[u8]>::is_empty);
-            let decoded = View::decode(message.iter().skip(usize::from(empty_first)))
-                .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
+            let view = View::decode(message.iter().skip(usize::from(empty_first)));
+            let mut repaired = Vec::new();
+            let mut answer = None;
+            let decoded = view.and_then(|view| {
+                let payload = Payload::decode_repaired(&view, &mut repaired);
+                if let Err(error) = &payload
+                    && view.header.opcode == OpCode::Dispatch
+                {
+                    let reason = format!("the job cannot be read: {error}");
+                    answer = Some((view.header.job_id, error_payload(&reason, None)));
+                }
+                Ok((view.header, payload?))
+            });
             let (header, payload) = match decoded {
                 Ok(decoded) => decoded,
                 Err(error) => {
                     log::warn!("message of the sentinel refused: {error}");
+                    if let Some((job_id, payload)) = answer {
+                        self.send(job_id, &payload);
+                    }
                     continue;
                 }
             };
-            let mut answer = None;
             match payload {
                 Payload::Dispatch(dispatch) => {
                     let is_leased = dispatch.lease_of.is_some();

@@ -239,6 +239,40 @@ fn users_of_allow_uid_reach_an_ipc_socket_whatever_the_umask() {
     }
 }
 
+/// The routing ID of a worker of the reference system is the time of its start.
+#[test]
+fn no_user_of_the_host_takes_the_routing_id_of_another() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: it needs a second user, which only root can be");
+        return;
+    }
+    for transport in ["ipc", "tcp"] {
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(dir.path(), open).unwrap();
+        let (database, _) = queue(dir.path(), 1);
+        let bind = match transport {
+            "ipc" => format!("ipc://{}", dir.path().join("control").display()),
+            _ => "tcp://127.0.0.1:0".to_owned(),
+        };
+        let (mut sentinel, endpoint) =
+            sentinel_at(&bind, &database, &["--allow-uid", &OTHER.to_string()]);
+        let mut own = Background::start(&mut hostile(&endpoint, "w"));
+        own.write("IDENTIFY 0 1 {'capabilities': ['*']}");
+        let job = next_of(&mut own, &["DISPATCH"])["job_id"].clone();
+        let mut other = hostile(&endpoint, "w");
+        let mut other = Background::start(other.arg(OTHER.to_string()));
+        other.write("IDENTIFY 0 1 {'capabilities': ['*']}");
+        sentinel.line_with("its routing ID is in use");
+        own.write(&format!(
+            "CONCLUDE {job} 1 {{'status': 'SUCCESS', 'metrics': {{}}, 'artifacts': [], 'error_message': None}}"
+        ));
+        let done = ended(&database, job.as_i64().unwrap());
+        assert_eq!(done["status"], "COMPLETED", "{transport}");
+        assert_eq!(done["attempts"].as_array().unwrap().len(), 1);
+    }
+}
+
 /// The mode of the folder is the operator's matter: both sides say what is in the way.
 #[test]
 fn a_folder_that_keeps_allowed_users_out_is_named() {

@@ -464,23 +464,80 @@ fn what_a_dead_old_worker_has_published_is_replaced() {
 /// It has ended the job, and is alive: the job must not wait for the end of its connection.
 #[test]
 fn a_receipt_that_cannot_be_read_fails_its_attempt_with_the_reason() {
+    for raw in [
+        r#"{"status": "SUCCESS", "metrics": {"rows": 1180591620717411303424}, "artifacts": []}"#,
+        r#"{"status": "SUCCESS""#,
+        "[]",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "one", ONE_ROW);
+        let id = submit(&database, "one", &inputs(dir.path(), 1))[0];
+        let (_sentinel, endpoint) = sentinel(&database, &["--lease", "2"]);
+        let old = ["--connect", &endpoint, "--jobs", "0", "--raw", raw];
+        let mut old = Background::start(peer("old_worker.py").args(old));
+        old.event("concluded");
+        let failed = until("the attempt fails", || {
+            let job = job(&database, id);
+            let first = job["attempts"][0].clone();
+            (!first.is_null()).then_some(first)
+        });
+        assert_eq!(failed["cause"], "worker", "{failed}");
+        let reason = failed["error"].as_str().unwrap();
+        assert!(reason.contains("receipt cannot be read"), "{reason}");
+        old.kill();
+        let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+        assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    }
+}
+
+/// Python writes halves of surrogate pairs and NaN, which JSON parsers refuse. Its connection stays, and it
+/// gets the next job.
+#[test]
+fn an_old_worker_goes_on_after_a_receipt_with_any_text() {
     let dir = tempfile::tempdir().unwrap();
     let database = database_with(dir.path(), "one", ONE_ROW);
-    let id = submit(&database, "one", &inputs(dir.path(), 1))[0];
     let (_sentinel, endpoint) = sentinel(&database, &["--lease", "2"]);
-    let old = ["--connect", &endpoint, "--jobs", "0", "--metrics"];
-    let huge = "{\"rows\": 1180591620717411303424}";
-    let mut old = Background::start(peer("old_worker.py").args(old).arg(huge));
-    old.event("concluded");
-    let failed = until("the attempt fails", || {
-        let job = job(&database, id);
-        let first = job["attempts"][0].clone();
-        (!first.is_null()).then_some(first)
-    });
-    assert_eq!(failed["cause"], "worker", "{failed}");
-    let reason = failed["error"].as_str().unwrap();
-    assert!(reason.contains("receipt cannot be read"), "{reason}");
-    old.kill();
+    let success = r#"{"status": "SUCCESS", "metrics": {"rows": 3}, "artifacts": [], "note": NaN}"#;
+    let failed = r#"{"status": "FAILED", "metrics": {}, "error_message": "bad \ud83d text"}"#;
+    for (result, raw, status, reason) in [
+        ("success", success, "COMPLETED", ""),
+        ("failed", failed, "FAILED", "bad \u{fffd} text"),
+        (
+            "err",
+            r#"{"message": "bad \udc80 text"}"#,
+            "FAILED",
+            "bad \u{fffd} text",
+        ),
+    ] {
+        let ids = submit(&database, "one", &inputs(dir.path(), 2));
+        let options = ["--connect", &endpoint, "--result", result];
+        let more = ["--raw", raw, "--jobs", "2"];
+        let mut old = Background::start(peer("old_worker.py").args(options).args(more));
+        for id in ids {
+            let done = ended(&database, id);
+            assert_eq!(done["status"], status, "{raw}: {done}");
+            let error = done["error"].as_str().unwrap_or_default();
+            assert!(error.contains(reason), "{raw}: {done}");
+        }
+        assert_eq!(old.wait(), Some(0), "{raw}: {:#?}", old.seen);
+    }
+}
+
+#[test]
+fn an_old_sentinel_learns_of_a_job_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let jobs = dir.path().join("jobs.json");
+    std::fs::write(&jobs, r#"[{"job_id": 7, "payload": {"plugin_name": 3}}]"#).unwrap();
+    let mut old = Background::start(peer("old_sentinel.py").arg(&jobs));
+    let endpoint = old.event("bound")["endpoint"].as_str().unwrap().to_owned();
     let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
-    assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    let answer = loop {
+        let message = old.event("message");
+        if message["opcode"] == "ERR" {
+            break message;
+        }
+    };
+    assert_eq!(answer["job_id"], 7);
+    let reason = answer["payload"]["message"].as_str().unwrap();
+    assert!(reason.contains("the job cannot be read"), "{reason}");
 }

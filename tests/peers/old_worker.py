@@ -33,9 +33,9 @@ def arguments():
     parser.add_argument("--no-worker-id", action="store_true", help="IDENTIFY with worker_id null")
     parser.add_argument("--capability", action="append", help='plugin name; default "*"')
     parser.add_argument("--result", choices=["success", "failed", "err"], default="success")
-    parser.add_argument("--metrics", type=json.loads, default={"rows": 3}, metavar="JSON")
     parser.add_argument("--artifacts", type=json.loads, metavar="JSON", help="default: one for each sink")
     parser.add_argument("--error-message", default="boom")
+    parser.add_argument("--raw", metavar="TEXT", help="the payload of CONCLUDE and ERR, instead of the right one")
     parser.add_argument("--delay-ms", type=int, default=0, help="how long a job takes")
     parser.add_argument("--die-on-job", type=int, metavar="N", help="exit without a word when the Nth job is due")
     parser.add_argument("--jobs", type=int, default=1, help="exit after so many jobs; 0: never")
@@ -60,7 +60,10 @@ class Worker:
 
     def send(self, opcode, job_id=0, payload=None):
         """Sends one control message."""
-        self.socket.send_multipart(wire.encode(opcode, job_id, payload))
+        frames = wire.encode(opcode, job_id, payload)
+        if self.options.raw is not None and opcode in ("CONCLUDE", "ERR"):
+            frames = wire.frames(opcode, job_id, self.options.raw.encode())
+        self.socket.send_multipart(frames)
 
     def identify(self):
         """The first message of a worker."""
@@ -110,7 +113,7 @@ class Worker:
                     {"topic": sink["topic"], "uri": f"file:///out/{job_id}_{sink['topic']}.parquet"}
                     for sink in payload["sinks"]
                 ]
-            self.conclude(job_id, "SUCCESS", options.metrics, artifacts, None)
+            self.conclude(job_id, "SUCCESS", {"rows": 3}, artifacts, None)
         elif options.result == "failed":
             self.conclude(job_id, "FAILED", {}, [], options.error_message)
         else:

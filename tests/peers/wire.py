@@ -120,6 +120,11 @@ class BadMessage(Exception):
 def encode(opcode, job_id=0, payload=None):
     """The two frames of a message; `payload` None gives the empty second frame."""
     body = b"" if payload is None else json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+    return frames(opcode, job_id, body)
+
+
+def frames(opcode, job_id, body):
+    """The two frames of a message with the bytes of its payload."""
     return [HEADER.pack(VERSION, OPCODES.index(opcode), 0, job_id, len(body)), body]
 
 

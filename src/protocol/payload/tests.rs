@@ -80,12 +80,20 @@ fn a_receipt_that_cannot_be_read_is_one_of_a_failure() {
             },
             payload: text.as_bytes(),
         };
-        match Payload::decode_or_fail(&view) {
+        match Payload::decode_repaired(&view, &mut Vec::new()) {
             Ok(Payload::Conclude(receipt)) => Some(receipt),
             Ok(other) => panic!("{other:?}"),
-            Err(_) => None,
+            Err(_) if opcode != OpCode::Conclude => None,
+            Err(error) => match Payload::failure(&view, &error) {
+                Payload::Conclude(receipt) => Some(receipt),
+                other => panic!("{other:?}"),
+            },
         }
     };
+    let text = r#"{"status": "FAILED", "attempt": 2, "error_message": "bad \ud83d text"}"#;
+    let repaired = read(OpCode::Conclude, text).unwrap();
+    assert_eq!(repaired.error_message.as_deref(), Some("bad \u{fffd} text"));
+    assert_eq!((repaired.attempt, repaired.cause), (Some(2), None));
     let good = read(OpCode::Conclude, r#"{"status": "SUCCESS"}"#).unwrap();
     assert_eq!((good.status, good.cause), (JobStatus::Success, None));
     for (text, attempt) in [
@@ -95,6 +103,10 @@ fn a_receipt_that_cannot_be_read_is_one_of_a_failure() {
             None,
         ),
         (r#"{"attempt": "3"}"#, None),
+        (r#"{"attempt": 4, "metrics": {"rows": NaN}}"#, Some(4)),
+        ("[]", None),
+        ("{", None),
+        ("", None),
     ] {
         let receipt = read(OpCode::Conclude, text).unwrap();
         assert_eq!(receipt.status, JobStatus::Failed, "{text}");
@@ -104,9 +116,7 @@ fn a_receipt_that_cannot_be_read_is_one_of_a_failure() {
         assert!(reason.contains("cannot be read"), "{reason}");
     }
     for (opcode, text) in [
-        (OpCode::Conclude, "[]"),
-        (OpCode::Conclude, "{"),
-        (OpCode::Conclude, ""),
+        (OpCode::Err, "{"),
         (OpCode::Identify, r#"{"capabilities": 7}"#),
     ] {
         assert_eq!(read(opcode, text), None, "{text}");

@@ -181,6 +181,8 @@ impl Engine {
             // This peer is reconnecting, so its user cannot be compared.
             _ => !security.proves_users(),
         };
+        #[cfg(feature = "process")]
+        let is_same_user = is_same_user && !are_other_local_users(new, peer);
         match (self.options.router_handover || has_ended) && is_same_user {
             true => Claim::Replaces { is_crossing: false },
             false => Claim::Refused,
@@ -429,4 +431,11 @@ impl Input {
             Input::Blocked | Input::Readable => Input::Readable,
         }
     }
+}
+
+/// Whether two peers are known to be of different users of this host.
+#[cfg(feature = "process")]
+fn are_other_local_users(new: &Peer, old: &Peer) -> bool {
+    let user = |peer: &Peer| peer.up().and_then(|up| up.user);
+    matches!((user(new), user(old)), (Some(new), Some(old)) if new != old)
 }

@@ -12,7 +12,8 @@ fn a_removed_folder_is_created_again() {
         let folder = runtime.environment_folder("hash", &|_| true);
         folder.map(|folder| JobPaths::new(folder, 1))
     };
-    fs::remove_dir_all(&first).unwrap();
+    // It may contain what earlier workers left, of any depth.
+    remover::remove(&first, None).unwrap();
     assert!(prepare(&mut runtime).is_err());
     runtime.ensure().unwrap();
     let own = prepare(&mut runtime).unwrap();
@@ -21,7 +22,7 @@ fn a_removed_folder_is_created_again() {
     let last = runtime.folder().to_owned();
     fs::remove_file(runtime.shim()).unwrap();
     fs::remove_file(last.join(LOCK)).unwrap();
-    fs::remove_dir_all(last.join(TRASH)).unwrap();
+    remover::remove(&last.join(TRASH), None).unwrap();
     runtime.ensure().unwrap();
     assert_eq!(runtime.folder(), last, "jobs may run in it");
     assert!(runtime.shim().exists());
