@@ -318,8 +318,8 @@ impl Options {
     }
 
     /// ROUTER: a new peer with the routing ID of an existing peer replaces it (true), or is refused
-    /// with ERROR (false, the default). If PLAIN, a list of CURVE keys or `LocalUsers` distinguishes users
-    /// apart, no user can take the routing ID of another. `ZMQ_ROUTER_HANDOVER`.
+    /// with ERROR (false, the default). If PLAIN, a list of CURVE keys or `LocalUsers` distinguishes
+    /// users, none can take the routing ID of another. `ZMQ_ROUTER_HANDOVER`.
     #[must_use]
     pub fn router_handover(mut self, on: bool) -> Self {
         self.router_handover = on;
