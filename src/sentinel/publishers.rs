@@ -140,7 +140,7 @@ impl Publishers {
 impl KeyList for Publishers {
     const SECRET_MARK: &'static str = SECRET_MARK;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let mut list = Publishers::default();
         let mut seen = std::collections::BTreeSet::new();
         for (index, line) in text.lines().enumerate() {
@@ -153,19 +153,17 @@ impl KeyList for Publishers {
             let key = public_key(key).map_err(fail)?;
             let name = name.trim();
             if !is_name(name) {
-                return Err(fail(
-                    "a key and the publisher's name are expected".to_owned(),
-                ));
+                return Err(fail("a key and the publisher's name are expected".to_owned()).into());
             }
             if !seen.insert(key.to_bytes()) {
-                return Err(fail("the key is listed there twice".to_owned()));
+                return Err(fail("the key is listed there twice".to_owned()).into());
             }
             let keys = list.keys.entry(name.to_owned()).or_default();
             keys.push(key);
             // A signature is verified with each of them.
             if keys.len() > limits::PUBLISHER_KEYS_MAX {
                 let most = limits::PUBLISHER_KEYS_MAX;
-                return Err(fail(format!("{name} has more than {most} keys")));
+                return Err(fail(format!("{name} has more than {most} keys")).into());
             }
         }
         Ok(list)

@@ -5,13 +5,13 @@
 //! lines that begin with `# ` are comments.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use zeroize::Zeroizing;
 
 use super::curve::{AuthorizedKeys, KeyError, PublicKey, SecretKey};
 use super::secured::{KeyList, KeyListFile};
-use super::secured::{fail, key_lines, read, refuse_existing, refuse_secret, write};
+use super::secured::{fail, fail_by, key_lines, read, refuse_existing, refuse_secret, write};
 use crate::limits;
 
 pub use super::secured::{KeyFileError, public_path};
@@ -21,13 +21,13 @@ pub use super::secured::{KeyFileError, public_path};
 pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
     // The path is not shown in the error, because it may be the secret key itself.
     if path.to_str().is_some_and(is_key) && path.symlink_metadata().is_err() {
-        return Err(KeyFileError {
-            path: PathBuf::from("(a key)"),
-            what: "the file of the secret key is wanted, not the key; others can see what \
+        return Err(fail(Path::new("(a key)"))(
+            "the file of the secret key is wanted, not the key; others can see what \
                    stands on a command line, so make a new one"
                 .to_owned(),
-        });
+        ));
     }
+    let not_a_key = fail_by::<KeyError>(path, "");
     let fail = fail(path);
     if path.extension().is_some_and(|extension| extension == "pub") {
         let secret = path.with_extension("");
@@ -39,9 +39,7 @@ pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
     let (text, _) = read(path, 0o077, limits::KEY_FILE_SIZE_MAX)?;
     let mut lines = key_lines(&text);
     match (lines.next(), lines.next()) {
-        (Some(key), None) => key
-            .parse()
-            .map_err(|error: KeyError| fail(error.to_string())),
+        (Some(key), None) => key.parse().map_err(not_a_key),
         (None, _) => Err(fail("no key in it".to_owned())),
         // Probably a public file or a list.
         _ => Err(fail("more than one key in it".to_owned())),
@@ -57,7 +55,7 @@ pub fn read_public_key(text: impl AsRef<OsStr>) -> Result<PublicKey, KeyFileErro
         let text = text.as_ref().to_string_lossy();
         return text
             .parse()
-            .map_err(|wrong: KeyError| fail(format!("neither a file nor a key: {wrong}")));
+            .map_err(fail_by::<KeyError>(path, "neither a file nor a key: "));
     }
     let (text, _) = read(path, 0o022, limits::KEY_FILE_SIZE_MAX)?;
     refuse_secret(path, &text, SECRET_MARK)?;
@@ -65,8 +63,7 @@ pub fn read_public_key(text: impl AsRef<OsStr>) -> Result<PublicKey, KeyFileErro
         return Err(fail("no key in it".to_owned()));
     };
     let key = line.split_whitespace().next().unwrap_or("");
-    key.parse()
-        .map_err(|error: KeyError| fail(error.to_string()))
+    key.parse().map_err(fail_by::<KeyError>(path, ""))
 }
 
 fn is_key(text: &str) -> bool {
@@ -88,7 +85,7 @@ pub fn write_key_pair(
     if !replace {
         refuse_existing(path, &public)?;
     }
-    let line = public_line(secret, name).map_err(|error| fail(&public)(error.to_string()))?;
+    let line = public_line(secret, name).map_err(fail_by(&public, ""))?;
     let mut text = Zeroizing::new(String::with_capacity(256));
     text.push_str(SECRET_MARK);
     text.push_str(": a reader can pose as its owner.\n");
@@ -111,10 +108,9 @@ pub fn public_line(secret: &SecretKey, name: &str) -> Result<String, KeyError> {
         AuthorizedKeys::parse(&line).is_ok_and(|list| list.name(&key) == Some(&read_as));
     match is_name_alone {
         true => Ok(line),
-        false => Err(KeyError::new(format!(
-            "{name:?} cannot be the name of a key: a list of authorized keys would read it \
-             otherwise (slots= and plugins= are limits there); give another --name"
-        ))),
+        false => Err(KeyError::Name {
+            name: name.to_owned(),
+        }),
     }
 }
 
@@ -124,8 +120,8 @@ pub type AuthorizedKeysFile = KeyListFile<AuthorizedKeys>;
 impl KeyList for AuthorizedKeys {
     const SECRET_MARK: &'static str = SECRET_MARK;
 
-    fn parse(text: &str) -> Result<Self, String> {
-        AuthorizedKeys::parse(text).map_err(|error| error.to_string())
+    fn parse(text: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(AuthorizedKeys::parse(text)?)
     }
 
     fn has_all_of(&self, other: &Self) -> bool {
@@ -144,6 +140,33 @@ mod tests {
 
     fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn errors_have_their_reasons_as_sources() {
+        use std::error::Error;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let error = read_secret_key(&path).unwrap_err();
+        let source = error.source().unwrap().downcast_ref::<std::io::Error>();
+        assert_eq!(source.unwrap().kind(), std::io::ErrorKind::NotFound);
+        assert_eq!(error.path(), path);
+        fs::write(&path, "# a list\nshort\n").unwrap();
+        let error = AuthorizedKeysFile::open(&path).unwrap_err();
+        let source = error.source().unwrap().downcast_ref();
+        let length = KeyError::Length { characters: 5 };
+        assert_eq!(
+            source,
+            Some(&KeyError::Line {
+                number: 2,
+                error: Box::new(length.clone())
+            })
+        );
+        let source = source.unwrap().source().unwrap();
+        assert_eq!(source.downcast_ref(), Some(&length));
+        set_mode(&path, 0o666);
+        let error = AuthorizedKeysFile::open(&path).unwrap_err();
+        assert!(error.source().is_none(), "{error}");
     }
 
     #[test]

@@ -16,12 +16,30 @@ use zeroize::Zeroizing;
 
 use crate::limits;
 
-/// Why a key file was refused: one line with the file, the problem and the remedy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a key file was refused: one line with the file, the problem and the remedy. Its source is an error of
+/// the operating system or a [`KeyError`](super::curve::KeyError), if one is the reason.
+#[derive(Clone, Debug)]
 pub struct KeyFileError {
-    pub(super) path: PathBuf,
-    pub(super) what: String,
+    path: PathBuf,
+    what: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
+
+impl KeyFileError {
+    /// The file; a text in parentheses where the path may contain a secret.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Errors are equal if their texts are.
+impl PartialEq for KeyFileError {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.path, &self.what) == (&other.path, &other.what)
+    }
+}
+
+impl Eq for KeyFileError {}
 
 impl fmt::Display for KeyFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,13 +47,35 @@ impl fmt::Display for KeyFileError {
     }
 }
 
-impl std::error::Error for KeyFileError {}
+impl std::error::Error for KeyFileError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.source.as_deref()?;
+        Some(source)
+    }
+}
 
 pub(crate) fn fail(path: &Path) -> impl Fn(String) -> KeyFileError {
     let path = path.to_path_buf();
     move |what| KeyFileError {
         path: path.clone(),
         what,
+        source: None,
+    }
+}
+
+/// Like [`fail`], because of another error. `doing` precedes its text.
+pub(crate) fn fail_by<E>(path: &Path, doing: &'static str) -> impl Fn(E) -> KeyFileError
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let path = path.to_path_buf();
+    move |error| {
+        let source = error.into();
+        KeyFileError {
+            path: path.clone(),
+            what: format!("{doing}{source}"),
+            source: Some(source.into()),
+        }
     }
 }
 
@@ -54,7 +94,6 @@ pub(crate) fn write(
     mode: u32,
     replace: bool,
 ) -> Result<(), KeyFileError> {
-    let fail = fail(path);
     let mut staged = path.as_os_str().to_owned();
     staged.push(format!(".{}.tmp", std::process::id()));
     let staged = PathBuf::from(staged);
@@ -80,7 +119,7 @@ pub(crate) fn write(
         {
             log::warn!("{}: cannot be removed: {error}", staged.display());
         }
-        fail(format!("cannot be written: {error}"))
+        fail_by(path, "cannot be written: ")(error)
     })
 }
 
@@ -99,10 +138,10 @@ pub(crate) fn read(
     size_max: u64,
 ) -> Result<(Zeroizing<String>, fs::Metadata), KeyFileError> {
     let fail = fail(path);
-    let unreadable = |error: io::Error| fail(format!("cannot be read: {error}"));
+    let unreadable = fail_by::<io::Error>(path, "cannot be read: ");
     let us = rustix::process::geteuid().as_raw();
     let is_strangers = |owner: u32| owner != us && owner != 0;
-    let link = path.symlink_metadata().map_err(unreadable)?;
+    let link = path.symlink_metadata().map_err(&unreadable)?;
     if link.is_symlink() && is_strangers(link.uid()) {
         return Err(fail(format!(
             "is a link of user {}, who can let it lead elsewhere; name the file itself",
@@ -114,8 +153,8 @@ pub(crate) fn read(
         .read(true)
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
-        .map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
+        .map_err(&unreadable)?;
+    let metadata = file.metadata().map_err(&unreadable)?;
     if !metadata.is_file() {
         return Err(fail("is not a file".to_owned()));
     }
@@ -145,7 +184,7 @@ pub(crate) fn read(
     (&mut file)
         .take(metadata.len())
         .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+        .map_err(&unreadable)?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => Ok((Zeroizing::new(text.to_owned()), metadata)),
         Err(_) => Err(fail("is not text".to_owned())),
@@ -214,7 +253,7 @@ pub trait KeyList: PartialEq + Sized {
     const SECRET_MARK: &'static str;
 
     /// Parses a list. The error is one line with the number of the wrong line.
-    fn parse(text: &str) -> Result<Self, String>;
+    fn parse(text: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>>;
 
     /// Whether this list contains every key of the other list.
     fn has_all_of(&self, other: &Self) -> bool;
@@ -300,7 +339,7 @@ impl<L: KeyList> KeyListFile<L> {
     fn load(path: &Path) -> Result<(L, Option<Stamp>), KeyFileError> {
         let (text, metadata) = read(path, 0o022, limits::AUTHORIZED_KEYS_SIZE_MAX)?;
         refuse_secret(path, &text, L::SECRET_MARK)?;
-        let keys = L::parse(&text).map_err(fail(path))?;
+        let keys = L::parse(&text).map_err(fail_by(path, ""))?;
         let stamp = Stamp::of(&metadata);
         let stable = !stamp.is_fresh(SystemTime::now());
         Ok((keys, stable.then_some(stamp)))

@@ -176,7 +176,7 @@ fn lists_have_a_key_and_a_name_a_line_and_no_unusable_keys() {
         (&many.join("\n"), "more than 16 keys"),
     ] {
         let error = Publishers::parse(text).unwrap_err();
-        assert!(error.contains(want), "{text}: {error}");
+        assert!(error.to_string().contains(want), "{text}: {error}");
     }
 }
 

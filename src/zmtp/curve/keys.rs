@@ -15,25 +15,93 @@ use crate::zmtp::Error;
 /// Length of a key as Z85 text, in characters.
 const TEXT_SIZE: usize = 40;
 
-/// Why a text is not a valid key or list of keys.
+/// Why a text is not a valid key or list of keys. No error contains a character of a key, because the
+/// key may be secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyError {
-    what: String,
-}
-
-impl KeyError {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        KeyError { what: what.into() }
-    }
+#[non_exhaustive]
+pub enum KeyError {
+    /// A key has 40 characters, this text another number.
+    Length {
+        /// The number of characters.
+        characters: usize,
+    },
+    /// A character is not one of Z85 (RFC 32).
+    Character {
+        /// Its position, from 1.
+        position: usize,
+    },
+    /// The text is no Z85.
+    NotZ85,
+    /// A public key of low order, with which anyone could compute the shared secrets.
+    LowOrder,
+    /// `slots=` without a whole number.
+    Slots,
+    /// `plugins=` without names.
+    Plugins,
+    /// `slots=` or `plugins=` twice in a line.
+    LimitTwice,
+    /// A word like a limit that is none.
+    NotALimit {
+        /// The word.
+        word: String,
+    },
+    /// A list contains a key twice.
+    KeyTwice,
+    /// A name that a list of keys would read otherwise.
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A line of a list is wrong.
+    Line {
+        /// The number of the line, from 1.
+        number: usize,
+        /// What is wrong.
+        error: Box<KeyError>,
+    },
 }
 
 impl fmt::Display for KeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)
+        match self {
+            KeyError::Length { characters } => write!(
+                f,
+                "a key is {TEXT_SIZE} characters of Z85, this is {characters}"
+            ),
+            KeyError::Character { position } => {
+                write!(f, "character {position} is not one of Z85")
+            }
+            KeyError::NotZ85 => f.write_str("not the Z85 text of a key"),
+            KeyError::LowOrder => f.write_str("no usable key: its order is low"),
+            KeyError::Slots => f.write_str("slots= needs a whole number of jobs, such as slots=4"),
+            KeyError::Plugins => {
+                f.write_str("plugins= needs names with commas between them, such as plugins=a,b")
+            }
+            KeyError::LimitTwice => f.write_str("slots= or plugins= stands there twice"),
+            KeyError::NotALimit { word } => write!(
+                f,
+                "{word} is no limit: slots=N and plugins=A,B are the last words of the line, in \
+                 lower case and without spaces in them"
+            ),
+            KeyError::KeyTwice => f.write_str("the key stands there twice"),
+            KeyError::Name { name } => write!(
+                f,
+                "{name:?} cannot be the name of a key: a list of authorized keys would read it \
+                 otherwise (slots= and plugins= are limits there); give another --name"
+            ),
+            KeyError::Line { number, error } => write!(f, "line {number}: {error}"),
+        }
     }
 }
 
-impl std::error::Error for KeyError {}
+impl std::error::Error for KeyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            KeyError::Line { error, .. } => Some(&**error),
+            _ => None,
+        }
+    }
+}
 
 /// A Curve25519 public key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,7 +143,7 @@ impl FromStr for PublicKey {
     fn from_str(text: &str) -> Result<Self, KeyError> {
         let key = PublicKey(*decode(text)?);
         if key.is_low_order() {
-            return Err(KeyError::new("no usable key: its order is low"));
+            return Err(KeyError::LowOrder);
         }
         Ok(key)
     }
@@ -152,24 +220,18 @@ impl FromStr for SecretKey {
 
 fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_SIZE]>, KeyError> {
     if text.len() != TEXT_SIZE {
-        return Err(KeyError::new(format!(
-            "a key is {TEXT_SIZE} characters of Z85, this is {}",
-            text.chars().count()
-        )));
+        let characters = text.chars().count();
+        return Err(KeyError::Length { characters });
     }
     // The text may be a secret, so the error has the position of the wrong character, but not the
     // character.
-    let bytes = Zeroizing::new(z85::decode(text).map_err(|error| {
-        KeyError::new(match error {
-            z85::DecodeError::InvalidByte(at, _) => {
-                format!("character {} is not one of Z85", at + 1)
-            }
-            _ => "not the Z85 text of a key".to_owned(),
-        })
+    let bytes = Zeroizing::new(z85::decode(text).map_err(|error| match error {
+        z85::DecodeError::InvalidByte(at, _) => KeyError::Character { position: at + 1 },
+        _ => KeyError::NotZ85,
     })?);
     let mut key = Zeroizing::new([0; KEY_SIZE]);
     if bytes.len() != KEY_SIZE {
-        return Err(KeyError::new("not the Z85 text of a key"));
+        return Err(KeyError::NotZ85);
     }
     key.copy_from_slice(&bytes);
     Ok(key)
@@ -192,24 +254,20 @@ impl KeyLimits {
             let (before, word) = text.rsplit_once(char::is_whitespace).unwrap_or(("", text));
             let is_twice = match word.split_once('=') {
                 Some(("slots", count)) => {
-                    let count = count.parse().map_err(|_| {
-                        KeyError::new("slots= needs a whole number of jobs, such as slots=4")
-                    })?;
+                    let count = count.parse().map_err(|_| KeyError::Slots)?;
                     limits.slots.replace(count).is_some()
                 }
                 Some(("plugins", names)) => {
                     let names: Vec<String> = names.split(',').map(str::to_owned).collect();
                     if names.iter().any(String::is_empty) {
-                        return Err(KeyError::new(
-                            "plugins= needs names with commas between them, such as plugins=a,b",
-                        ));
+                        return Err(KeyError::Plugins);
                     }
                     limits.plugins.replace(names).is_some()
                 }
                 _ => break,
             };
             if is_twice {
-                return Err(KeyError::new("slots= or plugins= stands there twice"));
+                return Err(KeyError::LimitTwice);
             }
             text = before.trim_end();
         }
@@ -221,10 +279,9 @@ impl KeyLimits {
             word.contains('=') && ["", "slot", "plugin"].contains(&name.trim_end_matches('s'))
         };
         match text.split_whitespace().find(|word| is_limit(word)) {
-            Some(word) => Err(KeyError::new(format!(
-                "{word} is no limit: slots=N and plugins=A,B are the last words of the line, in \
-                 lower case and without spaces in them"
-            ))),
+            Some(word) => Err(KeyError::NotALimit {
+                word: word.to_owned(),
+            }),
             None => Ok((limits, text)),
         }
     }
@@ -256,22 +313,23 @@ impl AuthorizedKeys {
             if line.is_empty() || line == "#" || line.starts_with("# ") {
                 continue;
             }
-            let fail = |what: String| KeyError::new(format!("line {}: {what}", index + 1));
+            let fail = |error| KeyError::Line {
+                number: index + 1,
+                error: Box::new(error),
+            };
             let (key, name) = match line.split_once(char::is_whitespace) {
                 Some((key, name)) => (key, name.trim()),
                 None => (line, ""),
             };
-            let key: PublicKey = key
-                .parse()
-                .map_err(|error: KeyError| fail(error.to_string()))?;
-            let (limits, name) = KeyLimits::parse(name).map_err(|error| fail(error.to_string()))?;
+            let key: PublicKey = key.parse().map_err(fail)?;
+            let (limits, name) = KeyLimits::parse(name).map_err(fail)?;
             let shown = name.chars().filter(|c| !c.is_control()).take(255);
             let mut name: String = shown.collect();
             if name.is_empty() {
                 name = key.to_string();
             }
             if keys.insert(key, Entry { name, limits }).is_some() {
-                return Err(fail("the key stands there twice".to_owned()));
+                return Err(fail(KeyError::KeyTwice));
             }
         }
         Ok(AuthorizedKeys { keys })
