@@ -27,6 +27,17 @@ pub(super) struct Fingerprint {
     pub(super) hash: String,
 }
 
+/// What is at the path of a file.
+pub(super) enum Found {
+    /// A file of the known size and time, or no regular file. A plugin or another program may have moved or
+    /// replaced the file.
+    NothingNew,
+    /// Content.
+    Content(Fingerprint),
+    /// A file whose content cannot be read. It does not have the known size and time.
+    Unreadable(io::Error),
+}
+
 /// Reads files one after another.
 pub(super) struct Reader<'a> {
     /// Set when the user interrupts the program.
@@ -43,7 +54,7 @@ struct Request {
 
 struct Thread {
     requests: Sender<Request>,
-    answers: Receiver<io::Result<Option<Fingerprint>>>,
+    answers: Receiver<Found>,
     /// Number of reading steps that have completed.
     steps: Arc<AtomicU64>,
     /// The answer is no longer needed.
@@ -65,16 +76,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a file's content. None if its size and time are equal to `known`. Fails if the file cannot be
-    /// read, or if its storage has not responded for [`limits::INPUT_TIMEOUT`]. `note` is called to report
-    /// such a wait.
+    /// Reads a file's content, unless its size and time are equal to `known`. Fails if its storage has not
+    /// responded for [`limits::INPUT_TIMEOUT`]. `note` is called to report such a wait.
     pub(super) fn read(
         &mut self,
         path: &Path,
         known: Option<(u64, f64)>,
         note: &dyn Fn(&str),
-    ) -> Result<Option<Fingerprint>, Failure> {
-        let fail = |error: io::Error| failed(format!("input {}: {error}", path.display()));
+    ) -> Result<Found, Failure> {
+        let fail = |error| cannot_read(path, &error);
         if self.silent >= limits::INPUTS_SILENT_MAX {
             let reason = "the storage of too many inputs does not respond";
             return Err(fail(io::Error::other(reason)));
@@ -94,12 +104,12 @@ impl<'a> Reader<'a> {
         let mut is_reported = false;
         loop {
             match thread.answers.recv_timeout(Duration::from_millis(100)) {
-                Ok(read) => {
+                Ok(found) => {
                     self.thread = Some(thread);
-                    return read.map_err(fail);
+                    return Ok(found);
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(fail(io::Error::other("it could not be read")));
+                    return Err(fail(io::Error::other(NOT_READ)));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -128,15 +138,24 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a file's content.
+    /// Reads a file's content. Fails if that is not possible.
     pub(super) fn fingerprint(
         &mut self,
         path: &Path,
         note: &dyn Fn(&str),
     ) -> Result<Fingerprint, Failure> {
-        let read = self.read(path, None, note)?;
-        read.ok_or_else(|| failed(format!("input {}: it could not be read", path.display())))
+        match self.read(path, None, note)? {
+            Found::Content(print) => Ok(print),
+            Found::Unreadable(error) => Err(cannot_read(path, &error)),
+            Found::NothingNew => Err(cannot_read(path, &io::Error::other(NOT_READ))),
+        }
     }
+}
+
+const NOT_READ: &str = "it could not be read";
+
+fn cannot_read(path: &Path, error: &io::Error) -> Failure {
+    failed(format!("input {}: {error}", path.display()))
 }
 
 impl Thread {
@@ -151,7 +170,7 @@ impl Thread {
                 log::warn!("descriptors of the thread that reads inputs: {error}");
             }
             for request in wanted {
-                if answer.send(read(&request, &done, &stop)).is_err() {
+                if answer.send(find(&request, &done, &stop)).is_err() {
                     return;
                 }
             }
@@ -165,32 +184,36 @@ impl Thread {
     }
 }
 
-fn read(
-    request: &Request,
-    steps: &AtomicU64,
-    is_unwanted: &AtomicBool,
-) -> io::Result<Option<Fingerprint>> {
+fn find(request: &Request, steps: &AtomicU64, is_unwanted: &AtomicBool) -> Found {
     if let Some((size, mtime)) = request.known {
-        // A plugin may have moved the file.
-        let Ok(found) = fs::metadata(&request.path) else {
-            return Ok(None);
-        };
-        if found.len() == size && mtime_s(&found) == mtime {
-            return Ok(None);
+        match fs::metadata(&request.path) {
+            Ok(found) if !found.is_file() => return Found::NothingNew,
+            Ok(found) if found.len() == size && mtime_s(&found) == mtime => {
+                return Found::NothingNew;
+            }
+            Ok(_) => {}
+            Err(_) => return Found::NothingNew,
         }
     }
-    let mut file = input_file::open(&request.path)?;
+    match read(&request.path, steps, is_unwanted) {
+        Ok(print) => Found::Content(print),
+        Err(error) => Found::Unreadable(error),
+    }
+}
+
+fn read(path: &Path, steps: &AtomicU64, is_unwanted: &AtomicBool) -> io::Result<Fingerprint> {
+    let mut file = input_file::open(path)?;
     let metadata = file.metadata()?;
     let hashed = input_file::hash(&mut file, || {
         steps.fetch_add(1, Ordering::Relaxed);
         !is_unwanted.load(Ordering::Relaxed)
     })?;
     let (size_bytes, hash) = hashed.ok_or_else(|| io::Error::other(input_file::CHANGED))?;
-    Ok(Some(Fingerprint {
+    Ok(Fingerprint {
         size_bytes,
         mtime_s: mtime_s(&metadata),
         hash,
-    }))
+    })
 }
 
 /// A file's modification time in seconds.

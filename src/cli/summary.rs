@@ -35,8 +35,8 @@ pub(super) struct Item {
     pub(super) removed: Vec<String>,
     /// Earlier outputs that are kept although the file fails or has not been run yet.
     pub(super) kept: Vec<String>,
-    /// The kept outputs are of other content than the file has now, of other code or parameters than those
-    /// of the run, or of the file's earlier name.
+    /// The outputs of this run are of other content than the file has now, or the kept ones are, or these are
+    /// of other code or parameters than those of the run, or of the file's earlier name.
     pub(super) is_stale: bool,
     /// The file's path when its job ran before.
     pub(super) renamed_from: Option<PathBuf>,
@@ -410,7 +410,7 @@ impl Summary {
             let (count, names) = (files(stale.len()), names(&stale));
             out.push_str(&format!(
                 "Stale: the output of {count} is of other content, code or parameters, or of an \
-                 earlier name, until the file succeeds: {names}\n"
+                 earlier name, until a run over the file succeeds: {names}\n"
             ));
         }
         let renamed = items.iter().filter_map(|item| {
@@ -565,6 +565,9 @@ fn item_json(item: &Item) -> serde_json::Value {
     }
     if let Some(value) = value.as_object_mut().filter(|_| !item.kept.is_empty()) {
         value.insert("kept".to_owned(), item.kept.clone().into());
+    }
+    let shows_stale = item.is_stale || !item.kept.is_empty();
+    if let Some(value) = value.as_object_mut().filter(|_| shows_stale) {
         value.insert("stale".to_owned(), item.is_stale.into());
     }
     if let (Some(value), Some(before)) = (value.as_object_mut(), &item.renamed_from) {

@@ -216,7 +216,7 @@ class Reach:
             for handle in items_of(getattr(value, "_ready", ())):
                 self.add_all((handle._callback, *(handle._args or ())))
         else:
-            module = sys.modules.get((value if kind is type else kind).__module__)
+            module = sys.modules.get(module_of(value if kind is type else kind))
             if module is None or self.follows(vars(module)):
                 self.add_all(member(value, name) for name in IMPLICIT)
 

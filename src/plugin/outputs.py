@@ -135,8 +135,21 @@ def not_accepted(value, error=None):
 
 def kind_of(value):
     kind = type(value)
-    name = kind.__name__
-    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+    return in_module(module_of(kind), kind.__name__)
+
+
+def module_of(kind):
+    """The name of a class's module, read without the class's metaclass. Empty where the class has none, as in
+    code that is run without `__name__`."""
+    try:
+        module = type.__dict__["__module__"].__get__(kind)
+    except AttributeError:
+        return ""
+    return module if isinstance(module, str) else ""
+
+
+def in_module(module, name):
+    return name if module in ("", "builtins") else f"{module}.{name}"
 
 
 def batches(value, pa):
@@ -506,7 +519,7 @@ def native(values):
 
 def is_swapped(dtype):
     """True for a numpy type whose byte order is not that of this machine."""
-    return type(dtype).__module__.split(".")[0] == "numpy" and not dtype.isnative
+    return module_of(type(dtype)).split(".")[0] == "numpy" and not dtype.isnative
 
 
 def without_values(frame, indexes):
@@ -670,7 +683,7 @@ def of_field(name, array, pa):
 def of_ndarray(array, pa):
     """Converts a numpy array to an Arrow array. Further dimensions become lists of a fixed size."""
     if array.ndim > 1:
-        if type(array).__module__ == "numpy.ma":
+        if module_of(type(array)) == "numpy.ma":
             raise TypeError("a masked array must have one dimension")
         inner = 1
         for length in array.shape[1:]:

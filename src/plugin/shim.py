@@ -519,15 +519,15 @@ def text_of(value, convert=str, limit=LINE_MAX):
 
 
 def type_name(value, part="__name__"):
-    """The name or module of a value's class, read without the class's metaclass."""
+    """The name of a value's class, read without the class's metaclass."""
     return type.__dict__[part].__get__(type(value))
 
 
 def headline(error, limit=LINE_MAX):
     """`Type: message`. A message of several lines keeps its further lines."""
-    module = text_of(type_name(error, "__module__"))
+    module = text_of(module_of(type(error)))
     name = text_of(type_name(error, "__qualname__"))
-    if module not in ("builtins", "__main__", PLUGIN_MODULE, SHIM_MODULE, ROOT["module"]):
+    if module not in ("", "builtins", "__main__", PLUGIN_MODULE, SHIM_MODULE, ROOT["module"]):
         name = f"{module}.{name}"
     if issubclass(type(error), SystemExit):
         message = f"the plugin called sys.exit({text_of(error.code, repr)})"

@@ -230,8 +230,8 @@ class Exact:
     def refuse_classes(self, kinds, path):
         kind = min(kinds, key=lambda kind: kind.__name__)
         advice = next(advice for module, name, advice in ADVICE_OF_CLASSES if is_kind(kind, module, name))
-        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-        self.refuse(path, f"values of the class {module}{kind.__qualname__}", advice)
+        name = in_module(module_of(kind), kind.__qualname__)
+        self.refuse(path, f"values of the class {name}", advice)
 
     def check_families(self, values, families, path):
         """The families without that of NaN and NaT where these are missing values. Refuses several

@@ -50,6 +50,7 @@ mod run_drift;
 mod run_ends;
 mod run_jobs;
 mod run_missing;
+mod run_replaced;
 mod run_sinks;
 mod run_waits;
 mod scratch;

@@ -1213,6 +1213,32 @@ const REFUSED: &[Case] = &[
         "class Own:\n    def __arrow_c_array__(self, schema=None): return pa.array([{'a': 2}, None]).__arrow_c_array__(schema)\nreturn Own()",
         Fails("Own is not accepted (a row of its structs is null): a plugin's output must be"),
     ),
+    // Classes of code that is run without `__name__` have no `__module__`.
+    (
+        "array_of_a_class_without_module",
+        "space = {'get': lambda self, schema=None: pa.array([{'a': 2}, None]).__arrow_c_array__(schema)}\nexec(\"Own = type('Own', (), {'__arrow_c_array__': get})\", space)\nreturn space['Own']()",
+        Fails("Own is not accepted (a row of its structs is null): a plugin's output must be"),
+    ),
+    (
+        "stream_of_a_class_without_module",
+        "space = {'get': lambda self, schema=None: pa.chunked_array([pa.array([1])]).__arrow_c_stream__(schema)}\nexec(\"Own = type('Own', (), {'__arrow_c_stream__': get})\", space)\nreturn space['Own']()",
+        Fails("Own is not accepted ("),
+    ),
+    (
+        "object_of_a_class_without_module",
+        "space = {}\nexec(\"Own = type('Own', (), {})\", space)\nreturn space['Own']()",
+        Fails("Own is not accepted: a plugin's output must be"),
+    ),
+    (
+        "values_of_a_class_without_module",
+        "space = {}\nexec(\"Own = type('Own', (complex,), {})\", space)\nreturn {'a': [space['Own'](1)]}",
+        Fails("values of the class Own"),
+    ),
+    (
+        "exception_of_a_class_without_module",
+        "space = {}\nexec(\"Own = type('Own', (Exception,), {})\", space)\nraise space['Own']('what')",
+        Fails("Own: what"),
+    ),
     (
         "array",
         "return np.array([1])",

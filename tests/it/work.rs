@@ -103,6 +103,11 @@ const AWAITED: &[Case] = &[
         Rows(r#"[{"a": 1}]"#),
     ),
     (
+        "daemon_with_an_object_of_a_class_without_module",
+        "space = {'call': lambda own: own.send('t', {'a': [1]})}\nexec(\"Own = type('Own', (), {'__call__': call})\", space)\nown = space['Own']()\nown.send = self.ctx.publish\ndef late():\n    time.sleep(.5)\n    own()\nthreading.Thread(target=late, daemon=True).start()",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
         "timer",
         "timer = threading.Timer(1, self.ctx.publish, ('t', {'a': [1]}))\ntimer.daemon = True\ntimer.start()",
         Rows(r#"[{"a": 1}]"#),

@@ -151,7 +151,8 @@ pub(super) fn remove_stale(
         }
         item.is_cleared = true;
         let removes_others = match &item.outcome {
-            Outcome::Done { .. } | Outcome::Skipped { .. } => true,
+            // Other outputs may be of the content that the file has now.
+            Outcome::Done { .. } | Outcome::Skipped { .. } => !item.is_stale,
             Outcome::Failed { is_final, .. } => removes_failed && *is_final && is_as_it_ran(item),
             Outcome::Waiting => false,
         };
@@ -191,7 +192,6 @@ pub(super) fn note_kept(
     for item in items {
         let is_done = matches!(item.outcome, Outcome::Done { .. } | Outcome::Skipped { .. });
         let Some(job_id) = item.job_id.filter(|_| !is_done) else {
-            item.is_stale = false;
             continue;
         };
         let old = item.old_outputs.iter();
@@ -227,8 +227,9 @@ pub(super) fn report_left(left: &[sink::Error], file: &Path, progress: &Progress
 fn is_as_it_ran(item: &Item) -> bool {
     item.source.as_ref().is_some_and(|source| {
         let print = &source.print;
-        fs::metadata(&item.path)
-            .is_ok_and(|found| found.len() == print.size_bytes && mtime_s(&found) == print.mtime_s)
+        fs::metadata(&item.path).is_ok_and(|found| {
+            found.is_file() && found.len() == print.size_bytes && mtime_s(&found) == print.mtime_s
+        })
     })
 }
 

@@ -6,13 +6,13 @@ use std::path::Path;
 use super::layout::arrange;
 use super::missing::Lost;
 use super::queue::{End, GO_ON, Queue, Stop};
-use crate::cli::content::{Fingerprint, Reader};
+use crate::cli::content::{self, Fingerprint, Reader};
 use crate::cli::input::{Found, LeftOut};
 use crate::cli::plugin::register;
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, MissingInput, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
-use crate::job::{Parameters, Sink, mtime_s};
+use crate::job::{Parameters, Sink, mtime_s, text};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::sentinel::clock::{moment, unix_ms};
@@ -216,6 +216,7 @@ fn plan<'i>(
         item.others.clear();
         item.renamed_from = None;
         item.is_cleared = false;
+        item.is_stale = false;
         let version = register(transaction, input, print, now_ms)?;
         // Other programs may have queued further jobs for the file. These have output of their own.
         let mut jobs = transaction
@@ -382,6 +383,9 @@ fn is_over_content(item: &Item) -> bool {
 }
 
 /// Queues a job again if its file has changed since the job was queued. Returns false if it was not queued.
+///
+/// Whether the job has succeeded is decided by its row alone: a file that was moved, or replaced by something
+/// else, after it was read is done. If a file that is done has other content now, its output is stale.
 pub(super) fn queue_again(
     queue: &mut Queue<'_>,
     reader: &mut Reader<'_>,
@@ -396,10 +400,15 @@ pub(super) fn queue_again(
     let note = |text: &str| progress.note(text);
     let known = Some((source.print.size_bytes, source.print.mtime_s));
     let print = match reader.read(&item.path, known, &note) {
-        Ok(Some(print)) => print,
-        Ok(None) => return Ok(false),
-        Err(Failure::Failed(reason)) => {
-            item.outcome = unusable_outcome(reason);
+        Ok(content::Found::Content(print)) => print,
+        Ok(content::Found::NothingNew) => return Ok(false),
+        Ok(content::Found::Unreadable(_)) => {
+            note_change(item);
+            return Ok(false);
+        }
+        // What the file is now is not known.
+        Err(Failure::Failed(_)) => {
+            note_doubt(item);
             return Ok(false);
         }
         // Its job is left unchanged.
@@ -411,30 +420,47 @@ pub(super) fn queue_again(
         return Ok(false);
     }
     if source.requeued == REQUEUES_MAX {
-        let path = item.path.display();
-        let reason = format!("input {path}: it changed each time while its job waited or ran");
-        item.outcome = unusable_outcome(reason);
+        if let Outcome::Failed { reason, .. } = &mut item.outcome {
+            *reason = text::with_first_line(reason, "it changed each time");
+        }
+        note_change(item);
         return Ok(false);
     }
-    source.requeued += 1;
-    let hash = std::mem::replace(&mut source.print, print).hash;
     let (is_queued, version_id) = queue.step(progress, |store| {
         let mut transaction = store.begin()?;
-        let version = register(&mut transaction, &source.input, &source.print, unix_ms())?;
+        let version = register(&mut transaction, &source.input, &print, unix_ms())?;
         let is_queued = transaction.requeue(job_id, version.version_id)?;
         transaction.commit()?;
         Ok((is_queued, version.version_id))
     })?;
-    source.version_id = version_id;
-    if is_queued {
-        if let Outcome::Done { outputs, .. } = &item.outcome {
-            item.old_outputs.extend(outputs.iter().cloned());
-            item.old_hash = Some(hash);
-            item.old_is_made_otherwise = false;
-        }
-        item.outcome = Outcome::Waiting;
+    if !is_queued {
+        // Another program has changed the row.
+        note_change(item);
+        return Ok(false);
     }
-    Ok(is_queued)
+    source.requeued += 1;
+    source.version_id = version_id;
+    let hash = std::mem::replace(&mut source.print, print).hash;
+    if let Outcome::Done { outputs, .. } = &item.outcome {
+        item.old_outputs.extend(outputs.iter().cloned());
+        item.old_hash = Some(hash);
+        item.old_is_made_otherwise = false;
+    }
+    item.outcome = Outcome::Waiting;
+    Ok(true)
+}
+
+/// Records that a file is not the one that its job has read, and that the job does not run again.
+fn note_change(item: &mut Item) {
+    item.is_stale = matches!(item.outcome, Outcome::Done { .. });
+    note_doubt(item);
+}
+
+/// Records that a file may not be the one that its job has read. Then a failure is not final.
+fn note_doubt(item: &mut Item) {
+    if let Outcome::Failed { is_final, .. } = &mut item.outcome {
+        *is_final = false;
+    }
 }
 
 /// Releases all RUNNING jobs after the run.
