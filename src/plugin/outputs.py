@@ -954,9 +954,12 @@ class Frames:
 
     def own_values(self, array, convert):
         """Applies `convert` to the values of a list's own rows. Where rows are null, pyarrow's `flatten`
-        concatenates values, which corrupts dictionaries of half floats: these are taken by index."""
+        concatenates values, which corrupts dictionaries of half floats: these are taken by index. Where all
+        are, it builds an array, which it cannot for extension types."""
         pa, types = self.pa, self.pa.types
         kind = array.type
+        if array.null_count == len(array):
+            return convert(array.values[:0])
         if not self.has(kind.value_type, lambda one: types.is_dictionary(one) and types.is_float16(one.value_type)):
             return convert(array.flatten())
         if types.is_list(kind):

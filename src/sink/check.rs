@@ -73,6 +73,8 @@ const TABLES_MAX: usize = 16;
 /// Limit of the names that are read from a folder of records, which has a thousand jobs and their
 /// incarnations.
 const NAMES_MAX: usize = 100_000;
+/// Number of records from which it is decided whether a database has been the owner of a root.
+const OWNER_RECORDS_MAX: usize = 1000;
 
 /// Checks one root for one database.
 pub struct Check<'a> {
@@ -162,20 +164,58 @@ impl<'a> Check<'a> {
     /// Checks the owner of the root.
     pub fn owner(&self) -> Option<Problem> {
         let path = self.root.base().join("owner");
+        let problem = |what: &str| Some(Problem::at(Kind::Owner, &path, what));
+        let has_records = self.root.has_records(self.database);
         let other = match root::owner(self.root.path()) {
             Ok(Some(owner)) if owner == self.database => return None,
-            Ok(owner) => owner?,
-            Err(error) => return Some(Problem::at(Kind::Owner, &path, error.to_string())),
+            Ok(Some(owner)) => owner,
+            // Rows of tables need no owner.
+            Ok(None) if !has_records || !self.has_names_of_owner() => return None,
+            Ok(None) => {
+                return problem(
+                    "it is missing, and this database has output here: the next database that publishes \
+                     takes the folder",
+                );
+            }
+            Err(error) => return problem(&error.to_string()),
         };
-        // The root is shared. Files of this database have a suffix in their names.
-        if self.root.has_records(self.database) {
+        if folder::checked(&other).is_err() {
+            return problem(
+                "it does not contain the ID of a database, so no database can publish here",
+            );
+        }
+        // A root may be shared. Then files of this database have a suffix in their names.
+        if has_records && !self.has_names_of_owner() {
             return None;
         }
-        let what = format!(
+        problem(&format!(
             "the output folder belongs to database {other}, this one is {}",
             self.database
-        );
-        Some(Problem::at(Kind::Owner, &path, what))
+        ))
+    }
+
+    /// Whether files of this database have names as those of the root's owner. The first
+    /// [`OWNER_RECORDS_MAX`] records are read.
+    fn has_names_of_owner(&self) -> bool {
+        let parts = self.parts().unwrap_or_default();
+        let jobs = parts
+            .iter()
+            .flat_map(|part| self.recorded(*part).unwrap_or_default());
+        let mut files = jobs
+            .take(OWNER_RECORDS_MAX)
+            .filter_map(|(job_id, incarnation)| {
+                let attempt = Attempt::new(job_id, incarnation << 32);
+                let name = Name::numbered(self.database, attempt).ok()?;
+                let record = record::read(self.root, &name).ok()??;
+                let holder = names::Holder::new(attempt, None);
+                let files = record.outputs.files.iter();
+                Some(
+                    files
+                        .map(|file| names::is_of(Path::new(&file.path), &holder))
+                        .any(|is| is),
+                )
+            });
+        files.any(|is| is)
     }
 
     /// Checks whether a move of the database's files to another layout has stopped.

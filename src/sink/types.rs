@@ -83,7 +83,10 @@ pub(super) fn stored_field(field: &FieldRef) -> FieldRef {
         _ => None,
     };
     let is_nullable = field.is_nullable() || runs.is_some_and(|values| values.is_nullable());
-    let data_type = stored(field.data_type());
+    let mut data_type = stored(field.data_type());
+    if is_nullable && let DataType::Struct(fields) = &data_type {
+        data_type = DataType::Struct(below_nulls(fields));
+    }
     let is_foreign = |key: &String| key.starts_with(POLARS_KEYS);
     if data_type == *field.data_type()
         && is_nullable == field.is_nullable()
@@ -97,6 +100,22 @@ pub(super) fn stored_field(field: &FieldRef) -> FieldRef {
     metadata.retain(|key, _| !is_foreign(key));
     let field = Field::new(field.name(), data_type, is_nullable);
     Arc::new(field.with_metadata(metadata))
+}
+
+/// The fields of a nullable struct. Lists of a fixed size become nullable in it: pyarrow does not read those
+/// that are not where the struct is null.
+fn below_nulls(fields: &Fields) -> Fields {
+    let fields = fields.iter().map(|field| match field.data_type() {
+        DataType::FixedSizeList(..) if !field.is_nullable() => {
+            Arc::new(field.as_ref().clone().with_nullable(true))
+        }
+        DataType::Struct(inner) if !field.is_nullable() => {
+            let inner = DataType::Struct(below_nulls(inner));
+            Arc::new(field.as_ref().clone().with_data_type(inner))
+        }
+        _ => field.clone(),
+    });
+    fields.collect()
 }
 
 /// The decimal type that stores the values of another exactly and whose scale Parquet supports: 0 to the
@@ -228,6 +247,14 @@ fn check_shape(path: &str, data_type: &DataType, levels: usize, lists: usize) ->
     }
     let mut names = BTreeSet::new();
     for field in fields {
+        if field.name().is_empty() && matches!(data_type, T::Struct(_)) {
+            return refusal(
+                &path,
+                "it is a struct with a field whose name is empty, and DuckDB does not open such files; \
+                 give it a name"
+                    .to_owned(),
+            );
+        }
         if !names.insert(field.name()) {
             return refusal(
                 &path,

@@ -1357,3 +1357,31 @@ fn what_others_have_put_into_the_folders_of_a_root_is_noted() {
     strangers.sort();
     assert_eq!(found, strangers);
 }
+
+/// The owner of a folder is another database, none, or unreadable, as after a wrong copy.
+#[test]
+fn a_wrong_owner_of_a_folder_is_found() {
+    let scene = Scene::published(1);
+    let owner = scene.private("owner");
+    let right = fs::read_to_string(&owner).unwrap();
+    for (content, words) in [
+        (Some(right.as_str()), ""),
+        (
+            Some("8f3e1c2b9a7d4e5f8091a2b3c4d5e6f7"),
+            "the output folder belongs to database 8f3e1c2b",
+        ),
+        (Some(""), "it does not contain the ID of a database"),
+        (Some("../x"), "it does not contain the ID of a database"),
+        (None, "it is missing, and this database has output here"),
+    ] {
+        match content {
+            Some(content) => fs::write(&owner, content).unwrap(),
+            None => fs::remove_file(&owner).unwrap(),
+        }
+        let (code, text) = scene.fsck(&[]);
+        let is_wrong = !words.is_empty();
+        assert_eq!(code, Some(i32::from(is_wrong)), "{content:?}: {text}");
+        assert_eq!(text.contains("error: owner: "), is_wrong, "{text}");
+        assert!(text.contains(words), "{content:?}: {text}");
+    }
+}

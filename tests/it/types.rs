@@ -86,6 +86,10 @@ fn what_a_file_cannot_keep_fails_the_job_with_the_column() {
             r#"column "v.t": 86400 of type Time32(s) is no time"#,
         ),
         (
+            "unnamed",
+            r#"column "v.a": it is a struct with a field whose name is empty"#,
+        ),
+        (
             "no_fields",
             r#"column "v": a Parquet sink cannot store type Struct()"#,
         ),

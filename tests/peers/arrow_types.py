@@ -223,6 +223,27 @@ def below_null(values):
 MERGED["nan_below_null"] = ([below_null(array(pa.float16(), float("nan"), 1.5, 65504.0))], {"a"})
 
 
+def below_nulls(inner):
+    """A struct that may be null and has a field that may not."""
+    return pa.struct([pa.field("a", inner, nullable=False)])
+
+
+PAIR = pa.list_(pa.field("item", INT, nullable=False), 2)
+# pyarrow cannot build arrays of extension types.
+MARKS = pa.StructArray.from_arrays(
+    [extension(pa.json_(), array(TEXT, "1", "2")), array(pa.string_view(), "a", "b")], names=["a", "b"])
+
+
+def null_marks(*nulls):
+    return pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), MARKS, mask=pa.array(nulls))
+
+
+MERGED["fixed_list_below_null"] = ([array(below_nulls(PAIR), {"a": [1, 2]}, None)], None)
+MERGED["fixed_list_two_below_null"] = (
+    [array(below_nulls(below_nulls(PAIR)), {"a": {"a": [1, 2]}}, None)], None)
+MERGED["null_lists_of_extensions"] = ([null_marks(True, True), null_marks(False, True)], None)
+
+
 def merged():
     for name, (batches, kind) in MERGED.items():
         yield f"{name}__forth", batches, kind
@@ -367,6 +388,7 @@ def refused(name):
         "period": lambda: [with_field(INT, 1, period("M")), with_field(INT, 1, period("D"))],
         "time": lambda: [pa.table({"v": times.view(pa.time32("s"))})],
         "nested_time": lambda: [pa.table({"v": struct(t=times.view(pa.time32("ms")).view(pa.time32("s")))})],
+        "unnamed": lambda: [pa.table({"v": array(pa.struct([("a", pa.struct([("", INT)]))]), {"a": {"": 1}})})],
         "no_fields": lambda: [pa.table({"w": [1], "v": array(pa.struct([]), {})})] * 2,
         "utf8": lambda: [pa.table({"w": ["x"], "v": pa.Array.from_buffers(
             TEXT, 1, [None, invalid, pa.py_buffer(b"\xff")])})],
