@@ -350,6 +350,7 @@ fn a_requirements_file_is_read_as_pip_reads_it_or_refused_by_line() {
         (SIX, "--no-binary six\nsix==1.15.0\n", Ok("1.15.0")),
         ("mylib.V", "-r more/lib.txt\n", Ok("own")),
         ("mylib.V", "./more/lib", Ok("own")),
+        ("mylib.V", "./more/lib; python_version > '3'", Ok("own")),
         (
             SIX,
             &wrong,
