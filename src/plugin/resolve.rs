@@ -113,6 +113,9 @@ struct Lock {
     table: Table,
 }
 
+const LOCK_HINT: &str = "only versions are taken from this file: remove it to have them chosen anew, or write it again, \
+    by a uv no newer than the one that reads it here (for a script: `uv lock --script PLUGIN`)";
+
 impl Resolver<'_> {
     /// Chooses the Python to resolve for. For this host that is the Python that `uv run` would use for the
     /// script; requirements for other Pythons are ignored. For any host all Pythons count that the plugin
@@ -231,7 +234,7 @@ impl Resolver<'_> {
             .or_insert_with(|| Value::Array(vec!["sys_platform == 'linux'".into()]));
         step.write("pyproject.toml", &project(ROOT, dependencies, python, uv))?;
         if let Some(known) = &self.request.known {
-            step.write("uv.lock", known)?;
+            step.write("uv.lock", &known.text)?;
         }
         let mut command = Command::new(self.program);
         command
@@ -249,8 +252,23 @@ impl Resolver<'_> {
         Ok(Lock { text, table })
     }
 
-    /// A failure with the list of this host's Pythons, if none of them is suitable.
+    /// A failure that names the lockfile beside the plugin if uv refuses that, or has the list of this host's
+    /// Pythons if none of them is suitable.
     fn explained(&self, error: Error) -> Error {
+        let error = match (error, &self.request.known) {
+            // The known lockfile is the only file here with that name.
+            (Error::Failed { tail, .. }, Some(known)) if tail.contains("`uv.lock`") => {
+                let path = known.path.display();
+                return Error::Failed {
+                    what: format!("reading the lockfile {path}"),
+                    tail: format!(
+                        "{}\n{LOCK_HINT}",
+                        tail.replace("`uv.lock`", &format!("`{path}`"))
+                    ),
+                };
+            }
+            (error, _) => error,
+        };
         python::explained(
             self.program,
             self.tools,
