@@ -522,7 +522,7 @@ struct Resolved {
 }
 
 impl Resolved {
-    /// The lockfile of a request, if its environment exists and none of its local dependencies has changed.
+    /// The lockfile of a request, if its environment exists, is whole and none of its local dependencies has changed.
     fn find(home: &Path, key: &str) -> Option<String> {
         let entries = fs::read_dir(home.join("resolved")).ok()?;
         let names = entries.flatten().map(|entry| entry.path());
@@ -530,13 +530,13 @@ impl Resolved {
         let file = input_file::open(&found.next()?).ok()?;
         let text = input_file::text(file, 2 * limits::SOURCE_SIZE_MAX).ok()?;
         let found: Resolved = serde_json::from_str(&text).ok()?;
-        environment::find(home, &environment::hash(&found.lockfile))?;
+        environment::find_whole(home, &environment::hash(&found.lockfile))?;
         let is_same = |(path, print): &(PathBuf, String)| fingerprint(path).as_ref() == Some(print);
         found.local.iter().all(is_same).then_some(found.lockfile)
     }
 
     /// Stores the resolution in place of an earlier one. Removes stored resolutions whose environments do not
-    /// exist.
+    /// exist or are broken.
     fn keep(&self, home: &Path, key: &str) -> Result<(), Error> {
         let folder = home.join("resolved");
         home::create(&folder)?;
@@ -544,7 +544,7 @@ impl Resolved {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
             let hash = path.extension().and_then(|hash| hash.to_str());
-            let is_there = hash.is_some_and(|hash| environment::find(home, hash).is_some());
+            let is_there = hash.is_some_and(|hash| environment::find_whole(home, hash).is_some());
             if !is_there || path.file_stem().is_some_and(|stem| stem == key) {
                 sweep(&path, until);
             }
