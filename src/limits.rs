@@ -581,6 +581,10 @@ pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(1200);
 /// The same while the process with the lock is stopped (SIGSTOP).
 pub const LOCK_STOPPED_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of an environment's `pyvenv.cfg`.
+pub const PYVENV_SIZE_MAX: usize = 64 << 10;
+/// How long after an environment was found broken and created again its import of pyarrow is not tested again.
+pub const ENVIRONMENT_CHECK_PAUSE: Duration = Duration::from_secs(300);
 /// How often a waiting process checks which process has the lock.
 pub const LOCK_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time in which an interpreter must report whether a plugin's source is valid Python. It starts, which is

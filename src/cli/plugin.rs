@@ -19,7 +19,7 @@ use crate::input_file;
 use crate::job::Parameters;
 use crate::limits;
 use crate::plugin::environment::{self, Build};
-use crate::plugin::request::Request;
+use crate::plugin::request::{Known, Request};
 use crate::plugin::resolve::{self, Hosts};
 use crate::plugin::{self, metadata, strays, syntax};
 use crate::sentinel::clock::unix_ms;
@@ -204,7 +204,10 @@ pub(super) fn request(
             for lock in &plugin.locks {
                 match read(lock) {
                     Ok(text) => {
-                        known = Some(text);
+                        known = Some(Known {
+                            path: lock.clone(),
+                            text,
+                        });
                         break;
                     }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}

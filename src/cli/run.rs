@@ -121,7 +121,7 @@ pub(super) const COMMAND: Command = Command {
             long: "outage-timeout",
             short: None,
             value: Some("SECONDS"),
-            help: "How long the run waits at a time, from its start to its end, while\nits queue cannot be written, or its worker cannot work (full disk,\nlocked database; default 300)",
+            help: "How long the run waits at a time, from its start to its end, while\nits queue cannot be written, or its worker cannot work (full disk,\nlocked database, broken environment; default 300)",
         },
         Flag {
             long: "plugin-start",

@@ -144,8 +144,7 @@ pub(super) fn named(line: &str, folder: &Path) -> Result<String, String> {
     if is_named && !is_archive && start.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return absolute(line, folder);
     }
-    let end = line.find(char::is_whitespace).unwrap_or(line.len());
-    let (location, markers) = line.split_at(end);
+    let (location, markers) = split_markers(line);
     let (location, extras) = match location.strip_suffix(']').and_then(|l| l.rsplit_once('[')) {
         Some((location, extras)) => (location, format!("[{extras}]")),
         None => (location, String::new()),
@@ -166,6 +165,25 @@ pub(super) fn named(line: &str, folder: &Path) -> Result<String, String> {
         )
     })?;
     Ok(format!("{name}{extras} @ {url}{markers}"))
+}
+
+/// A path or URL, and what follows it: a path ends at white space or a semicolon, a URL at white space or at a
+/// semicolon with white space behind it. In pip they end there, too, except that its paths may have white
+/// space. uv requires white space before the semicolon.
+fn split_markers(line: &str) -> (&str, String) {
+    let is_url = line.starts_with("file:")
+        || line.split_once("://").is_some_and(|(scheme, _)| {
+            scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+        });
+    let ends = |c: char| c.is_whitespace() || c == ';' && !is_url;
+    let (location, rest) = line.split_at(line.find(ends).unwrap_or(line.len()));
+    match (location.strip_suffix(';'), rest.trim_start().is_empty()) {
+        (Some(location), false) => (location, format!(" ;{rest}")),
+        _ if rest.starts_with(';') => (location, format!(" {rest}")),
+        _ => (location, rest.to_owned()),
+    }
 }
 
 /// The name of a package, from its URL, or from the `pyproject.toml` of its folder.
@@ -258,6 +276,27 @@ mod tests {
                 "mine @ git+https://h/r#egg=mine".to_owned(),
             ),
             ("https://h/x-1.zip", "x @ https://h/x-1.zip".to_owned()),
+            // Markers, as pip reads them: a path ends at a semicolon, a URL at one with white space behind it.
+            (
+                "./lib;os_name == 'x'",
+                format!("Own @ {base}/lib ;os_name == 'x'"),
+            ),
+            (
+                "./lib[fast]; os_name == 'x'",
+                format!("Own[fast] @ {base}/lib ; os_name == 'x'"),
+            ),
+            (
+                "./my_lib-1.0-py3-none-any.whl; python_version>'3'",
+                format!("my_lib @ {base}/my_lib-1.0-py3-none-any.whl ; python_version>'3'"),
+            ),
+            (
+                "file:lib; os_name == 'x'",
+                format!("Own @ {base}/lib ; os_name == 'x'"),
+            ),
+            (
+                "https://h/a;b/x-1.zip#sha256=0; os_name == 'x'",
+                "x @ https://h/a;b/x-1.zip#sha256=0 ; os_name == 'x'".to_owned(),
+            ),
             ("six == 1.0", "six == 1.0".to_owned()),
             ("six", "six".to_owned()),
         ] {

@@ -2,8 +2,9 @@
 //!
 //! The name of an environment is the SHA-256 of its lockfile. A lockfile is either a `uv.lock`, or a
 //! requirements list that begins with [`REQUIREMENTS_MARK`]. An environment is built in another folder and
-//! renamed to its path, so `bin/python` exists only when the environment is complete. There is a file lock
-//! for each environment. So programs and threads that request the same environment at the same time create it
+//! renamed to its path, so `bin/python` exists only when the environment is complete. One that has become broken
+//! since ([`Signs`]) is replaced in the same way, as soon as no process uses it. There is a file lock for each
+//! environment. So programs and threads that request the same environment at the same time create it
 //! once. Each build has a folder of its own, because the tools of a killed program may write in theirs until
 //! they have ended.
 
@@ -12,7 +13,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
@@ -28,6 +29,7 @@ pub use super::error::Error;
 pub use super::folders::FIXED;
 pub use super::home::home;
 pub use super::programs::python;
+pub use super::signs::Signs;
 pub use super::tool::{Build, sleep};
 
 /// First line of a lockfile that is a requirements list.
@@ -154,6 +156,13 @@ pub fn find(home: &Path, hash: &str) -> Option<PathBuf> {
     (is_hash(hash) && interpreter.exists()).then_some(interpreter)
 }
 
+/// The interpreter of an environment, if the environment exists and is whole as far as [`Signs`] show.
+pub fn find_whole(home: &Path, hash: &str) -> Option<PathBuf> {
+    let interpreter = find(home, hash)?;
+    Signs::of(&folder(home).join(hash)).ok()?;
+    Some(interpreter)
+}
+
 /// Refuses an environment if another user could change the programs in it.
 pub fn check_owners(home: &Path, hash: &str) -> Result<(), Error> {
     check(home, &home.join("venvs").join(hash).join("bin"))
@@ -182,8 +191,9 @@ pub(super) fn is_hash(text: &str) -> bool {
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Creates the environment of a lockfile, or returns the existing one. Blocks while uv runs, at most
-/// [`PROVISION_TIMEOUT`](crate::limits::PROVISION_TIMEOUT) for each step.
+/// Creates the environment of a lockfile, or returns the existing one if [`Signs`] show that it is whole. Blocks
+/// while uv runs, at most [`PROVISION_TIMEOUT`](crate::limits::PROVISION_TIMEOUT) for each step, and while
+/// processes use one that is to be replaced.
 pub fn provision(
     home: &Path,
     lockfile: &str,
@@ -209,44 +219,108 @@ pub fn provision(
             });
         }
     }
-    let preload = preload(lockfile);
     check_owners(home, &hash)?;
     sweep_killed(home);
-    if let Some(interpreter) = find(home, &hash) {
+    if let Some(interpreter) = find_whole(home, &hash) {
         return Ok(Environment {
             interpreter,
             cached: true,
-            preload,
+            preload: preload(lockfile),
         });
     }
-    let venvs = home.join("venvs");
+    create_unless(home, lockfile, how, cancel, message, &|_, folder| {
+        Signs::of(folder)
+    })
+}
+
+/// As [`provision`]. An existing environment is also created again if its Python cannot import pyarrow.
+pub fn verify(
+    home: &Path,
+    lockfile: &str,
+    how: &Build,
+    cancel: &AtomicBool,
+    message: &mut dyn FnMut(&str),
+) -> Result<Environment, Error> {
+    check_owners(home, &hash(lockfile))?;
+    create_unless(home, lockfile, how, cancel, message, &|tools, folder| {
+        let signs = Signs::of(folder)?;
+        let python = folder.join("bin/python");
+        match import_pyarrow(tools, &python) {
+            Ok(()) => Ok(signs),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+}
+
+/// Creates an environment, unless it exists and is whole by `signs`. Only one program does this at a time.
+fn create_unless(
+    home: &Path,
+    lockfile: &str,
+    how: &Build,
+    cancel: &AtomicBool,
+    message: &mut dyn FnMut(&str),
+    signs: &dyn Fn(&Tools<'_>, &Path) -> Result<Signs, String>,
+) -> Result<Environment, Error> {
+    let hash = hash(lockfile);
+    let (venvs, preload) = (folder(home), preload(lockfile));
+    let target = venvs.join(&hash);
+    let interpreter = target.join("bin/python");
     create(&venvs)?;
     let _lock = Lock::take(&lock_file(home, &hash), cancel, message)?;
-    if let Some(interpreter) = find(home, &hash) {
-        return Ok(Environment {
-            interpreter,
-            cached: true,
-            preload,
-        });
-    }
-    let uv = uv::find(home, how, cancel, message)?;
-    message(&format!(
-        "making Python environment {}",
-        hash.get(..12).unwrap_or(&hash)
-    ));
-    let target = venvs.join(&hash);
-    let prefix = format!(".{hash}{BEGUN}");
-    let fresh = Building::new(&venvs, &prefix)?;
     let tools = Tools::new(home, how, cancel)?;
-    build(&tools, &uv, lockfile, &fresh.path(), message)?;
-    // What is at the path has no interpreter.
-    displace(&target, &prefix)?;
-    fresh.finish(&target)?;
+    let exists = find(home, &hash).is_some();
+    let mut broken = None;
+    if exists {
+        match signs(&tools, &target) {
+            Ok(_) => {
+                return Ok(Environment {
+                    interpreter,
+                    cached: true,
+                    preload,
+                });
+            }
+            Err(_) if cancel.load(Ordering::Relaxed) => return Err(Error::Cancelled),
+            Err(reason) => broken = Some(reason),
+        }
+    }
+    let again = |error| match &broken {
+        Some(reason) if !matches!(error, Error::Cancelled) => Error::Broken {
+            folder: target.clone(),
+            reason: reason.clone(),
+            error: Box::new(error),
+        },
+        _ => error,
+    };
+    let mut make = || {
+        let uv = uv::find(home, how, cancel, message)?;
+        let short = hash.get(..12).unwrap_or(&hash);
+        match &broken {
+            Some(reason) => message(&format!(
+                "making Python environment {short} again: {reason}"
+            )),
+            None => message(&format!("making Python environment {short}")),
+        }
+        let prefix = format!(".{hash}{BEGUN}");
+        let fresh = Building::new(&venvs, &prefix)?;
+        build(&tools, &uv, lockfile, &fresh.path(), message)?;
+        // Processes that use a broken environment may work on with the modules that it still has.
+        let _unused = Lock::take_folder(&target, cancel, message)?;
+        displace(&target, &prefix)?;
+        fresh.finish(&target)
+    };
+    make().map_err(again)?;
     Ok(Environment {
-        interpreter: target.join("bin/python"),
+        interpreter,
         cached: false,
         preload,
     })
+}
+
+/// Fails if an interpreter cannot import what the shim needs.
+fn import_pyarrow(tools: &Tools<'_>, python: &Path) -> Result<(), Error> {
+    let mut check = Command::new(python);
+    check.args(["-c", "import pyarrow"]);
+    tools.run(&tools.step()?, &check, "import pyarrow")
 }
 
 fn build(
@@ -289,15 +363,13 @@ fn build(
     } else {
         sync(tools, &step, uv, lockfile, target, &settings)?;
     }
-    let mut check = Command::new(&python);
-    check.args(["-c", "import pyarrow"]);
-    let checked = tools.run(&tools.step()?, &check, "import pyarrow");
+    let checked = import_pyarrow(tools, &python);
     if matches!(checked, Err(Error::Failed { .. })) {
         message("the lockfile has no pyarrow, which every plugin needs: adding it");
         let step = tools.step()?;
         let mut install = pip_install(&step)?;
         tools.install(&step, install.arg("pyarrow"), "uv pip install pyarrow")?;
-        tools.run(&tools.step()?, &check, "import pyarrow")?;
+        import_pyarrow(tools, &python)?;
     } else {
         checked?;
     }

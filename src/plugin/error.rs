@@ -42,6 +42,15 @@ pub enum Error {
         /// How long this process waited for it.
         waited: Duration,
     },
+    /// An existing environment is broken and could not be created again.
+    Broken {
+        /// Its folder.
+        folder: PathBuf,
+        /// How it is broken.
+        reason: String,
+        /// Why it could not be created again.
+        error: Box<Error>,
+    },
     /// The worker that asked for it is stopping.
     Cancelled,
     /// A file could not be read or written.
@@ -73,13 +82,18 @@ impl Error {
     pub fn cause(&self) -> Cause {
         match self {
             Error::Cancelled => Cause::Worker,
+            Error::Broken { error, .. } => error.cause(),
             _ => Cause::Environment,
         }
     }
 
     /// True if the same call may succeed shortly after.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Error::Failed { .. } | Error::Io { .. })
+        match self {
+            Error::Failed { .. } | Error::Io { .. } => true,
+            Error::Broken { error, .. } => error.may_pass(),
+            _ => false,
+        }
     }
 }
 
@@ -99,6 +113,16 @@ impl fmt::Display for Error {
             Error::Held { what, waited } => {
                 write!(f, "{what}: given up after {} s", waited.as_secs())
             }
+            Error::Broken {
+                folder,
+                reason,
+                error,
+            } => write!(
+                f,
+                "{error}\nThe environment {} was to be made again, since it is broken: {reason}. Once the reason \
+                 above is removed, the next run makes it; `casparian env prune` removes all that are not in use",
+                folder.display()
+            ),
             Error::Cancelled => f.write_str("interrupted"),
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }

@@ -1,10 +1,12 @@
 //! File locks, so that only one program creates an environment, and the holder of such a lock.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::Error;
+use super::folders::open;
 use super::tool::POLL_INTERVAL;
 use crate::limits;
 use crate::lock_file::{self, Holder, holder};
@@ -32,6 +34,35 @@ impl Lock {
             super::home::create(folder)?;
         }
         let file = lock_file::open(path).map_err(|error| Error::io(path, error))?;
+        Self::wait(file, path, |_| false, cancel, message)
+    }
+
+    /// As [`Lock::take`], for a folder that processes share by locks. None if there is no folder, if it cannot be
+    /// locked, or if its lock is held by another user, who may hold it for any time.
+    pub(super) fn take_folder(
+        path: &Path,
+        cancel: &AtomicBool,
+        message: &mut dyn FnMut(&str),
+    ) -> Result<Option<Self>, Error> {
+        let Ok(folder) = open(path) else {
+            return Ok(None);
+        };
+        let is_strange = |holder: Holder| holder.other_user.is_some_and(|user| user != 0);
+        match Self::wait(folder, path, is_strange, cancel, message) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(Error::Io { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `is_strange` = a holder for which this does not wait; that is an [`Error::Io`].
+    fn wait(
+        file: fs::File,
+        path: &Path,
+        is_strange: impl Fn(Holder) -> bool,
+        cancel: &AtomicBool,
+        message: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
         let begun = BootTime::now();
         let mut poll_at = begun;
         let mut stopped_since = None;
@@ -49,6 +80,9 @@ impl Lock {
             if now >= poll_at {
                 poll_at = now + limits::LOCK_POLL_INTERVAL;
                 let holder = holder(path);
+                if holder.is_some_and(&is_strange) {
+                    return Err(Error::io(path, io::ErrorKind::WouldBlock.into()));
+                }
                 let is_stopped = holder.is_some_and(|holder| holder.is_stopped);
                 stopped_since = is_stopped.then(|| stopped_since.unwrap_or(now));
                 if reported != Some(holder) {

@@ -44,6 +44,7 @@ pub mod request;
 mod requirements;
 pub mod resolve;
 pub mod script;
+mod signs;
 pub mod source;
 pub mod strays;
 pub mod syntax;

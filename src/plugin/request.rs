@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
@@ -60,7 +60,16 @@ pub struct Request {
     /// The file and line because of which every package must have a hash; none if no package must.
     pub(super) hashes_needed_by: Option<String>,
     /// A lockfile whose versions are kept where they satisfy the request.
-    pub(super) known: Option<String>,
+    pub(super) known: Option<Known>,
+}
+
+/// The lockfile beside a plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its path, for errors.
+    pub path: PathBuf,
+    /// Its text.
+    pub text: String,
 }
 
 /// Hashes that a requirements file lists for a package.
@@ -90,7 +99,7 @@ impl Request {
     pub fn of_script(
         script: &Script,
         folder: &Path,
-        known: Option<String>,
+        known: Option<Known>,
     ) -> Result<Self, Refused> {
         let mut request = Request {
             dependencies: script.dependencies.clone(),

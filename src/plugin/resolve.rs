@@ -113,6 +113,9 @@ struct Lock {
     table: Table,
 }
 
+const LOCK_HINT: &str = "only versions are taken from this file: remove it to have them chosen anew, or write it again, \
+    by a uv no newer than the one that reads it here (for a script: `uv lock --script PLUGIN`)";
+
 impl Resolver<'_> {
     /// Chooses the Python to resolve for. For this host that is the Python that `uv run` would use for the
     /// script; requirements for other Pythons are ignored. For any host all Pythons count that the plugin
@@ -231,7 +234,7 @@ impl Resolver<'_> {
             .or_insert_with(|| Value::Array(vec!["sys_platform == 'linux'".into()]));
         step.write("pyproject.toml", &project(ROOT, dependencies, python, uv))?;
         if let Some(known) = &self.request.known {
-            step.write("uv.lock", known)?;
+            step.write("uv.lock", &known.text)?;
         }
         let mut command = Command::new(self.program);
         command
@@ -249,8 +252,23 @@ impl Resolver<'_> {
         Ok(Lock { text, table })
     }
 
-    /// A failure with the list of this host's Pythons, if none of them is suitable.
+    /// A failure that names the lockfile beside the plugin if uv refuses that, or has the list of this host's
+    /// Pythons if none of them is suitable.
     fn explained(&self, error: Error) -> Error {
+        let error = match (error, &self.request.known) {
+            // The known lockfile is the only file here with that name.
+            (Error::Failed { tail, .. }, Some(known)) if tail.contains("`uv.lock`") => {
+                let path = known.path.display();
+                return Error::Failed {
+                    what: format!("reading the lockfile {path}"),
+                    tail: format!(
+                        "{}\n{LOCK_HINT}",
+                        tail.replace("`uv.lock`", &format!("`{path}`"))
+                    ),
+                };
+            }
+            (error, _) => error,
+        };
         python::explained(
             self.program,
             self.tools,
@@ -504,7 +522,7 @@ struct Resolved {
 }
 
 impl Resolved {
-    /// The lockfile of a request, if its environment exists and none of its local dependencies has changed.
+    /// The lockfile of a request, if its environment exists, is whole and none of its local dependencies has changed.
     fn find(home: &Path, key: &str) -> Option<String> {
         let entries = fs::read_dir(home.join("resolved")).ok()?;
         let names = entries.flatten().map(|entry| entry.path());
@@ -512,13 +530,13 @@ impl Resolved {
         let file = input_file::open(&found.next()?).ok()?;
         let text = input_file::text(file, 2 * limits::SOURCE_SIZE_MAX).ok()?;
         let found: Resolved = serde_json::from_str(&text).ok()?;
-        environment::find(home, &environment::hash(&found.lockfile))?;
+        environment::find_whole(home, &environment::hash(&found.lockfile))?;
         let is_same = |(path, print): &(PathBuf, String)| fingerprint(path).as_ref() == Some(print);
         found.local.iter().all(is_same).then_some(found.lockfile)
     }
 
     /// Stores the resolution in place of an earlier one. Removes stored resolutions whose environments do not
-    /// exist.
+    /// exist or are broken.
     fn keep(&self, home: &Path, key: &str) -> Result<(), Error> {
         let folder = home.join("resolved");
         home::create(&folder)?;
@@ -526,7 +544,7 @@ impl Resolved {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
             let hash = path.extension().and_then(|hash| hash.to_str());
-            let is_there = hash.is_some_and(|hash| environment::find(home, hash).is_some());
+            let is_there = hash.is_some_and(|hash| environment::find_whole(home, hash).is_some());
             if !is_there || path.file_stem().is_some_and(|stem| stem == key) {
                 sweep(&path, until);
             }

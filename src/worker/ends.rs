@@ -16,6 +16,9 @@ use crate::reactor::BootTime;
 use crate::sink::Root;
 use crate::thread;
 
+/// Beginning of the reason for which a worker avoids an environment while it creates that.
+pub(crate) const BEING_CREATED: &str = "it is being created";
+
 impl Worker {
     /// Carries out the actions of the slots. [`Worker::publish`] does that for staged output.
     pub(super) fn act(&mut self, now: BootTime) {
@@ -41,6 +44,9 @@ impl Worker {
                         let (folder, work_dir) = (self.runtime.folder(), &run.paths.work_dir);
                         let judged = |failure| scratch::judged(failure, folder, work_dir);
                         let failure = failure.map(judged);
+                        let hash = &run.assignment.environment;
+                        let failure =
+                            failure.map(|failure| self.environments.judged(failure, hash, now));
                         if let Some(mut run) = self.leave_slot(index, failure.is_none(), now) {
                             run.failure = failure;
                             self.conclude(run, now);
@@ -164,8 +170,8 @@ impl Worker {
         };
         let slow = self.environments.slow(now).flat_map(|hash| {
             let reason = match self.environments.waits_for(hash) {
-                Some(other) => format!("it is being created: {other}"),
-                None => "it is being created".to_owned(),
+                Some(other) => format!("{BEING_CREATED}: {other}"),
+                None => BEING_CREATED.to_owned(),
             };
             named(hash, &reason)
         });

@@ -5,6 +5,10 @@
 //! Jobs that arrive before its end do not count the failure (`is_uncounted`). Lockfiles are kept for later
 //! creations, within a bound.
 //!
+//! An environment that has become broken is created again: when a job needs it and its signs show it, or, once,
+//! when a job has failed because its Python cannot import pyarrow. Nothing may run in it any more before it is
+//! replaced, so this worker lets go of its lock (`replaced`).
+//!
 //! A few environments are created at the same time, those that jobs wait for first. Environments in which
 //! jobs and fork servers run are locked (`plugin/cache.rs`). After an environment has been created, the least
 //! recently used ones are evicted if the cache is too large.
@@ -21,7 +25,7 @@ use super::slot::Failure;
 use crate::job::Cause;
 use crate::limits;
 use crate::plugin::cache::{self, InUse, Taken};
-use crate::plugin::environment::{self, Build, Environment, provision};
+use crate::plugin::environment::{self, Build, Environment, Signs, provision, verify};
 use crate::reactor::BootTime;
 use crate::thread;
 
@@ -44,11 +48,35 @@ struct Known {
     retry_at: BootTime,
     /// When its creation began.
     begun_at: BootTime,
-    /// It was created, and was missing at the last poll.
+    /// It was created, and was missing or broken at the last poll.
     is_missing: bool,
+    /// Signs that it is whole. None where it never had them: it then counts as whole while it exists.
+    signs: Option<Signs>,
+    /// From when a failure of a job may let the import of pyarrow be tested. None = not again.
+    test_at: Option<BootTime>,
+    /// That test is under way, or the creation that follows it.
+    is_tested: bool,
 }
 
 impl Known {
+    /// True if an environment that was ready is still there and whole.
+    fn is_whole(&mut self) -> bool {
+        let State::Ready(environment) = &self.state else {
+            return false;
+        };
+        match &self.signs {
+            None => environment.interpreter.exists(),
+            Some(signs) if signs.hold() => true,
+            Some(_) => match signs_of(environment) {
+                None => false,
+                found => {
+                    self.signs = found;
+                    true
+                }
+            },
+        }
+    }
+
     /// Its state for a job that arrives now. A job that arrives before the next creation is allowed does not
     /// count the failure.
     fn after_failure(&self, now: BootTime) -> State {
@@ -216,12 +244,11 @@ impl Environments {
     }
 
     fn unlocked(&mut self, hash: &str) -> State {
+        let is_whole = self.known.get_mut(hash).is_some_and(Known::is_whole);
         if let Some(known) = self.known.get(hash) {
             return match (&known.state, known.lockfile.clone()) {
                 (State::Making, _) => State::Making,
-                (State::Ready(environment), _) if environment.interpreter.exists() => {
-                    known.state.clone()
-                }
+                (State::Ready(_), _) if is_whole => known.state.clone(),
                 (State::Ready(_), None) => self.on_disk(hash),
                 (State::Failed(_), None) => match self.on_disk(hash) {
                     State::Failed(_) => known.after_failure(BootTime::now()),
@@ -256,8 +283,8 @@ impl Environments {
         }
     }
 
-    /// Environments that were ready and are missing since the last poll (none), or that exist again. Other
-    /// programs of the host also evict and create environments.
+    /// Environments that were ready and are missing or broken since the last poll (none), or that exist again.
+    /// Other programs of the host also evict and create environments.
     pub(super) fn changed(&mut self, now: BootTime) -> Vec<(String, Option<Environment>)> {
         if self.poll_at.is_some_and(|at| now < at) {
             return Vec::new();
@@ -265,8 +292,12 @@ impl Environments {
         self.poll_at = Some(now + limits::ENVIRONMENTS_POLL_INTERVAL);
         let mut changed = Vec::new();
         for (hash, known) in &mut self.known {
+            if !matches!(known.state, State::Ready(_)) {
+                continue;
+            }
+            let is_whole = known.is_whole();
             if let State::Ready(environment) = &known.state
-                && environment.interpreter.exists() == known.is_missing
+                && is_whole == known.is_missing
             {
                 let there = known.is_missing.then(|| environment.clone());
                 known.is_missing = !known.is_missing;
@@ -313,8 +344,9 @@ impl Environments {
         let failures = match self.known.get_mut(hash) {
             Some(known) => {
                 known.lockfile.get_or_insert_with(|| lockfile.clone());
+                let is_whole = known.is_whole();
                 match &known.state {
-                    State::Ready(environment) if !environment.interpreter.exists() => 0,
+                    State::Ready(_) if !is_whole => 0,
                     State::Failed(_) if known.retry_at <= now => known.failures,
                     _ => return known.after_failure(now),
                 }
@@ -323,7 +355,7 @@ impl Environments {
         };
         self.make_room(hash, lockfile.len());
         let state = match self.threads < limits::ENVIRONMENTS_MADE_AT_ONCE {
-            true => self.start(hash, lockfile.clone()),
+            true => self.start(hash, lockfile.clone(), false),
             false => {
                 self.queue.push_back((hash.to_owned(), lockfile.clone()));
                 State::Making
@@ -336,6 +368,9 @@ impl Environments {
             retry_at: now,
             begun_at: now,
             is_missing: false,
+            signs: None,
+            test_at: Some(now),
+            is_tested: false,
         };
         self.known.insert(hash.to_owned(), known);
         state
@@ -359,13 +394,83 @@ impl Environments {
         }
     }
 
-    fn start(&mut self, hash: &str, lockfile: Arc<str>) -> State {
+    /// A job has failed because of its environment. Lets a thread test whether the environment's Python imports
+    /// pyarrow, and create it again if not. Returns false if the failure stands: the environment was tested, or its
+    /// lockfile is not known. Plugins can cause such failures, too, and a test that succeeds is not repeated.
+    pub(super) fn test(&mut self, hash: &str, now: BootTime) -> bool {
+        let is_free = self.threads < limits::ENVIRONMENTS_MADE_AT_ONCE;
+        let Some(known) = self.known.get_mut(hash) else {
+            return false;
+        };
+        match (&known.state, &known.lockfile) {
+            (State::Making, _) => known.is_tested,
+            (State::Ready(_), Some(lockfile))
+                if is_free && known.test_at.is_some_and(|at| at <= now) =>
+            {
+                log::warn!("environment {hash}: testing whether its Python can import pyarrow");
+                let lockfile = lockfile.clone();
+                known.test_at = None;
+                known.is_tested = true;
+                known.begun_at = now;
+                let state = self.start(hash, lockfile, true);
+                if let Some(known) = self.known.get_mut(hash) {
+                    known.state = state;
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The failure of a job. If its environment may be the reason, that is tested, and the job is tried again,
+    /// uncounted. If it was tested, the failure names the environment, and what to do.
+    pub(super) fn judged(&mut self, failure: Failure, hash: &str, now: BootTime) -> Failure {
+        if failure.cause != Cause::Environment || failure.is_uncounted {
+            return failure;
+        }
+        let known = self.known.get(hash);
+        if known.is_some_and(|known| matches!(known.state, State::Failed(_))) {
+            return failure;
+        }
+        let is_tested = self.test(hash, now);
+        let folder = environment::folder(&self.home).join(hash);
+        let folder = folder.display();
+        let note = match is_tested {
+            true => format!("the environment {folder} is tested now"),
+            false => format!(
+                "the environment is {folder}; if it is broken, remove that folder, or by `casparian env prune` all \
+                 that are not in use, and it is made again"
+            ),
+        };
+        let (first, rest) = match failure.message.split_once('\n') {
+            Some((first, rest)) => (first, format!("\n{rest}")),
+            None => (failure.message.as_str(), String::new()),
+        };
+        Failure {
+            is_uncounted: is_tested,
+            message: format!("{first} ({note}){rest}"),
+            ..failure
+        }
+    }
+
+    /// Environments that this worker has locked and that are being created or tested.
+    pub(super) fn replaced(&self) -> Vec<String> {
+        let held = self.held.keys().filter(|hash| self.is_making(hash));
+        held.cloned().collect()
+    }
+
+    /// Releases the lock of an environment in which nothing runs.
+    pub(super) fn unlock(&mut self, hash: &str) {
+        self.held.remove(hash);
+    }
+
+    fn start(&mut self, hash: &str, lockfile: Arc<str>, tests: bool) -> State {
         let (home, cancel) = (self.home.clone(), self.cancel.clone());
         let (events, waker) = (self.events.clone(), self.waker.clone());
         let (cache_max, build) = (self.cache_max, self.build.clone());
         let hash = hash.to_owned();
         let started = thread::start("provision", move || {
-            let made = make_and_lock(&home, &lockfile, &hash, &build, &cancel);
+            let made = make_and_lock(&home, &lockfile, &hash, &build, tests, &cancel);
             let (result, lock) = match made {
                 Ok((environment, lock)) => (Ok(environment), lock),
                 Err(failure) => (Err(failure), None),
@@ -413,7 +518,7 @@ impl Environments {
         }
         self.threads = self.threads.saturating_sub(1);
         if let Some((next, lockfile)) = self.queue.pop_front() {
-            let state = self.start(&next, lockfile);
+            let state = self.start(&next, lockfile, false);
             if let Some(known) = self.known.get_mut(&next) {
                 known.state = state;
             }
@@ -425,6 +530,10 @@ impl Environments {
             Ok(environment) => {
                 known.failures = 0;
                 known.is_missing = false;
+                known.signs = signs_of(&environment);
+                if std::mem::take(&mut known.is_tested) && !environment.cached {
+                    known.test_at = Some(now + limits::ENVIRONMENT_CHECK_PAUSE);
+                }
                 known.state = State::Ready(environment);
             }
             Err(failure) => {
@@ -441,6 +550,12 @@ impl Environments {
     }
 }
 
+/// The signs that an environment is whole, if it has them.
+fn signs_of(environment: &Environment) -> Option<Signs> {
+    let folder = environment.interpreter.parent()?.parent()?;
+    Signs::of(folder).ok()
+}
+
 /// The pause after a failure, by the number of failures before it.
 pub(super) fn pause_after(failures: u32) -> Duration {
     limits::ENVIRONMENT_RETRY_AFTER
@@ -448,16 +563,17 @@ pub(super) fn pause_after(failures: u32) -> Duration {
         .min(limits::ENVIRONMENT_RETRY_AFTER_MAX)
 }
 
-/// Creates an environment and locks it. If another program evicts it in between, it is created again.
+/// Creates an environment and locks it. `tests` = also if it exists and cannot import pyarrow. If another program evicts it in between, it is created again.
 fn make_and_lock(
     home: &Path,
     lockfile: &str,
     hash: &str,
     build: &Build,
+    tests: bool,
     cancel: &AtomicBool,
 ) -> Result<(Environment, Option<InUse>), Failure> {
     loop {
-        let environment = try_to_make(home, lockfile, hash, build, cancel)?;
+        let environment = try_to_make(home, lockfile, hash, build, tests, cancel)?;
         match InUse::take(home, hash) {
             Taken::Held(lock) => return Ok((environment, Some(lock))),
             Taken::Unlockable => return Ok((environment, None)),
@@ -493,14 +609,17 @@ fn try_to_make(
     lockfile: &str,
     hash: &str,
     build: &Build,
+    tests: bool,
     cancel: &AtomicBool,
 ) -> Result<Environment, Failure> {
     let mut pause = limits::PROVISION_PAUSE;
     let mut attempt = 1;
     loop {
-        let result = provision(home, lockfile, Some(hash), build, cancel, &mut |line| {
-            log::info!("{line}");
-        });
+        let mut message = |line: &str| log::info!("{line}");
+        let result = match tests {
+            true => verify(home, lockfile, build, cancel, &mut message),
+            false => provision(home, lockfile, Some(hash), build, cancel, &mut message),
+        };
         let error = match result {
             Ok(environment) => return Ok(environment),
             Err(error) => error,

@@ -433,6 +433,7 @@ impl Worker {
             self.give_back_surplus(now);
             self.act(now);
             self.publish(now);
+            self.release_replaced(now);
             // The HEARTBEAT lists the jobs that the worker does not take. It is sent before the receipts,
             // which free slots.
             self.heartbeat(now);

@@ -300,6 +300,24 @@ impl Worker {
         self.meter.poll(is_busy, subjects, now);
     }
 
+    /// Lets go of environments that are to be replaced: ends their idle fork servers, and releases the locks of
+    /// those in which nothing runs.
+    pub(super) fn release_replaced(&mut self, now: BootTime) {
+        for hash in self.environments.replaced() {
+            let used = self.fork_servers_in_use();
+            let (is_used, registry) = (|index| used.contains(&index), self.reactor.registry());
+            while let Some(idle) = self.fork_servers.remove_idle(&hash, &is_used, registry) {
+                self.leftovers.add(idle, now);
+            }
+            let running = self.slots.iter().flatten();
+            let mut running = running.filter(|run| !matches!(run.process, ProcessState::None));
+            let runs = running.any(|run| run.assignment.environment == hash);
+            if !runs && !self.fork_servers.environments().any(|other| other == hash) {
+                self.environments.unlock(&hash);
+            }
+        }
+    }
+
     /// Releases the locks of environments in which nothing runs.
     fn release_environments(&mut self, now: BootTime) {
         if !self.environments.has_idle(now) {

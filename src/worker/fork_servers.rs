@@ -173,6 +173,19 @@ impl ForkServers {
         self.remove(index, registry)
     }
 
+    /// Removes an idle fork server of an environment.
+    pub(super) fn remove_idle(
+        &mut self,
+        hash: &str,
+        in_use: &dyn Fn(usize) -> bool,
+        registry: &mio::Registry,
+    ) -> Option<Process> {
+        let is_of = |entry: &Option<Entry>| entry.as_ref().is_some_and(|found| found.hash == hash);
+        let mut entries = self.table.iter().enumerate();
+        let (index, _) = entries.find(|(index, entry)| is_of(entry) && !in_use(*index))?;
+        self.remove(index, registry)
+    }
+
     /// Removes an idle fork server that has a file system which the worker's host has unmounted, so that its
     /// device or server can be removed. The result also has whether others, which are in use, have one.
     pub(super) fn remove_unmounted(

@@ -318,7 +318,8 @@ impl Worker {
             let payload = match environment {
                 Some(environment) => env_ready(&hash, &environment, true),
                 None => {
-                    let message = format!("environment {hash}: it is not there any more");
+                    let message =
+                        format!("environment {hash}: it is not there any more, or broken");
                     log::info!("{message}; it is created again for the next job");
                     error_payload(&message, Some(&hash))
                 }

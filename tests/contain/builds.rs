@@ -69,7 +69,12 @@ impl Scene {
         let hash = hash(&requirements_lockfile(&[], None, &[]));
         let mark = self.path("planted");
         let script = format!(": > {mark:?}\nexit 1");
-        program_at(&folder.join("venvs").join(hash).join("bin/python"), &script);
+        let place = folder.join("venvs").join(hash);
+        program_at(&place.join("bin/python"), &script);
+        let packages = place.join("lib/python3.11/site-packages/pyarrow");
+        fs::create_dir_all(&packages).unwrap();
+        fs::write(packages.join("__init__.py"), "").unwrap();
+        fs::write(place.join("pyvenv.cfg"), "version_info = 3.11.7\n").unwrap();
     }
 
     /// Runs the plugin, with a stack as threads have, until nothing is in some folders of its home: each start

@@ -193,6 +193,14 @@ impl Dispatcher {
             this.avoided.get(env_hash).cloned()
         })
     }
+
+    /// Waits until the worker says that it wants no jobs of an environment for a reason with these words.
+    pub(crate) fn avoided_for(&mut self, env_hash: &str, words: &str) {
+        self.receive_until(&format!("{env_hash:?} is avoided: {words}"), |this| {
+            let reason = this.avoided.get(env_hash)?;
+            reason.contains(words).then_some(())
+        });
+    }
 }
 
 /// A dispatcher, a worker of it, and a folder with an input.

@@ -350,6 +350,7 @@ fn a_requirements_file_is_read_as_pip_reads_it_or_refused_by_line() {
         (SIX, "--no-binary six\nsix==1.15.0\n", Ok("1.15.0")),
         ("mylib.V", "-r more/lib.txt\n", Ok("own")),
         ("mylib.V", "./more/lib", Ok("own")),
+        ("mylib.V", "./more/lib; python_version > '3'", Ok("own")),
         (
             SIX,
             &wrong,
@@ -415,6 +416,35 @@ fn a_requirements_file_is_read_as_pip_reads_it_or_refused_by_line() {
         reason.contains("other hosts cannot install") && reason.contains("mylib ("),
         "{reason}"
     );
+}
+
+#[test]
+fn a_lockfile_beside_the_plugin_that_uv_refuses_is_named() {
+    let host = Host::new();
+    host.package("lib", "own");
+    let block = ["dependencies = [\"mylib @ file:./lib\"]"];
+    host.plugin("p.py", &block, "mylib", "mylib.V");
+    for (text, why) in [
+        ("not toml [", "expected `=`"),
+        ("", "missing field `version`"),
+        (
+            "version = 99\nrequires-python = \">=3.9\"\n",
+            "unsupported schema version",
+        ),
+        (
+            "version = 1\nrequires-python = \">=3.9\"\n[[package]]\nname = \"mylib\"\n",
+            "missing field `source`",
+        ),
+    ] {
+        host.write("p.py.lock", text);
+        let reason = host.run("p.py", &[]).unwrap_err();
+        for want in ["reading the lockfile p.py.lock failed", why, "remove it"] {
+            assert!(reason.contains(want), "{text:?}: {reason}");
+        }
+        assert!(!reason.contains("uv.lock"), "{text:?}: {reason}");
+    }
+    fs::remove_file(host.at("p.py.lock")).unwrap();
+    assert_eq!(host.run("p.py", &[]).as_deref(), Ok("own"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use casparian::plugin::cache::{InUse, Taken};
 use casparian::plugin::environment::{
     Build, Environment, Error, find, hash, provision, requirements_lockfile,
 };
@@ -141,6 +142,220 @@ fn a_uv_lockfile_is_synced_without_its_dev_group_and_gets_pyarrow() {
     assert!(!imports(&made, "iniconfig"));
     assert!(imports(&made, "pyarrow"));
     assert!(make(home.path(), &lockfile).unwrap().cached);
+}
+
+/// Makes it look like an environment of another Python, as one does whose Python was upgraded.
+fn rename_version(place: &Path) {
+    let lib = place.join("lib");
+    let name = std::fs::read_dir(&lib).unwrap().next().unwrap().unwrap();
+    std::fs::rename(name.path(), lib.join("python3.1")).unwrap();
+    std::fs::write(place.join("pyvenv.cfg"), "version_info = 3.1.0\n").unwrap();
+}
+
+fn packages(place: &Path) -> PathBuf {
+    let name = std::fs::read_dir(place.join("lib")).unwrap().next();
+    name.unwrap().unwrap().path().join("site-packages")
+}
+
+/// Makes pyarrow one that cannot be imported, though its first module is there.
+fn break_pyarrow(place: &Path) {
+    for entry in std::fs::read_dir(packages(place).join("pyarrow")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "so") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_environment_that_is_broken_is_made_again() {
+    let home = fresh_home();
+    let lockfile = requirements_lockfile(&[], None, &[]);
+    type Change<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Change<'_>); 5] = [
+        ("upgraded", &rename_version),
+        ("settings", &|place| {
+            std::fs::remove_file(place.join("pyvenv.cfg")).unwrap();
+        }),
+        ("packages", &|place| {
+            std::fs::remove_dir_all(place.join("lib")).unwrap();
+        }),
+        ("pyarrow", &|place| {
+            std::fs::remove_dir_all(packages(place).join("pyarrow")).unwrap();
+        }),
+        ("folder", &|place| {
+            std::fs::remove_file(place.join("bin/python")).unwrap();
+            std::fs::create_dir(place.join("bin/python")).unwrap();
+        }),
+    ];
+    let made = make(home.path(), &lockfile).unwrap();
+    let place = home.path().join("venvs").join(hash(&lockfile));
+    for (name, change) in cases {
+        change(&place);
+        let again = make(home.path(), &lockfile).unwrap();
+        assert!(!again.cached, "{name}");
+        assert!(imports(&again, "pyarrow"), "{name}");
+        assert_eq!(again.interpreter, made.interpreter, "{name}");
+        assert!(make(home.path(), &lockfile).unwrap().cached, "{name}");
+        assert_eq!(left_behind(home.path()), [hash(&lockfile)], "{name}");
+    }
+    // A process uses it meanwhile: the folder stays until that has ended.
+    rename_version(&place);
+    let Taken::Held(used) = InUse::take(home.path(), &hash(&lockfile)) else {
+        panic!("it is there");
+    };
+    let cancel = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (waits, waited) = std::sync::mpsc::channel();
+        let (cancel, lockfile) = (&cancel, &lockfile);
+        let (home, how) = (home.path(), Build::default());
+        let maker = scope.spawn(move || {
+            let mut note = |line: &str| waits.send(line.to_owned()).unwrap();
+            provision(home, lockfile, None, &how, cancel, &mut note)
+        });
+        let until_waits = waited
+            .iter()
+            .find(|line| line.starts_with("waiting for process"));
+        assert!(until_waits.is_some());
+        assert!(place.join("lib/python3.1").exists());
+        drop(used);
+        let again = maker.join().unwrap().unwrap();
+        assert!(!again.cached && imports(&again, "pyarrow"));
+    });
+}
+
+/// A home, as [`fresh_home`], in which programs run, with an environment that was broken.
+fn home_of_programs(lockfile: &str, change: &dyn Fn(&Path)) -> tempfile::TempDir {
+    let home = fresh_home();
+    let flow = home.path().join(".casparian_flow");
+    std::fs::create_dir(&flow).unwrap();
+    std::fs::rename(home.path().join("uv"), flow.join("uv")).unwrap();
+    let made = make(&flow, lockfile).unwrap();
+    change(made.interpreter.parent().unwrap().parent().unwrap());
+    home
+}
+
+#[test]
+fn a_worker_makes_an_environment_again_that_breaks_under_it() {
+    let lockfile = requirements_lockfile(&[], None, &[]);
+    type Change<'a> = &'a dyn Fn(&Path);
+    // Whether a job is given back, uncounted, before a test shows that the environment is broken.
+    let cases: [(&str, Change<'_>, bool); 2] = [
+        ("upgraded", &rename_version, false),
+        ("no import", &break_pyarrow, true),
+    ];
+    for (name, change, is_tried) in cases {
+        for named in ["", &hash(&lockfile)] {
+            let own = home_of_programs(&lockfile, &|_| {});
+            let mut rig = Rig::with(
+                &["--slots", "2", "--plugin-start", "spawn"],
+                |command, _| {
+                    let cache = home().join(".cache/uv");
+                    command.env("HOME", own.path()).env("UV_CACHE_DIR", cache);
+                },
+            );
+            if !named.is_empty() {
+                rig.dispatcher.prepare(named, &lockfile);
+            }
+            rig.dispatcher.gives_leases = true;
+            let input = rig.path("in");
+            let source = handler("return pa.table({'x': [1]})");
+            let mut run = || {
+                let job = rig.dispatcher.dispatch(&source, &input, named);
+                rig.dispatcher.receipt(job)
+            };
+            let receipt = run();
+            assert_eq!(receipt.status, JobStatus::Success, "{name}: {receipt:?}");
+            let venvs = own.path().join(".casparian_flow/venvs");
+            change(&venvs.join(hash(&lockfile)));
+            if is_tried {
+                let receipt = run();
+                assert_eq!(
+                    receipt.cause,
+                    Some(Cause::Environment),
+                    "{name}: {receipt:?}"
+                );
+                let reason = receipt.error_message.as_deref().unwrap_or_default();
+                assert!(reason.contains("is tested now"), "{name}: {reason}");
+                assert!(receipt.returned, "{name}: {receipt:?}");
+            }
+            let receipt = run();
+            assert_eq!(receipt.status, JobStatus::Success, "{name}: {receipt:?}");
+        }
+    }
+}
+
+/// A plugin can claim a fault of its environment: one test, and then its failures count.
+#[test]
+fn a_plugin_that_blames_its_environment_has_it_tested_once() {
+    let mut rig = Rig::new(&["--slots", "1"]);
+    rig.dispatcher.gives_leases = true;
+    let input = rig.path("in");
+    let source = handler("import sys; sys.modules['pyarrow'] = None; import pyarrow");
+    let mut run = || {
+        let job = rig.dispatcher.dispatch(&source, &input, "");
+        rig.dispatcher.receipt(job)
+    };
+    for returned in [true, false, false] {
+        let receipt = run();
+        assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+        assert_eq!(receipt.returned, returned, "{receipt:?}");
+        let reason = receipt.error_message.unwrap_or_default();
+        let first = reason.lines().next().unwrap_or_default();
+        assert!(first.contains("/venvs/"), "{reason}");
+        assert_eq!(
+            first.contains("`casparian env prune`"),
+            !returned,
+            "{reason}"
+        );
+    }
+}
+
+#[test]
+fn a_run_makes_a_broken_environment_again_or_ends_with_what_to_do() {
+    let lockfile = requirements_lockfile(&[], None, &[]);
+    type Change<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Change<'_>, bool); 4] = [
+        ("upgraded", &rename_version, true),
+        ("upgraded", &rename_version, false),
+        ("no import", &break_pyarrow, true),
+        ("no import", &break_pyarrow, false),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = dir.path().join("p.py");
+    std::fs::write(&plugin, handler("return pa.table({'x': [1]})")).unwrap();
+    let input = dir.path().join("in.csv");
+    std::fs::write(&input, "x").unwrap();
+    for (number, (name, change, has_uv)) in cases.into_iter().enumerate() {
+        let own = home_of_programs(&lockfile, change);
+        if !has_uv {
+            let bin = own.path().join(".casparian_flow/uv/bin");
+            std::fs::remove_file(bin.join("uv")).unwrap();
+            program_in(
+                &bin,
+                "uv",
+                "#!/bin/sh\necho 'no registry answers' >&2; exit 3\n",
+            );
+        }
+        let mut command = program("casparian");
+        command
+            .env("HOME", own.path())
+            .env("UV_CACHE_DIR", home().join(".cache/uv"))
+            .arg("run")
+            .args([&plugin, &input])
+            .args(["--outage-timeout", "5", "--output"])
+            .arg(dir.path().join(format!("out{number}")));
+        let begun = std::time::Instant::now();
+        let ended = output(&mut command);
+        let text = stderr(&ended);
+        assert_eq!(ended.status.success(), has_uv, "{name}: {text}");
+        if !has_uv {
+            for want in ["no registry answers", "/venvs/", "`casparian env prune`"] {
+                assert!(text.contains(want), "{name}: {want}: {text}");
+            }
+        }
+        assert!(begun.elapsed().as_secs() < 100, "{name}: {text}");
+    }
 }
 
 fn environment_path(home: &Path, lockfile: &str) -> PathBuf {

@@ -577,6 +577,10 @@ fn home_with_python(folder: &Folder, text: &str) -> String {
     let hash = environment::hash(&environment::requirements_lockfile(&[], None, &[]));
     let bin = folder.path(&format!("home/.casparian_flow/venvs/{hash}/bin"));
     std::fs::create_dir_all(&bin).unwrap();
+    let packages = format!("{bin}/../lib/python3.11/site-packages/pyarrow");
+    std::fs::create_dir_all(&packages).unwrap();
+    std::fs::write(format!("{packages}/__init__.py"), "").unwrap();
+    std::fs::write(format!("{bin}/../pyvenv.cfg"), "version_info = 3.11.7\n").unwrap();
     let python = folder.path("python");
     std::fs::write(&python, format!("#!/bin/sh\n{text}\n")).unwrap();
     std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();

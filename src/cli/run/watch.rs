@@ -10,6 +10,7 @@ use super::queue::{self, GO_ON};
 use crate::limits;
 use crate::sink::{self, Root};
 use crate::store::{Error, Store};
+use crate::worker::BEING_CREATED;
 
 /// After this time without trouble a worker counts as recovered.
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
@@ -136,10 +137,14 @@ impl Watch {
         }
     }
 
-    /// Why this process's worker takes no jobs; none if it takes jobs.
+    /// Why this process's worker takes no jobs; none if it takes jobs. All jobs of a run have one environment, so
+    /// the worker also takes none after failures of an environment.
     fn trouble(&self) -> Option<String> {
         let own = Some(i64::from(std::process::id()));
         let mut workers = self.queue.workers().ok()?.into_iter();
-        workers.find(|worker| worker.pid == own)?.trouble
+        let worker = workers.find(|worker| worker.pid == own)?;
+        let mut reasons = worker.environments.into_values();
+        let failed = || reasons.find(|reason| !reason.starts_with(BEING_CREATED));
+        worker.trouble.or_else(failed)
     }
 }
