@@ -209,11 +209,7 @@ impl<'a> Check<'a> {
                 let record = record::read(self.root, &name).ok()??;
                 let holder = names::Holder::new(attempt, None);
                 let files = record.outputs.files.iter();
-                Some(
-                    files
-                        .map(|file| names::is_of(Path::new(&file.path), &holder))
-                        .any(|is| is),
-                )
+                Some(files.any(|file| names::is_of(Path::new(&file.path), &holder)))
             });
         files.any(|is| is)
     }
