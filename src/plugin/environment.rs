@@ -265,6 +265,7 @@ fn create_unless(
     let (venvs, preload) = (folder(home), preload(lockfile));
     let target = venvs.join(&hash);
     let interpreter = target.join("bin/python");
+    uv::check_text(home)?;
     create(&venvs)?;
     let _lock = Lock::take(&lock_file(home, &hash), cancel, message)?;
     let tools = Tools::new(home, how, cancel)?;

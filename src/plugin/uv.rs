@@ -21,7 +21,7 @@ pub fn lock_file(home: &Path) -> PathBuf {
 }
 
 /// Refuses a home whose path uv cannot process, before anything is created there.
-fn check_text(home: &Path) -> Result<(), Error> {
+pub(super) fn check_text(home: &Path) -> Result<(), Error> {
     match home.to_str() {
         Some(_) => Ok(()),
         None => Err(Error::Tool(format!(

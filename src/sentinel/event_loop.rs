@@ -196,13 +196,14 @@ fn decode<'a>(
     }
     let size_max = super::control::payload_size_max(view.header.opcode, size_max);
     let sized = view.check_size(size_max);
-    match sized.and_then(|()| Payload::decode_repaired(view, repaired)) {
+    let decoded = sized.and_then(|()| match Payload::decode_repaired(view, repaired) {
         Err(error) if view.header.opcode == OpCode::Conclude => Ok(Payload::failure(view, &error)),
-        decoded => decoded.map_err(|error| Refusal {
-            kind: "its payload is not that of DEPLOY",
-            reason: error.to_string(),
-        }),
-    }
+        decoded => decoded,
+    });
+    decoded.map_err(|error| Refusal {
+        kind: "its payload is not that of DEPLOY",
+        reason: error.to_string(),
+    })
 }
 
 /// Which deployments are accepted.

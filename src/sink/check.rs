@@ -208,7 +208,7 @@ impl<'a> Check<'a> {
                 let name = Name::numbered(self.database, attempt).ok()?;
                 let record = record::read(self.root, &name).ok()??;
                 let holder = names::Holder::new(attempt, None);
-                let files = record.outputs.files.iter();
+                let mut files = record.outputs.files.iter();
                 Some(files.any(|file| names::is_of(Path::new(&file.path), &holder)))
             });
         files.any(|is| is)

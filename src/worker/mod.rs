@@ -43,6 +43,7 @@ mod writer;
 
 #[cfg(feature = "cli")]
 pub(crate) use descriptors::raise_limit;
+#[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use ends::BEING_CREATED;
 pub use event_loop::{Error, Options, PluginStart, Worker};
 #[cfg(all(feature = "sentinel", feature = "cli"))]
