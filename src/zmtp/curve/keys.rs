@@ -40,7 +40,7 @@ pub enum KeyError {
     Plugins,
     /// `slots=` or `plugins=` twice in a line.
     LimitTwice,
-    /// A word like a limit that is none.
+    /// A word that resembles a limit but is none.
     NotALimit {
         /// The word.
         word: String,
