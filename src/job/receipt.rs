@@ -155,6 +155,16 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// The receipt of an attempt whose worker has sent one that cannot be read.
+    pub fn unreadable(error: &impl std::fmt::Display) -> Receipt {
+        Receipt {
+            status: JobStatus::Failed,
+            error_message: Some(format!("its worker's receipt cannot be read: {error}")),
+            cause: Some(Cause::Worker),
+            ..Receipt::default()
+        }
+    }
+
     /// If `attempt`, the last one of its job, was barred: the number of the bar, above which
     /// numbering must continue. `None` if it was not barred or the number is not possible for this
     /// job.

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, HEADER_SIZE, Header, OpCode, View};
 use crate::job::{
-    Attempt, Cause, Content, History, Job, JobStatus, Lease, Parameters, Plugin, Receipt,
-    Settlement, Sink, SinkError,
+    Attempt, Content, History, Job, Lease, Parameters, Plugin, Receipt, Settlement, Sink, SinkError,
 };
 use crate::limits;
 
@@ -530,11 +529,8 @@ impl<'a> Payload<'a> {
             serde_json::from_slice(text).ok();
         let attempt = fields.and_then(|fields| fields.get("attempt")?.as_i64());
         Payload::Conclude(Receipt {
-            status: JobStatus::Failed,
-            error_message: Some(format!("its worker's receipt cannot be read: {error}")),
-            cause: Some(Cause::Worker),
             attempt,
-            ..Receipt::default()
+            ..Receipt::unreadable(error)
         })
     }
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::job::{Attempt, Cause, JobStatus, Loss, Plugin, Receipt, User, text};
 use crate::limits;
-use crate::protocol::{DispatchPart, ErrorMessage, Heartbeat, Identify, Payload};
+use crate::protocol::{DispatchPart, ErrorMessage, Heartbeat, HeartbeatStatus, Identify, Payload};
 use crate::reactor::BootTime;
 use crate::socket::PeerId;
 
@@ -373,6 +373,9 @@ impl Control {
             return self.handle_identify(from, &identify, now);
         }
         self.connected(from);
+        let is_idle =
+            heartbeat.status == HeartbeatStatus::Idle && heartbeat.current_job_id.is_none();
+        self.handle_status(from.routing_id, is_idle, now);
         let running = match heartbeat.running {
             Some(running) => running,
             None => {
@@ -464,7 +467,7 @@ impl Control {
     }
 
     /// Ends an attempt by its holder's receipt.
-    fn end_claim(
+    pub(super) fn end_claim(
         &mut self,
         routing_id: &[u8],
         worker_id: String,

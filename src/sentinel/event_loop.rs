@@ -16,17 +16,20 @@ use super::control::{Capabilities, UserLimits};
 use super::outcome::JobEnd;
 use super::publishers::{PublishersFile, Trust};
 use super::scheduler::{self, Scheduler};
-use crate::job::User;
+use crate::job::{Receipt, User};
 use crate::limits;
 use crate::protocol::{OpCode, Payload, View};
 use crate::reactor::{BootTime, Endpoint, Reactor, Requests, Signals, Stopper, thread_time, token};
-use crate::socket::{self, Event, LocalUsers, PeerId, Security, Socket, SocketType};
+use crate::socket::{
+    self, DisconnectReason, Event, LocalUsers, PeerId, Security, Socket, SocketType,
+};
 #[cfg(feature = "curve")]
 use crate::socket::{
     curve::{AuthorizedKeys, Clients},
     keyfile::AuthorizedKeysFile,
 };
 use crate::store::{self, Open, Store};
+use crate::zmtp;
 
 /// Settings of a sentinel.
 #[derive(Clone, Debug)]
@@ -195,11 +198,15 @@ fn decode<'a>(
         return Err(refusal);
     }
     let size_max = super::control::payload_size_max(view.header.opcode, size_max);
-    let sized = view.check_size(size_max);
-    let decoded = sized.and_then(|()| match Payload::decode_repaired(view, repaired) {
-        Err(error) if view.header.opcode == OpCode::Conclude => Ok(Payload::failure(view, &error)),
-        decoded => decoded,
-    });
+    let is_receipt = view.header.opcode == OpCode::Conclude;
+    let decoded = match view.check_size(size_max) {
+        Err(error) if is_receipt => Ok(Payload::Conclude(Receipt::unreadable(&error))),
+        Err(error) => Err(error),
+        Ok(()) => match Payload::decode_repaired(view, repaired) {
+            Err(error) if is_receipt => Ok(Payload::failure(view, &error)),
+            decoded => decoded,
+        },
+    };
     decoded.map_err(|error| Refusal {
         kind: "its payload is not that of DEPLOY",
         reason: error.to_string(),
@@ -442,11 +449,19 @@ impl Sentinel {
         while let Some(event) = self.socket.poll_event() {
             match event {
                 Event::Disconnected {
-                    peer, routing_id, ..
+                    peer,
+                    routing_id,
+                    reason,
                 } => {
-                    self.scheduler
-                        .control
-                        .handle_disconnected(peer, &routing_id, now);
+                    let control = &mut self.scheduler.control;
+                    if let DisconnectReason::Protocol(
+                        error @ (zmtp::Error::FrameTooLarge { .. }
+                        | zmtp::Error::MessageTooLarge { .. }),
+                    ) = reason
+                    {
+                        control.handle_oversized(peer, &routing_id, &error);
+                    }
+                    control.handle_disconnected(peer, &routing_id, now);
                 }
                 Event::Established { peer, routing_id } => {
                     let user = self.socket.user(peer).map(|text| User::parse(&text));

@@ -564,11 +564,6 @@ fn messages_that_are_too_large_cost_their_sender_alone() {
             "payload of EnvReady of",
         ),
         (
-            "CONCLUDE 1 1 {'status': 'SUCCESS', 'error_message': 'x' * (9 << 20)}",
-            "closed",
-            "payload of Conclude of",
-        ),
-        (
             "HEARTBEAT 0 1 {'status': 'IDLE', 'sequence': 1, 'running': [{'job_id': 1, 'attempt': 1}] * 20000}",
             "closed",
             "more attempts than a worker can hold",

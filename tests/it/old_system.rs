@@ -523,6 +523,49 @@ fn an_old_worker_goes_on_after_a_receipt_with_any_text() {
     }
 }
 
+/// The sender does not send it again. Above the limit of frames, its connection ends, too.
+#[test]
+fn an_old_workers_receipt_that_is_too_large_fails_its_attempt_with_the_reason() {
+    for padding in ["9000000", "70000000"] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "one", ONE_ROW);
+        let id = submit(&database, "one", &inputs(dir.path(), 1))[0];
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let old = ["--connect", &endpoint, "--jobs", "0", "--padding", padding];
+        let mut old = Background::start(peer("old_worker.py").args(old));
+        let failed = until("the attempt fails", || {
+            let first = job(&database, id)["attempts"][0].clone();
+            (!first.is_null()).then_some(first)
+        });
+        assert_eq!(failed["cause"], "worker", "{failed}");
+        let reason = failed["error"].as_str().unwrap();
+        assert!(reason.contains("receipt cannot be read"), "{reason}");
+        assert!(reason.contains("limit"), "{reason}");
+        old.kill();
+        let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+        assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    }
+}
+
+/// It sends each receipt once, so that one can be lost with a connection.
+#[test]
+fn an_old_worker_that_reports_to_be_idle_has_lost_its_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let id = submit(&database, "one", &inputs(dir.path(), 1))[0];
+    let (_sentinel, endpoint) = sentinel(&database, &["--lease", "2"]);
+    let options = ["--connect", &endpoint, "--jobs", "2", "--lose-receipt", "1"];
+    let mut old = Background::start(peer("old_worker.py").args(options));
+    old.event("concluded");
+    let done = ended(&database, id);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    let first = &done["attempts"][0];
+    assert_eq!(first["cause"], "lost", "{done}");
+    let reason = first["error"].as_str().unwrap();
+    assert!(reason.contains("reported that it is idle"), "{reason}");
+    assert_eq!(old.wait(), Some(0), "{:#?}", old.seen);
+}
+
 #[test]
 fn an_old_sentinel_learns_of_a_job_that_cannot_be_read() {
     let dir = tempfile::tempdir().unwrap();

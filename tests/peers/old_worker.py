@@ -36,6 +36,8 @@ def arguments():
     parser.add_argument("--artifacts", type=json.loads, metavar="JSON", help="default: one for each sink")
     parser.add_argument("--error-message", default="boom")
     parser.add_argument("--raw", metavar="TEXT", help="the payload of CONCLUDE and ERR, instead of the right one")
+    parser.add_argument("--padding", type=int, default=0, help="bytes that are added to each CONCLUDE")
+    parser.add_argument("--lose-receipt", type=int, metavar="N", help="send none for the Nth job")
     parser.add_argument("--delay-ms", type=int, default=0, help="how long a job takes")
     parser.add_argument("--die-on-job", type=int, metavar="N", help="exit without a word when the Nth job is due")
     parser.add_argument("--jobs", type=int, default=1, help="exit after so many jobs; 0: never")
@@ -93,7 +95,10 @@ class Worker:
     def conclude(self, job_id, status, metrics, artifacts, error):
         """Sends the receipt of a job."""
         payload = {"status": status, "metrics": metrics, "artifacts": artifacts, "error_message": error}
-        self.send("CONCLUDE", job_id, payload)
+        if self.options.padding:
+            payload["padding"] = "x" * self.options.padding
+        if self.started != self.options.lose_receipt:
+            self.send("CONCLUDE", job_id, payload)
         wire.emit("concluded", job_id=job_id, status=status)
         self.done += 1
 

@@ -1,6 +1,7 @@
 //! Unit tests of `payload.rs`.
 
 use super::*;
+use crate::job::{Cause, JobStatus};
 use serde_json::Value;
 
 fn vectors() -> Value {

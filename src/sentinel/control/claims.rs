@@ -31,6 +31,7 @@ impl Control {
             bound: self.settings.lease,
             request: request.sequence,
         });
+        worker.idle_since = None;
         let mut first: Option<BootTime> = None;
         for job in jobs {
             let until = worker.request.map_or(now, |request| request.received_at) + bound;

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::{Body, Change, Control, Orphan, Outgoing};
-use crate::job::{Attempt, Cause, Loss, User};
+use crate::job::{Attempt, Cause, Loss, Receipt, User};
 use crate::limits;
 use crate::protocol::{Answer, Heartbeat, Payload};
 use crate::reactor::BootTime;
 use crate::socket::PeerId;
+use crate::zmtp;
 
 /// An attempt that a worker holds.
 #[derive(Clone, Debug)]
@@ -167,6 +168,51 @@ impl Control {
             } else {
                 self.give_back(attempt, format!("worker {worker_id} does not have it"));
             }
+        }
+    }
+
+    /// Processes what a worker of the reference system reports about itself. Its receipt may be lost with a
+    /// connection, and it sends it only once: when it reports for a whole lease and the margin that it is
+    /// idle, it has none of the attempts that were dispatched to it before.
+    pub(super) fn handle_status(&mut self, routing_id: &[u8], is_idle: bool, now: BootTime) {
+        let bound = self.settings.lease + self.settings.margin;
+        let Some(worker) = self.workers.get_mut(routing_id) else {
+            return;
+        };
+        if worker.instance.is_some() || !is_idle {
+            worker.idle_since = None;
+            return;
+        }
+        let since = *worker.idle_since.get_or_insert(now);
+        if since + bound > now {
+            return;
+        }
+        worker.overdue.clear();
+        let claims = std::mem::take(&mut worker.claims);
+        let worker_id = worker.worker_id.clone();
+        for claim in claims {
+            self.exclusive.release(claim.attempt);
+            let reason = format!(
+                "worker {worker_id} has reported that it is idle for {} s, without a receipt",
+                bound.as_secs()
+            );
+            self.release(claim.attempt, Cause::Lost, Loss::Alone, reason);
+        }
+    }
+
+    /// Ends the attempts of a worker of the reference system whose connection was closed because of the size
+    /// of a message: only receipts are that large, and it sends them only once.
+    pub fn handle_oversized(&mut self, peer: PeerId, routing_id: &[u8], error: &zmtp::Error) {
+        let Some(worker) = self.workers.get_mut(routing_id) else {
+            return;
+        };
+        if worker.instance.is_some() || worker.peer != Some(peer) {
+            return;
+        }
+        let worker_id = worker.worker_id.clone();
+        for claim in std::mem::take(&mut worker.claims) {
+            let receipt = Receipt::unreadable(error);
+            self.end_claim(routing_id, worker_id.clone(), claim.attempt, receipt);
         }
     }
 

@@ -62,6 +62,8 @@ pub(super) struct Worker {
     pub(super) abort: Vec<Attempt>,
     pub(super) settle: Vec<Settlement>,
     pub(super) received_at: BootTime,
+    /// Since when a worker of the reference system reports that it is idle. None after a DISPATCH.
+    pub(super) idle_since: Option<BootTime>,
     absent_since: Option<BootTime>,
 }
 
@@ -494,6 +496,7 @@ impl Control {
             abort: Vec::new(),
             settle: Vec::new(),
             received_at: now,
+            idle_since: None,
             absent_since: None,
         };
         log::info!(

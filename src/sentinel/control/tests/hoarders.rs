@@ -90,7 +90,11 @@ fn an_old_worker_loses_what_it_does_not_end_and_gets_no_more_until_it_reports() 
     let mut ends = Vec::new();
     for seconds in 1..=200 {
         let now = at(seconds);
-        control.handle_message(&from(1, b"w"), 0, heartbeat(None, None), now);
+        let busy = Heartbeat {
+            status: HeartbeatStatus::Busy,
+            ..Heartbeat::default()
+        };
+        control.handle_message(&from(1, b"w"), 0, Payload::Heartbeat(busy), now);
         control.handle_timeout(now);
         ends.extend(lost(&mut control).into_iter().map(|(end, _)| end));
         let aborted = control.take_outgoing().iter().any(|message| {

@@ -611,3 +611,46 @@ fn the_loss_of_a_row_without_a_worker_has_a_reason_of_its_own() {
         ]
     );
 }
+
+#[test]
+fn an_old_worker_loses_its_job_after_a_lease_of_idleness() {
+    let status = |status, current_job_id| {
+        Payload::Heartbeat(Heartbeat {
+            status,
+            current_job_id,
+            ..Heartbeat::default()
+        })
+    };
+    let idle = || status(HeartbeatStatus::Idle, None);
+    let busy = || status(HeartbeatStatus::Busy, Some(5));
+    // (the heartbeats, the second of the one that ends the attempt). The lease is 10 s, the margin 2 s.
+    type Heartbeats = [(u64, bool)];
+    let cases: [(&Heartbeats, Option<u64>); 5] = [
+        (&[(1, true), (7, true), (12, true), (13, true)], Some(13)),
+        (&[(1, true), (40, true)], Some(40)),
+        // Busy in between: counted anew.
+        (&[(1, true), (7, false), (13, true), (24, true)], None),
+        (&[(1, false), (40, false), (80, true), (91, true)], None),
+        // The dispatch came after heartbeats of an idle worker.
+        (&[(1, true), (11, true)], None),
+    ];
+    for (heartbeats, ends_at) in cases {
+        let mut control = with_worker(1, at(0));
+        control.handle_message(&from(1, b"w"), 0, idle(), at(0));
+        control.handle_claimed(b"w", vec![assignment(5, 1, "")], at(0));
+        let mut ended_at = None;
+        for &(second, is_idle) in heartbeats {
+            let payload = if is_idle { idle() } else { busy() };
+            control.handle_timeout(at(second));
+            control.handle_message(&from(1, b"w"), 0, payload, at(second));
+            let lost = released(&mut control);
+            if !lost.is_empty() {
+                assert_eq!(lost, [(Attempt::new(5, 1), true)]);
+                ended_at = Some(second);
+            }
+        }
+        assert_eq!(ended_at, ends_at, "{heartbeats:?}");
+        let free: usize = control.openings(at(100)).iter().map(|it| it.free).sum();
+        assert_eq!(usize::from(ends_at.is_some()), free, "{heartbeats:?}");
+    }
+}
