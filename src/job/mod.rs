@@ -8,6 +8,8 @@
 mod attempt;
 mod content;
 mod history;
+#[cfg(feature = "worker")]
+mod limit_of;
 mod parameters;
 mod receipt;
 mod settlement;
@@ -22,6 +24,8 @@ use std::time::Duration;
 pub use attempt::{Attempt, Loss};
 pub use content::{Content, mtime_ns, mtime_s};
 pub use history::{History, KEY_COUNT_BITS, Past, PastEnd};
+#[cfg(feature = "worker")]
+pub use limit_of::LimitOf;
 pub use parameters::{Parameters, ParametersError};
 pub use receipt::{ARTIFACTS_TRUNCATED, BARRED_BY, Cause, JobStatus, Receipt};
 pub use settlement::{SETTLED_ATTEMPT, Settlement};

@@ -7,7 +7,7 @@
 
 use arrow::datatypes::{DataType, SchemaRef};
 
-use crate::job::Compression;
+use crate::job::{Compression, LimitOf};
 use crate::limits;
 
 /// Bounds of one job's output.
@@ -17,6 +17,8 @@ pub struct Bounds {
     pub buffer: u64,
     /// Bytes of all files together; 0 = no limit.
     pub output: u64,
+    /// Who has set that.
+    pub output_of: LimitOf,
     /// Bytes of the largest cell that is accepted although it exceeds the buffer's parts; 0 = none.
     /// Memory of its frame and of the writers' copies is not part of the buffer.
     pub cell: u64,
@@ -27,6 +29,7 @@ impl Default for Bounds {
         Bounds {
             buffer: limits::JOB_BUFFER_SIZE,
             output: 0,
+            output_of: LimitOf::Operator,
             cell: 0,
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::job::text::prefix;
-use crate::job::{Attempt, Cause, SinkError};
+use crate::job::{Attempt, Cause, LimitOf, SinkError};
 use crate::limits;
 
 /// Number of columns that a message names.
@@ -181,6 +181,8 @@ pub enum Error {
         size: u64,
         /// The limit.
         limit: u64,
+        /// Who has set it.
+        of: LimitOf,
     },
     /// The writer was ordered to stop.
     Stopped,
@@ -354,10 +356,10 @@ impl fmt::Display for Error {
                 "topic {:?}: {reason} (--job-buffer)",
                 prefix(topic, NAME_SHOWN)
             ),
-            Error::Output { size, limit } => write!(
+            Error::Output { size, limit, of } => write!(
                 f,
-                "the job has written {size} bytes of output; the limit is {limit} \
-                 (--job-output, or job-output of the plugin)"
+                "the job has written {size} bytes of output; the limit is {limit} ({})",
+                of.shown("job-output")
             ),
             Error::Stopped => f.write_str("the job was stopped"),
             Error::Parquet(reason) => write!(f, "writing Parquet: {reason}"),

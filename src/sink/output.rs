@@ -572,7 +572,11 @@ impl JobOutput {
             None => 0,
         };
         match files.saturating_add(stage) {
-            size if size > limit => Err(Error::Output { size, limit }),
+            size if size > limit => Err(Error::Output {
+                size,
+                limit,
+                of: self.bounds.output_of,
+            }),
             _ => Ok(()),
         }
     }

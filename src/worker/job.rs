@@ -16,7 +16,7 @@ use super::permit::Permit;
 use super::runtime::JobPaths;
 use super::slot::{Failure, Slot, Timeouts};
 use super::writer::Writer;
-use crate::job::{Attempt, Cause, Job, Lease};
+use crate::job::{Attempt, Cause, Job, Lease, LimitOf};
 use crate::limits;
 use crate::plugin::Exit;
 use crate::plugin::bridge::{self, BridgeReader, Step};
@@ -334,7 +334,7 @@ impl Run {
                 Ok(Step::Failure(mut text)) => {
                     if self.quota.open_files > 0 && text.contains("Too many open files") {
                         let (limit, own) = (self.quota.open_files, self.own_quota.open_files);
-                        let by = meter::by(limit, own, "job-open-files");
+                        let by = LimitOf::new(limit, own).shown("job-open-files");
                         text = format!("{text}\n(its processes may open {limit} files each: {by})");
                     }
                     self.sample_rss();
@@ -369,7 +369,7 @@ impl Run {
         let size = self.stdout.size().saturating_add(self.stderr.size());
         if self.quota.log > 0 && size > self.quota.log {
             let limit = self.quota.log;
-            let by = meter::by(limit, self.own_quota.log, "job-log");
+            let by = LimitOf::new(limit, self.own_quota.log).shown("job-log");
             self.slot.handle_excess(format!(
                 "the job printed {size} bytes; its limit is {limit} ({by})"
             ));

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::event::{ThreadEvent, Usage};
+use crate::job::LimitOf;
 use crate::limits;
 use crate::plugin::quota::Quota;
 use crate::plugin::strays;
@@ -209,42 +210,34 @@ pub(super) fn excess(
     let cpu = usage.cpu.as_secs_f64();
     let memory = usage.memory.saturating_sub(memory_at_start);
     if quota.cpu > 0 && cpu > quota.cpu as f64 {
-        let whose = by(quota.cpu, own.cpu, "job-cpu");
+        let whose = LimitOf::new(quota.cpu, own.cpu).shown("job-cpu");
         return Some(format!(
             "the job used {cpu:.1} s of processor time; its limit is {} s ({whose})",
             quota.cpu
         ));
     }
     if over(memory, quota.memory) {
-        let whose = by(quota.memory, own.memory, "job-memory");
+        let whose = LimitOf::new(quota.memory, own.memory).shown("job-memory");
         return Some(format!(
             "the job's processes had {memory} bytes in memory more than at its start; its limit is {} ({whose})",
             quota.memory
         ));
     }
     if over(usage.processes, quota.processes) {
-        let whose = by(quota.processes, own.processes, "job-processes");
+        let whose = LimitOf::new(quota.processes, own.processes).shown("job-processes");
         return Some(format!(
             "the job had {} processes or more; its limit is {} ({whose})",
             usage.processes, quota.processes
         ));
     }
     if over(usage.scratch, quota.scratch) {
-        let whose = by(quota.scratch, own.scratch, "job-scratch");
+        let whose = LimitOf::new(quota.scratch, own.scratch).shown("job-scratch");
         return Some(format!(
             "the job had {} bytes or more in its working directory; its limit is {} ({whose})",
             usage.scratch, quota.scratch
         ));
     }
     None
-}
-
-/// The origin of a limit: the operator's option or the plugin's setting.
-pub(super) fn by(limit: u64, own: u64, name: &str) -> String {
-    match limit == own {
-        true => format!("--{name}"),
-        false => format!("{name} of the plugin's [tool.casparian]"),
-    }
 }
 
 #[cfg(test)]

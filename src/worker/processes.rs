@@ -20,7 +20,7 @@ use super::runtime::{JobPaths, Runtime};
 use super::sandbox::{ForkServer, Reachable};
 use super::slot::{Failure, Timeouts};
 use super::writer::{Address, Writer};
-use crate::job::{Attempt, Cause};
+use crate::job::{Attempt, Cause, LimitOf};
 use crate::keys_in_use;
 use crate::limits;
 use crate::plugin::environment::{self, Environment};
@@ -56,6 +56,7 @@ impl Worker {
         };
         let timeouts = Timeouts {
             job: timeout,
+            job_of: LimitOf::new(timeout, self.options.job_timeout),
             writer: self.options.writer_timeout,
             publish: self.options.publish_timeout,
         };
@@ -177,6 +178,7 @@ impl Worker {
             run.permit.clone(),
             Bounds {
                 output: run.quota.output,
+                output_of: LimitOf::new(run.quota.output, self.options.quota.output),
                 ..self.options.bounds
             },
             address,

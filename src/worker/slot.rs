@@ -32,7 +32,7 @@ use std::time::Duration;
 pub use verdict::Failure;
 use verdict::verdict;
 
-use crate::job::Cause;
+use crate::job::{Cause, LimitOf};
 use crate::limits;
 use crate::plugin::{ENVIRONMENT_MARK, Exit, INPUT_MARK};
 use crate::reactor::BootTime;
@@ -110,6 +110,8 @@ const _: () = assert!(size_of::<Action>() <= 104);
 pub struct Timeouts {
     /// For the whole job.
     pub job: Duration,
+    /// Who has set that.
+    pub job_of: LimitOf,
     /// For a step of a writer that was ordered to remove the output.
     pub writer: Duration,
     /// For a step of a writer that was ordered to publish.
@@ -148,7 +150,7 @@ pub struct Slot {
 }
 
 // One for each slot.
-const _: () = assert!(size_of::<Slot>() <= 400);
+const _: () = assert!(size_of::<Slot>() <= 408);
 
 impl Slot {
     /// A job whose process is to be started. Its time-out counts from [`Slot::handle_started`] to the
@@ -515,8 +517,9 @@ impl Slot {
         if due(self.job_deadline()) {
             self.timed_out = true;
             let limit = format!(
-                "the job took longer than its limit of {} s (job-timeout)",
-                self.timeouts.job.as_secs()
+                "the job took longer than its limit of {} s ({})",
+                self.timeouts.job.as_secs(),
+                self.timeouts.job_of.shown("job-timeout")
             );
             self.fail(match self.reads_input {
                 true => Failure::new(

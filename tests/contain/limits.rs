@@ -144,7 +144,7 @@ fn the_limit_that_is_passed_ends_the_job_and_is_named() {
         ("log", "its limit is 10000000 (--job-log)"),
         ("scratch", "its limit is 20000000 (--job-scratch)"),
         ("open_files", "may open 50 files each: --job-open-files"),
-        ("output", "the limit is 50000000 (--job-output"),
+        ("output", "the limit is 50000000 (--job-output)"),
         ("shared_memory", ""),
         ("modest", ""),
     ];
@@ -213,7 +213,19 @@ fn a_plugin_lowers_limits_and_raises_none() {
             "cpu",
             "job-timeout = 1",
             "--job-timeout 90",
-            "longer than its limit of 1 s",
+            "longer than its limit of 1 s (job-timeout of the plugin's",
+        ),
+        (
+            "cpu",
+            "job-timeout = 90",
+            "--job-timeout 2",
+            "longer than its limit of 2 s (--job-timeout)",
+        ),
+        (
+            "output",
+            "job-output = \"3M\"",
+            "--job-output 0",
+            "the limit is 3000000 (job-output of the plugin's",
         ),
     ];
     for (case, word, option, want) in cases {

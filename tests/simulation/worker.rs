@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use casparian::job::{
-    Attempt, BARRED_BY, Cause, JobStatus, Lease, Receipt, SETTLED_ATTEMPT, Settlement,
+    Attempt, BARRED_BY, Cause, JobStatus, Lease, LimitOf, Receipt, SETTLED_ATTEMPT, Settlement,
 };
 use casparian::plugin::Exit;
 use casparian::protocol::{Dispatch, Heartbeat, HeartbeatStatus, Identify, Payload, View};
@@ -19,6 +19,7 @@ pub(crate) type Bytes = Vec<Vec<u8>>;
 
 const TIMEOUTS: Timeouts = Timeouts {
     job: Duration::from_secs(20),
+    job_of: LimitOf::Operator,
     writer: Duration::from_secs(40),
     publish: Duration::from_secs(300),
 };

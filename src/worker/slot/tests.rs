@@ -4,6 +4,7 @@ use crate::sink;
 const TIMEOUT: Duration = Duration::from_secs(100);
 const TIMEOUTS: Timeouts = Timeouts {
     job: TIMEOUT,
+    job_of: LimitOf::Operator,
     writer: Duration::from_secs(40),
     publish: Duration::from_secs(120),
 };
