@@ -1,6 +1,6 @@
-//! Lists the key files that the sentinels of this user use, so that the user's workers hide or protect these
-//! key files from plugins. Each sentinel has a list `~/.casparian_flow/keys/<name>`, locked while the
-//! sentinel runs.
+//! Lists the key files that the sentinels and workers of this user use, so that the user's workers hide or
+//! protect these key files from plugins. Each sentinel and each worker has a list
+//! `~/.casparian_flow/keys/<name>`, locked while it runs.
 //!
 //! A list has one record for each path: `S` for a secret key or `L` for a list of keys, the path's bytes, and
 //! a NUL.
@@ -10,12 +10,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-#[cfg(all(feature = "sentinel", feature = "cli"))]
+#[cfg(all(any(feature = "sentinel", feature = "worker"), feature = "cli"))]
 mod note;
 #[cfg(feature = "worker")]
 mod read;
 
-#[cfg(all(feature = "sentinel", feature = "cli"))]
+#[cfg(all(any(feature = "sentinel", feature = "worker"), feature = "cli"))]
 pub(crate) use note::Noted;
 #[cfg(feature = "worker")]
 pub(crate) use read::{files, is_secret, state};

@@ -1,6 +1,7 @@
 //! The commands `sentinel` and `worker`.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 #[cfg(feature = "worker")]
 use std::path::Path;
 use std::path::PathBuf;
@@ -8,7 +9,6 @@ use std::time::Duration;
 
 use super::args::{Command, Flag, Typed};
 use super::{Failure, failed, log_lines, security};
-#[cfg(feature = "sentinel")]
 use crate::keys_in_use::{KeysInUse, Noted};
 use crate::limits;
 #[cfg(feature = "worker")]
@@ -125,12 +125,20 @@ pub(super) const CASPARIAN_SENTINEL: Command = sentinel_command("casparian senti
 /// The paths by which other processes can open these files: the file's real path and that of a link to it. A
 /// process's paths of its own descriptors (`/dev/stdin`) are left out, because they name another file in each
 /// process.
-#[cfg(feature = "sentinel")]
 fn names_of(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut names = Vec::new();
     for path in absolute(paths) {
         match std::fs::canonicalize(&path) {
-            Ok(own) if own.is_file() => names.push(own),
+            Ok(own) if own.is_file() => {
+                let found = std::fs::metadata(&own);
+                if found.is_ok_and(|found| found.nlink() > 1) {
+                    log::warn!(
+                        "{}: the file has other names, too (hard links), which plugins are not kept from",
+                        own.display()
+                    );
+                }
+                names.push(own);
+            }
             Ok(_) | Err(_) => log::warn!(
                 "{}: it is no file with a name, which plugins of this user's workers could be kept from",
                 path.display()
@@ -147,7 +155,6 @@ fn names_of(paths: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 /// Lists the key files for the workers of this user, which hide them from plugins.
-#[cfg(feature = "sentinel")]
 fn note_keys(typed: &Typed) -> Option<Noted> {
     let lists = [
         typed.paths("authorized-keys"),
@@ -533,6 +540,8 @@ pub(super) fn worker(
         );
     }
     raise_worker_descriptor_limit();
+    // The plugins of the user's other workers are kept from this worker's key.
+    let _noted = note_keys(&typed);
     let worker = worker::Worker::open(options).map_err(failed)?;
     worker.run().map_err(failed)
 }

@@ -1,4 +1,4 @@
-//! The sentinel's side: writes the list of its key files.
+//! Writes the list of the key files that this program uses.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{KeysInUse, folder, prepare};
 
-/// A sentinel's locked list. It is removed when the value is dropped.
+/// A program's locked list. It is removed when the value is dropped.
 pub(crate) struct Noted {
     _locked: File,
     path: PathBuf,

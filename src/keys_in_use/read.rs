@@ -1,4 +1,4 @@
-//! The worker's side: reads the lists of all sentinels.
+//! The worker's side: reads all lists.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -23,13 +23,16 @@ pub(crate) fn is_secret(path: &Path) -> bool {
     read.is_ok() && marks.iter().any(|mark| start.starts_with(mark))
 }
 
-/// Those of [`all`] that are files or do not exist at the moment. Other paths, from a wrong option of a
-/// sentinel, must not make jobs of this worker fail.
+/// Those of [`all`] that are files or do not exist at the moment. Other paths, from a wrong option of another
+/// program, must not make jobs of this worker fail.
 pub(crate) fn files(home: &Path) -> KeysInUse {
     let mut keys = all(home);
     let may_be = |path: &PathBuf| match fs::metadata(path) {
         Ok(found) if !found.is_file() => {
-            log::warn!("key file of a sentinel: {}: it is no file", path.display());
+            log::warn!(
+                "key file of another program: {}: it is no file",
+                path.display()
+            );
             false
         }
         _ => true,
@@ -39,14 +42,14 @@ pub(crate) fn files(home: &Path) -> KeysInUse {
     keys
 }
 
-/// The key files of all running sentinels of this user. Lists of sentinels that have ended are removed.
+/// The key files of all running sentinels and workers of this user. Lists of those that have ended are removed.
 pub(super) fn all(home: &Path) -> KeysInUse {
     let mut all = KeysInUse::default();
     let entries = prepare(home).and_then(|()| fs::read_dir(folder(home)));
     let entries = match entries {
         Ok(entries) => entries,
         Err(error) => {
-            log::warn!("keys of sentinels are not kept from plugins: {error}");
+            log::warn!("keys of sentinels and other workers are not kept from plugins: {error}");
             return all;
         }
     };
@@ -60,7 +63,10 @@ pub(super) fn all(home: &Path) -> KeysInUse {
         match read(&path) {
             Ok(Some(bytes)) if !is_unfinished => {
                 let Some(now_left) = left.checked_sub(1) else {
-                    log::warn!("key files of more than {} sentinels", limits::KEY_NOTES_MAX);
+                    log::warn!(
+                        "key files of more than {} sentinels and workers",
+                        limits::KEY_NOTES_MAX
+                    );
                     break;
                 };
                 left = now_left;
@@ -76,15 +82,14 @@ pub(super) fn all(home: &Path) -> KeysInUse {
     all
 }
 
-/// True for an unfinished list that its sentinel must have left: a sentinel locks and renames its list at
-/// once.
+/// True for an unfinished list that its program must have left: it locks and renames a list at once.
 fn is_old(path: &Path) -> bool {
     let written = fs::symlink_metadata(path).and_then(|found| found.modified());
     let age = written.map(|at| at.elapsed().unwrap_or_default());
     age.is_ok_and(|age| age >= limits::KEY_NOTE_UNFINISHED_MAX)
 }
 
-/// A number that changes when a sentinel of the user with key files starts or ends, or when one of these
+/// A number that changes when a program of the user with key files starts or ends, or when one of these
 /// files or of `more` is replaced by another file.
 pub(crate) fn state(home: &Path, more: &[PathBuf]) -> u64 {
     let mut keys = KeysInUse::default();
@@ -118,7 +123,7 @@ fn open(path: &Path) -> io::Result<fs::File> {
     options.open(path)
 }
 
-/// The content of a sentinel's list. None when no sentinel has it locked.
+/// The content of a list. None when no program has it locked.
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match open(path) {
         Ok(file) => file,

@@ -75,6 +75,9 @@ fn filter(kind: Kind) -> Result<BpfProgram, String> {
     let made: BpfProgram = made.map_err(|error: BackendError| error.to_string())?;
     let mut program = missing_calls();
     program.extend(without_lingering());
+    if kind != Kind::Fork {
+        program.extend(as_scheduled());
+    }
     program.extend(made);
     Ok(program)
 }
@@ -107,6 +110,29 @@ fn without_lingering() -> BpfProgram {
         equals(3, libc::SOL_SOCKET as u32),
         load(argument(2)),
         equals(1, libc::SO_LINGER as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO),
+    ]
+}
+
+/// Setting the normal policy, SCHED_OTHER, by an ID succeeds without effect. glibc's
+/// `pthread_setschedparam` names the caller's own thread by its ID, and ZeroMQ's library, which sets this
+/// policy for each of its threads, aborts when that fails.
+fn as_scheduled() -> BpfProgram {
+    let load = |offset| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);
+    let equals = |others, value| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, others, value);
+    // The caller itself is left to the kernel.
+    let is_not = |to, value| sock_filter {
+        jt: to,
+        ..equals(0, value)
+    };
+    vec![
+        load(0),
+        equals(6, libc::SYS_sched_setscheduler as u32),
+        load(argument(1)),
+        equals(4, libc::SCHED_OTHER as u32),
+        load(argument(0)),
+        is_not(2, 0),
+        is_not(1, OWN_PID),
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO),
     ]
 }

@@ -11,7 +11,7 @@ use crate::copy_program;
 
 /// Does what its input names, and gives "done" or the name of the error.
 const ATTACKER: &str = r#"
-import ctypes, fcntl, os, resource, shutil, signal, socket, struct, subprocess, sys, time
+import ctypes, fcntl, os, resource, shutil, signal, socket, struct, subprocess, sys, threading, time
 import pyarrow as pa
 
 own_folder = os.path.dirname(os.environ["BRIDGE_SOCKET"])
@@ -42,7 +42,22 @@ def priority_of(kind, who):
     os.setpriority(kind, who, os.getpriority(kind, who))
 
 def scheduler_of(pid):
+    os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
     os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+
+def normal_scheduler_of_a_thread():
+    """As glibc's pthread_setschedparam does it for the caller."""
+    failed = []
+    def of_itself():
+        try:
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_OTHER, os.sched_param(0))
+        except OSError as error:
+            failed.append(error)
+    thread = threading.Thread(target=of_itself)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
 
 def attributes_of(pid):
     call(314, pid, struct.pack("IIQiIQQQ", 48, 0, 0, os.getpriority(os.PRIO_PROCESS, pid), 0, 0, 0, 0), 0)
@@ -241,6 +256,7 @@ def attacks(out, path):
             lambda pid: priority_of(os.PRIO_PROCESS, pid), lambda pid: priority_of(os.PRIO_PGRP, 0)),
         "programs that change their own": lambda: shell(
             "taskset -c 0 true && nice true && ionice -c 3 true && prlimit --core=0 true"),
+        "normal scheduler of a thread": normal_scheduler_of_a_thread,
         "signal all": lambda: os.kill(-1, 0),
         "trace worker": lambda: call(101, 16, worker, 0, 0),
         "memory of worker": lambda: open(f"/proc/{worker}/mem", "rb").read(1),
@@ -335,6 +351,7 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("limits of worker, read", true, true),
     ("own limits, priority and processors", true, true),
     ("programs that change their own", true, true),
+    ("normal scheduler of a thread", true, true),
     ("trace worker", false, false),
     ("memory of worker", false, false),
     ("environment of interpreter", false, false),
@@ -905,10 +922,11 @@ fn key_files_that_come_later_are_kept_from_the_next_job() {
         let write = |name: &str| fs::write(path(name), format!("{listed}\n")).unwrap();
         write("list");
         let source = format!(
-            "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        try:\n            open({:?}, 'a')\n            did = 10\n        except OSError: did = 20\n        yield pa.table({{'x': [did + sum(len(open(key).read(1)) for key in ({:?}, {:?}) if os.path.exists(key))]}})\n",
+            "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        try:\n            open({:?}, 'a')\n            did = 10\n        except OSError: did = 20\n        yield pa.table({{'x': [did + sum(len(open(key).read(1)) for key in ({:?}, {:?}, {:?}) if os.path.exists(key))]}})\n",
             dir.path().join("list"),
             dir.path().join("key"),
-            dir.path().join("folder/new")
+            dir.path().join("folder/new"),
+            dir.path().join("w")
         );
         fs::create_dir(path("folder")).unwrap();
         let database = database_with(dir.path(), "p", &source);
@@ -927,23 +945,28 @@ fn key_files_that_come_later_are_kept_from_the_next_job() {
             assert_eq!(job["status"], "COMPLETED", "{job}");
             read_parquet(&out)[0]["sums"]["x"].as_u64()
         };
-        assert_eq!(run(0), Some(11), "{start}");
+        assert_eq!(run(0), Some(12), "{start}");
         let other = path("other.sqlite");
         casparian_ok(&["init", &other]);
         let (key, list) = (path("key"), path("list"));
         let more = ["--curve-secret-key", &key, "--authorized-keys", &list];
-        let _other = crate::common::sentinel(Path::new(&other), &more);
-        assert_eq!(run(1), Some(11 + 20), "{start}");
+        let (_other, others) = crate::common::sentinel(Path::new(&other), &more);
+        assert_eq!(run(1), Some(12 + 21), "{start}");
         write("new");
         fs::rename(path("new"), path("list")).unwrap();
-        assert_eq!(run(2), Some(11 + 20 + 20), "{start}");
+        assert_eq!(run(2), Some(12 + 2 * 21), "{start}");
         // The number of its inode may be given again.
         fs::remove_file(path("list")).unwrap();
         write("list");
-        assert_eq!(run(3), Some(11 + 3 * 20), "{start}");
+        assert_eq!(run(3), Some(12 + 3 * 21), "{start}");
         // A key that comes into a folder of --protect.
         casparian_ok(&["keygen", &path("folder/new")]);
-        assert_eq!(run(4), Some(11 + 4 * 20), "{start}");
+        assert_eq!(run(4), Some(12 + 4 * 21), "{start}");
+        // The key of another worker.
+        let (server, key) = (path("key.pub"), path("w"));
+        let more = ["--curve-server-key", &server, "--curve-secret-key", &key];
+        let _second = worker(&others, &dir.path().join("second"), &more);
+        assert_eq!(run(5), Some(12 + 4 * 21 + 20), "{start}");
     }
 }
 
