@@ -539,6 +539,8 @@ pub const BRIDGE_ACCEPTS_PER_CALL: usize = 16;
 pub const RSS_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Levels of folders that are removed at once.
 pub const CLEANER_ROUNDS_MAX: usize = 1 << 20;
+/// Time since its last change after which a worker's private folder without a lock file is a leftover.
+pub const UNLOCKED_FOLDER_MAX: Duration = Duration::from_secs(86_400);
 /// How long a worker that stops removes the folders of its last jobs. The next worker removes the rest.
 pub const CLEAN_AT_STOP: Duration = Duration::from_secs(2);
 /// Failures in a row that are the worker's own, after which it accepts no jobs.

@@ -68,6 +68,11 @@ def cells_of(function):
     return found
 
 
+def timers_of(loop):
+    """What `call_later` and `call_at` have scheduled in an event loop."""
+    return [handle for handle in items_of(getattr(loop, "_scheduled", ())) if not handle.cancelled()]
+
+
 def package_of(space):
     return str(space.get("__name__")).partition(".")[0]
 
@@ -213,7 +218,7 @@ class Reach:
             self.add(value.__self__)
         elif is_of(value, "asyncio", "AbstractEventLoop"):
             self.add_all(task.get_coro() for task in sys.modules["asyncio"].all_tasks(value))
-            for handle in items_of(getattr(value, "_ready", ())):
+            for handle in [*items_of(getattr(value, "_ready", ())), *timers_of(value)]:
                 self.add_all((handle._callback, *(handle._args or ())))
         else:
             module = sys.modules.get(module_of(value if kind is type else kind))

@@ -10,7 +10,7 @@
 //!   block.
 //! - [`syntax`]: checks by an interpreter that a source is valid Python.
 //! - [`process`] and [`fork_server`]: a plugin process, which a fork server forks. The program that runs in it is
-//!   `outputs.py`, `values.py`, `work.py`, `daemons.py`, `folder.py` and `shim.py`.
+//!   `outputs.py`, `values.py`, `tasks.py`, `work.py`, `daemons.py`, `folder.py` and `shim.py`.
 //! - [`programs`]: which programs run with more rights than plugins have.
 //! - [`bridge`]: frames from the plugin process's Unix socket, decoded to Arrow record batches.
 //!
@@ -73,6 +73,8 @@ pub const SHIM: &str = concat!(
     include_str!("outputs.py"),
     "\n\n",
     include_str!("values.py"),
+    "\n\n",
+    include_str!("tasks.py"),
     "\n\n",
     include_str!("work.py"),
     "\n\n",

@@ -6,7 +6,6 @@ multiprocessing starts with the method `spawn` or `forkserver` find the plugin a
 """
 
 import atexit
-import gc
 import os
 import sys
 import threading
@@ -14,8 +13,6 @@ import time
 import traceback
 import weakref
 
-# Limit of failures of tasks that are kept until the plugin retrieves them.
-LOST_MAX = 1000
 # Seconds until the log names a thread for which the job waits.
 NAMES_AFTER = 2.0
 # Seconds in which helper processes of multiprocessing must end. Then they are killed.
@@ -109,12 +106,11 @@ async def once(result):
 
 
 def of_async(results):
-    """The items of an async iterator. Tasks that still run at its end are awaited."""
+    """The items of an async iterator. Tasks and timers that are left at its end are awaited."""
     import asyncio
 
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    failed = watch_tasks(loop)
     items = results.__aiter__()
     try:
         while True:
@@ -123,46 +119,47 @@ def of_async(results):
             except StopAsyncIteration:
                 break
             yield item
-        rest = asyncio.all_tasks(loop)
-        if rest:
-            loop.run_until_complete(asyncio.gather(*rest))
-        # Runs the callbacks of the tasks that ended last.
-        loop.run_until_complete(asyncio.sleep(0))
-        for task in failed:
-            if task._log_traceback:
-                error = task.exception()
-                add_note(error, "in a task of asyncio; the plugin has not awaited it")
-                raise error
+        wait_for_rest(loop)
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
         asyncio.set_event_loop(None)
 
 
-def watch_tasks(loop):
-    """Returns a list to which the plugin's failed tasks in a loop are added."""
+def wait_for_rest(loop):
+    """Runs the tasks that are left in a loop, and its timers that can publish."""
     import asyncio
 
-    failed = []
+    until = time.monotonic() + DAEMONS_WAIT
+    while True:
+        rest = asyncio.all_tasks(loop)
+        if rest:
+            loop.run_until_complete(asyncio.gather(*rest))
+            until = time.monotonic() + DAEMONS_WAIT
+            continue
+        # Runs the callbacks of the tasks that ended last.
+        loop.run_until_complete(asyncio.sleep(0))
+        left = [handle.when() - loop.time() for handle in timers_of(loop) if can_publish(handle)]
+        if not left and not asyncio.all_tasks(loop):
+            return
+        wait = max(0.0, min(left, default=0.0))
+        if time.monotonic() + wait > until:
+            raise RuntimeError(
+                f"a timer of asyncio that can publish is due {wait:.0f} s after the handler has returned: let the"
+                " handler wait for it, or cancel it")
+        loop.run_until_complete(asyncio.sleep(wait))
 
-    def ended(task):
-        is_known = task.cancelled() or not task._log_traceback or len(failed) == LOST_MAX
-        if not is_known and (task.casparian_is_own or is_of_plugin(task._exception)):
-            failed.append(task)
 
-    def factory(loop, coroutine, **options):
-        task = asyncio.Task(coroutine, loop=loop, **options)
-        task.casparian_is_own = is_asked_by_plugin(sys._getframe(1))
-        task.add_done_callback(ended)
-        return task
-
-    loop.set_task_factory(factory)
-    return failed
+def can_publish(handle):
+    reach = Reach(())
+    reach.add_all((handle._callback, *(handle._args or ())))
+    reach.follow()
+    return reach.found
 
 
-def watch_low_threads():
+def watch_low_threads(note):
     """Makes `_thread.start_new_thread` wait until the thread runs, as `threading` does. So it can be
-    found."""
+    found. `note` is called with what the plugin raises in it."""
     import _thread
 
     start = _thread.start_new_thread
@@ -173,7 +170,14 @@ def watch_low_threads():
 
         def run():
             begun.release()
-            function(*args, **(kwargs or {}))
+            try:
+                function(*args, **(kwargs or {}))
+            except SystemExit:
+                pass
+            except BaseException as error:
+                if is_of_plugin(error):
+                    note(error, "in a thread that the plugin has started")
+                raise
 
         ident = start(run, ())
         begun.acquire()
@@ -188,18 +192,15 @@ class Work:
     def __init__(self, bridge):
         self.bridge = bridge
         self.errors = []
-        # Failures of executors' tasks by the ID of the future, until the plugin retrieves them.
-        self.lost = {}
         self.helpers = {id(helper) for helper in helpers()}
         self.show = threading.excepthook
         threading.excepthook = self.handle_thread_error
-        self.watch_futures()
-        self.watch_loops()
-        watch_low_threads()
+        self.tasks = Tasks(self.note)
+        watch_low_threads(self.note)
 
     def note(self, error, where):
         """Keeps an exception. It fails the job after its handler has returned."""
-        if error is None or len(self.errors) >= LOST_MAX:
+        if error is None or len(self.errors) >= LOST_MAX or any(error is known for known in self.errors):
             return
         add_note(error, where)
         self.errors.append(error)
@@ -215,47 +216,6 @@ class Work:
             self.note(arguments.exc_value, f"in the thread{name}, which the plugin has started")
         self.show(arguments)
 
-    def watch_futures(self):
-        from concurrent.futures import _base
-
-        future, lost = _base.Future, self.lost
-
-        def init(self, init=future.__init__):
-            init(self)
-            self.casparian_is_own = is_asked_by_plugin(sys._getframe(1))
-
-        def set_exception(self, error, set_exception=future.set_exception):
-            is_own = getattr(self, "casparian_is_own", False) or is_of_plugin(error, _base.BrokenExecutor)
-            if error is not None and len(lost) < LOST_MAX and is_own:
-                lost[id(self)] = (self, error)
-            set_exception(self, error)
-
-        def asking(ask):
-            def asked(self, timeout=None):
-                try:
-                    return ask(self, timeout)
-                finally:
-                    if self.done():
-                        lost.pop(id(self), None)
-            return asked
-
-        future.__init__ = init
-        future.set_exception = set_exception
-        future.result = asking(future.result)
-        future.exception = asking(future.exception)
-
-    def watch_loops(self):
-        """Finds failed tasks in loops that the plugin runs itself: asyncio logs those never retrieved."""
-        import logging
-
-        def watch(record):
-            error = record.exc_info[1] if record.exc_info else None
-            if str(record.msg).startswith("Task exception was never retrieved") and is_of_plugin(error):
-                self.note(error, "in a task of asyncio; the plugin has not awaited it")
-            return True
-
-        logging.getLogger("asyncio").addFilter(watch)
-
     def finish(self):
         """Waits for all work that still runs. The worker bounds this by the time-out of the job."""
         self.join_threads()
@@ -267,11 +227,7 @@ class Work:
         self.join_pools()
         self.run_exit_functions()
         self.join_threads()
-        if "asyncio" in sys.modules:
-            # Failed tasks are in reference cycles with their exceptions.
-            gc.collect()
-        for _future, error in list(self.lost.values()):
-            self.note(error, "in a task of an executor; the plugin has not asked for its result")
+        self.tasks.finish()
         if self.errors:
             raise self.errors[0]
         Daemons(self.bridge).settle()
@@ -308,19 +264,11 @@ class Work:
 
     def join_pools(self):
         """Waits for the tasks of multiprocessing's pools of threads and of processes."""
-        start, tasks = time.monotonic(), {}
-        while True:
-            left = pool_tasks()
-            tasks.update((id(task), task) for task in left)
-            if not left:
-                break
+        start = time.monotonic()
+        while pool_tasks():
             if time.monotonic() - start > NAMES_AFTER:
                 self.bridge.warn("the job waits for tasks of a multiprocessing pool")
             time.sleep(DAEMONS_POLL)
-        for task in tasks.values():
-            error = None if getattr(task, "_success", True) else task._value
-            if isinstance(error, BaseException) and task._error_callback is None:
-                self.note(error, "in a task of a pool; the plugin has not asked for its result")
 
     def run_exit_functions(self):
         show = sys.unraisablehook
@@ -337,28 +285,6 @@ class Work:
             self.note(error, "in an atexit function")
         finally:
             sys.unraisablehook = show
-
-
-def is_asked_by_plugin(frame):
-    """True if the plugin's code starts a task, directly or by the standard library."""
-    while frame is not None and package_of(frame.f_globals) in ("concurrent", "asyncio"):
-        frame = frame.f_back
-    return frame is not None and is_of_plugin_module(frame.f_globals)
-
-
-def is_of_plugin(error, broken=()):
-    """True if a task's exception came from the plugin's code, from another process or from a broken pool.
-    Other failures are ignored, because libraries have tasks of their own whose failures they expect."""
-    if error is None:
-        return False
-    if isinstance(error, broken) or type(error.__cause__).__name__ == "_RemoteTraceback":
-        return True
-    trace = error.__traceback__
-    while trace is not None:
-        if is_of_plugin_module(trace.tb_frame.f_globals):
-            return True
-        trace = trace.tb_next
-    return False
 
 
 def pool_tasks():

@@ -181,8 +181,8 @@ impl Runtime {
         self.cleaner.empty(&trash);
     }
 
-    /// Removes folders whose lock is free, because their workers have ended. A folder without a lock file is
-    /// kept: its worker may just be starting.
+    /// Removes folders whose lock is free, because their workers have ended. A new folder without a lock file
+    /// is kept: its worker may just be starting.
     fn sweep(&self) {
         let entries = fs::read_dir(self.hidden_folder());
         let entries = entries.into_iter().flatten().flatten().filter(|entry| {
@@ -194,7 +194,10 @@ impl Runtime {
                 continue;
             }
             let lock = open_lock(&entry.path().join(LOCK));
-            let free = lock.as_ref().is_ok_and(|file| file.try_lock().is_ok());
+            let free = match &lock {
+                Ok(file) => file.try_lock().is_ok(),
+                Err(error) => error.kind() == io::ErrorKind::NotFound && is_old(&entry.path()),
+            };
             let away = self.folder.join(TRASH).join(format!("old-{number}"));
             if free && let Err(error) = fs::rename(entry.path(), away) {
                 log::debug!("cannot remove {}: {error}", entry.path().display());
@@ -207,8 +210,7 @@ impl Runtime {
 impl Drop for Runtime {
     fn drop(&mut self) {
         let deadline = BootTime::now() + limits::CLEAN_AT_STOP;
-        let removed = remover::empty(&self.folder, Some(deadline))
-            .and_then(|()| fs::remove_dir(&self.folder));
+        let removed = remove_unlocked(&self.folder, deadline);
         // The lock is free now, so the next worker removes the rest.
         if let Err(error) = removed
             && error.kind() != io::ErrorKind::NotFound
@@ -216,6 +218,26 @@ impl Drop for Runtime {
             log::info!("{} is left behind: {error}", self.folder.display());
         }
     }
+}
+
+/// Removes the private folder. Its lock file is removed last, so that the next worker finds what is left when
+/// this is cut off.
+fn remove_unlocked(folder: &Path, deadline: BootTime) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name() != LOCK {
+            remover::remove(&entry.path(), Some(deadline))?;
+        }
+    }
+    fs::remove_file(folder.join(LOCK))?;
+    fs::remove_dir(folder)
+}
+
+/// True if a folder was not changed for so long that no worker starts in it, nor uses it without its lock file.
+fn is_old(folder: &Path) -> bool {
+    let changed = fs::symlink_metadata(folder).and_then(|found| found.modified());
+    let age = changed.map(|at| at.elapsed().unwrap_or_default());
+    age.is_ok_and(|age| age >= limits::UNLOCKED_FOLDER_MAX)
 }
 
 /// Opens an existing lock file. It may be a FIFO, so the open does not block.

@@ -163,6 +163,86 @@ const AWAITED: &[Case] = &[
         Fails("KeyError: 'pool'"),
     ),
     (
+        "items_of_a_pool_that_raise",
+        "from multiprocessing.pool import ThreadPool\ndef late(n):\n    time.sleep(.3)\n    self.ctx.publish('t', {'a': [10 // n]})\nself.pool = ThreadPool(2)\nself.pool.imap_unordered(late, [1, 0, 2])\nself.pool.close()",
+        Fails("ZeroDivisionError"),
+    ),
+    (
+        "items_of_a_pool_that_have_raised",
+        "from multiprocessing.pool import ThreadPool\npool = ThreadPool(2)\npool.imap(lambda n: 1 // n, [1, 0])\npool.close()\npool.join()\nreturn {'a': [1]}",
+        Fails("ZeroDivisionError"),
+    ),
+    (
+        "tasks_of_pools_that_have_raised",
+        "from multiprocessing.pool import ThreadPool\npool = ThreadPool(2)\npool.apply_async(lambda: 1 // 0)\npool.close()\npool.join()\nreturn {'a': [1]}",
+        Fails("ZeroDivisionError"),
+    ),
+    (
+        "tasks_of_process_pools_that_have_raised",
+        "pool = multiprocessing.get_context('fork').Pool(2)\npool.starmap_async(fail, [(), ()])\npool.close()\npool.join()\nreturn {'a': [1]}",
+        Fails("KeyError: 'child'"),
+    ),
+    (
+        "failures_of_pools_that_were_asked_for",
+        "from multiprocessing.pool import ThreadPool\npool = ThreadPool(2)\nfound = []\ntask = pool.map_async(lambda n: 1 // n, [0, 1, 0])\ntry: task.get()\nexcept ZeroDivisionError: found.append(1)\ntask = pool.apply_async(lambda: 1 // 0)\ntask.wait()\nfound.append(2 + task.successful())\nitems = pool.imap(lambda n: 1 // n, [0, 1, 0])\nwhile True:\n    try: found.append(3 + next(items))\n    except ZeroDivisionError: found.append(5)\n    except StopIteration: break\npool.apply_async(lambda: 1 // 0, error_callback=lambda error: found.append(6))\npool.close()\npool.join()\nreturn {'a': found}",
+        Rows(r#"[{"a": 1}, {"a": 2}, {"a": 5}, {"a": 4}, {"a": 5}, {"a": 6}]"#),
+    ),
+    (
+        "task_that_has_raised_in_a_terminated_pool",
+        "from multiprocessing.pool import ThreadPool\nwith ThreadPool(1) as pool: pool.apply_async(lambda: 1 // 0).wait()\nreturn {'a': [1]}",
+        Fails("ZeroDivisionError"),
+    ),
+    (
+        "low_thread_that_raises",
+        "import _thread\ndef late():\n    time.sleep(.3)\n    self.ctx.publish('t', {'a': [1]})\n    raise KeyError('low')\n_thread.start_new_thread(late, ())",
+        Fails("KeyError: 'low'"),
+    ),
+    (
+        "executor_of_a_loop_that_raises",
+        "import asyncio\ndef late(n): self.ctx.publish('t', {'a': [10 // n]})\nasync def handle():\n    loop = asyncio.get_running_loop()\n    for n in (1, 0, 2): loop.run_in_executor(None, late, n)\n    await asyncio.sleep(.3)\nreturn handle()",
+        Fails("ZeroDivisionError"),
+    ),
+    (
+        "executor_of_a_loop_in_a_thread_that_raises",
+        "import asyncio\ndef late(n): self.ctx.publish('t', {'a': [10 // n]})\nasync def work():\n    loop = asyncio.get_running_loop()\n    self.kept = [loop.run_in_executor(None, late, n) for n in (1, 0, 2)]\n    await asyncio.sleep(.3)\nthreading.Thread(target=asyncio.run, args=(work(),)).start()",
+        Fails("ZeroDivisionError"),
+    ),
+    (
+        "executor_of_a_loop_whose_failure_was_asked_for",
+        "import asyncio\ndef late(n): return 10 // n\nasync def handle():\n    loop = asyncio.get_running_loop()\n    found = await asyncio.gather(*(loop.run_in_executor(None, late, n) for n in (1, 0, 2)), return_exceptions=True)\n    try: await asyncio.to_thread(late, 0)\n    except ZeroDivisionError: found[1] = 0\n    return {'a': found}\nreturn handle()",
+        Rows(r#"[{"a": 10}, {"a": 0}, {"a": 5}]"#),
+    ),
+    (
+        "task_that_raises_without_a_log",
+        "import asyncio, logging.config\nlogging.config.dictConfig({'version': 1})\nlogging.disable()\nasync def fail(): raise KeyError('task')\nasync def work():\n    self.tasks = [asyncio.create_task(fail())]\n    await asyncio.sleep(.1)\nasyncio.run(work())\nreturn {'a': [1]}",
+        Fails("KeyError: 'task'"),
+    ),
+    (
+        "task_that_raises_and_is_forgotten",
+        "import asyncio, logging\nasync def fail(): raise KeyError('task')\nasync def work():\n    asyncio.create_task(fail())\n    asyncio.gather(fail(), fail())\n    await asyncio.sleep(.1)\nlogging.getLogger('asyncio').setLevel(100)\nthread = threading.Thread(target=lambda: asyncio.run(work()))\nthread.start()\nthread.join()\nreturn {'a': [1]}",
+        Fails("KeyError: 'task'"),
+    ),
+    (
+        "timer_of_a_loop_in_a_daemon",
+        "import asyncio\nloop = asyncio.new_event_loop()\nthreading.Thread(target=loop.run_forever, daemon=True).start()\nloop.call_soon_threadsafe(lambda: loop.call_later(.5, lambda: self.ctx.publish('t', {'a': [1]})))",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "timer_of_a_handler",
+        "import asyncio\nasync def handle():\n    loop = asyncio.get_running_loop()\n    loop.call_later(.3, lambda: self.ctx.publish('t', {'a': [1]}))\n    loop.call_later(60, print, 'unimportant')\nreturn handle()",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "timer_of_a_handler_that_is_too_late",
+        "import asyncio\nasync def handle():\n    asyncio.get_running_loop().call_later(60, lambda: self.ctx.publish('t', {'a': [1]}))\nreturn handle()",
+        Fails("a timer of asyncio that can publish is due 60 s after"),
+    ),
+    (
+        "timer_that_raises",
+        "import asyncio\nasync def handle():\n    asyncio.get_running_loop().call_later(.1, lambda: self.ctx.publish('t', {'a': [1 // 0]}))\nreturn handle()",
+        Fails("ZeroDivisionError"),
+    ),
+    (
         "task_of_a_library_that_raises",
         "from concurrent.futures import ThreadPoolExecutor\nThreadPoolExecutor(1).submit(int, 'x')\nreturn {'a': [1]}",
         Fails("ValueError: invalid literal"),

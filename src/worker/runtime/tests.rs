@@ -72,6 +72,36 @@ fn the_folder_of_a_user_stays_and_is_used_again() {
     assert_eq!(Runtime::new().unwrap().hidden_folder(), folder);
 }
 
+#[test]
+fn a_removal_that_is_cut_off_leaves_the_lock_file_for_the_next_worker() {
+    let runtime = Runtime::new().unwrap();
+    let folder = runtime.folder().to_owned();
+    let nested = folder.join("w1/a/b");
+    fs::create_dir_all(&nested).unwrap();
+    fs::write(nested.join("c"), "").unwrap();
+    let error = remove_unlocked(&folder, BootTime::default()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    assert!(folder.join(LOCK).exists());
+    // As at the end of its process.
+    runtime.lock.unlock().unwrap();
+    std::mem::forget(runtime);
+    let next = Runtime::new().unwrap();
+    assert!(!folder.exists());
+    // Without a lock file.
+    let hidden = next.hidden_folder();
+    let (old, new) = (hidden.join("w-test-old"), hidden.join("w-test-new"));
+    for folder in [&old, &new] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("a"), "").unwrap();
+    }
+    let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+    fs::File::open(&old).unwrap().set_times(times).unwrap();
+    drop(Runtime::new().unwrap());
+    assert!(!old.exists());
+    assert!(new.exists());
+    remover::remove(&new, None).unwrap();
+}
+
 /// With the prefix of a user's folder, and with a lock file.
 #[test]
 fn nothing_is_removed_from_the_folder_of_temporary_files_that_no_worker_made() {
