@@ -57,6 +57,8 @@ mod tests {
     fn halves_of_surrogate_pairs_and_numbers_outside_json_are_replaced() {
         for (before, after) in [
             (r#""a \ud83d b""#, r#""a \ufffd b""#),
+            // Outside a text it is no escape.
+            (r#"\ud83d NaN"#, r#"\ud83d null"#),
             (r#""\uDC80\uD800""#, r#""\ufffd\ufffd""#),
             (r#""\ud83d\ud83d\ude00""#, r#""\ufffd\ud83d\ude00""#),
             (r#""\ud83dx\ude00""#, r#""\ufffdx\ufffd""#),

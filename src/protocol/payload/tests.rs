@@ -180,7 +180,102 @@ fn a_long_list_of_requirements_is_refused_while_it_is_read() {
     let many = |count: usize| format!("[{}]", vec![r#""a""#; count].join(","));
     assert_eq!(with(&many(100)).unwrap().unwrap().len(), 100);
     let error = with(&many(101)).unwrap_err().to_string();
-    assert!(error.contains("at most 100 texts"), "{error}");
+    assert!(
+        error.contains("invalid length 101, expected at most 100 texts"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_reason_keeps_what_is_around_the_text_that_is_wrong() {
+    for (reason, want) in [
+        (
+            r#"invalid type: string "a "b" c", expected i64"#,
+            r#"invalid type: string "…", expected i64"#,
+        ),
+        ("expected value", "expected value"),
+    ] {
+        assert_eq!(without_values(reason), want);
+    }
+}
+
+#[test]
+fn a_payload_may_be_as_large_as_its_limit() {
+    let payload = b"{}";
+    let header = Header {
+        opcode: OpCode::Unknown,
+        job_id: 1,
+        payload_size: 2,
+    };
+    let bytes = header.encode();
+    let view = View::decode([&bytes[..], &payload[..]].into_iter()).unwrap();
+    assert_eq!(view.header, header);
+    for (limit, is_refused) in [(0, true), (1, true), (2, false), (3, false)] {
+        assert_eq!(view.check_size(limit).is_err(), is_refused, "{limit}");
+    }
+    let error = view.check_size(1).unwrap_err().to_string();
+    assert!(error.contains("of 2 bytes, the limit is 1"), "{error}");
+}
+
+/// The reference system may refuse fields that it does not know, so those that say nothing are left out.
+#[test]
+fn a_field_that_is_not_set_is_left_out() {
+    let identify = |draining| Identify {
+        draining,
+        ..Identify::default()
+    };
+    for draining in [false, true] {
+        let json = serde_json::to_value(identify(draining)).unwrap();
+        let want = draining.then_some(Value::Bool(true));
+        assert_eq!(json.get("draining").cloned(), want);
+    }
+}
+
+#[test]
+fn a_sink_without_a_mode_appends() {
+    for mode in ["", r#","mode":null"#, r#","mode":"append""#] {
+        let json = format!(r#"{{"topic":"t","uri":"parquet://out"{mode}}}"#);
+        let sink: SinkConfig = serde_json::from_str(&json).unwrap();
+        assert_eq!(sink.mode, "append", "{json}");
+    }
+}
+
+#[test]
+fn the_parts_of_a_dispatch_are_one_payload() {
+    let plugin = Plugin {
+        name: "p".into(),
+        source_code: "a = '}'\n}".into(),
+        artifact_hash: "abc".into(),
+        ..Plugin::default()
+    };
+    let part = DispatchPart::new(&plugin);
+    let job = Job {
+        attempt: Attempt::new(7, 2),
+        file_path: "/in".into(),
+        file_version_id: 3,
+        content: None,
+        sinks: [].into(),
+        parameters: Parameters::default(),
+        plugin: std::sync::Arc::new(plugin),
+        database: Some("id".into()),
+        previous: Vec::new(),
+        history: History::default(),
+    };
+    let lease = Lease {
+        bound: std::time::Duration::from_secs(15),
+        request: 9,
+    };
+    let json = part.with_job(&job, Some(&lease));
+    let got: Dispatch<'_> = serde_json::from_slice(&json).unwrap();
+    assert_eq!(
+        (&*got.plugin_name, &*got.source_code, &*got.file_path),
+        ("p", "a = '}'\n}", "/in")
+    );
+    assert_eq!(
+        (got.attempt, got.lease_ms, got.lease_of),
+        (Some(2), Some(15_000), Some(9))
+    );
+    assert_eq!(got.database.as_deref(), Some("id"));
 }
 
 #[test]
