@@ -6,6 +6,9 @@ use std::ffi::OsStr;
 /// The end of a text that was truncated.
 pub(crate) const CUT_MARK: &str = " … (truncated)";
 
+/// Ends the reason of a failure whose input had changed in each attempt.
+pub(crate) const CHANGED_EACH_TIME: &str = "it changed each time, perhaps by the plugin itself";
+
 /// The longest prefix of a text with at most `size_max` bytes that ends between characters.
 pub(crate) fn prefix(text: &str, size_max: usize) -> &str {
     let mut end = size_max.min(text.len());

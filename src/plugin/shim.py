@@ -1157,9 +1157,13 @@ def main():
             bare(int(sys.argv[2]))
         return 0
     code = run_job()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    _exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # closed or replaced by the plugin; the end was sent over the bridge
+        pass
+    finally:
+        _exit(code)
 
 
 if __name__ == "__main__":

@@ -220,11 +220,13 @@ impl fmt::Display for Error {
                 "{}: a symbolic link leads out of the output folder",
                 path.display()
             ),
-            Error::Path { path, reason } => write!(
-                f,
-                "{}: {reason}; change the sink's URI, or what is there",
-                path.display()
-            ),
+            Error::Path { path, reason } => {
+                let advice = match path.iter().any(|part| part == ".casparian") {
+                    true => "remove it, or use another output folder",
+                    false => "change the sink's URI, or what is there",
+                };
+                write!(f, "{}: {reason}; {advice}", path.display())
+            }
             Error::RootMissing { path } => write!(
                 f,
                 "the output folder {} is not the one that this worker has opened (unmounted, \

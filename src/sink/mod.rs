@@ -48,6 +48,7 @@ mod files;
 mod folder;
 mod footer;
 mod geo;
+mod json;
 mod location;
 mod logical;
 mod merge;

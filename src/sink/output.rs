@@ -18,7 +18,7 @@ use super::segments::Segments;
 use super::sqlite::{self, Rows, Stage};
 use super::staged::{STAGE, StagedSink};
 use super::types::{check_complete, check_parquet};
-use super::{Error, Root, Staged, datasets, files, plan, recover, schema, siblings};
+use super::{Error, Root, Staged, datasets, files, json, plan, recover, schema, siblings};
 use crate::job::text::prefix;
 use crate::job::{self, Job, Mode, Target};
 use crate::limits;
@@ -328,6 +328,7 @@ impl JobOutput {
         sink.rows += rows as u64;
         match (writer, &self.stage) {
             (Writer::Parquet(file), _) => {
+                json::check(&batch)?;
                 let before = Counted::of(file);
                 let grown = file.row_group_max() << (4 * self.footers / files_max.max(1)).min(2);
                 let row_group_max = grown.min(self.bounds.row_groups() / 4);

@@ -336,7 +336,7 @@ impl Transaction<'_> {
             }),
             (Some(moved), Some(reason)) => {
                 let more = match next {
-                    Next::Failed => "it changed each time".to_owned(),
+                    Next::Failed => text::CHANGED_EACH_TIME.to_owned(),
                     _ => format!("the job runs over it as file version {}", moved.to),
                 };
                 Some(text::with_first_line(&reason, &more))

@@ -4,6 +4,7 @@
 //! A request lists the running jobs. The answer has the resource usage of each. There is one request at a
 //! time. A job that ends before the first request is not measured.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -173,6 +174,8 @@ pub(super) fn folder_size(folder: &Path, limit: u64) -> u64 {
     let until = Instant::now() + limits::METER_WALK_MAX;
     let mut size = 0u64;
     let mut folders = vec![folder.to_owned()];
+    // Files with several names, which count once.
+    let mut linked = HashSet::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             if size > limit || Instant::now() >= until {
@@ -181,6 +184,11 @@ pub(super) fn folder_size(folder: &Path, limit: u64) -> u64 {
             let Ok(found) = fs::symlink_metadata(entry.path()) else {
                 continue;
             };
+            let is_linked = found.nlink() > 1 && !found.is_dir();
+            if is_linked && !linked.insert((found.dev(), found.ino())) {
+                size = size.saturating_add(4096);
+                continue;
+            }
             size = size.saturating_add(found.blocks().saturating_mul(512).max(4096));
             if found.is_dir() {
                 folders.push(entry.path());
@@ -250,6 +258,7 @@ mod tests {
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("a/b/c"), vec![1; 1 << 20]).unwrap();
         std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
+        fs::hard_link(dir.path().join("a/b/c"), dir.path().join("a/same")).unwrap();
         let size = folder_size(dir.path(), u64::MAX);
         assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&size), "{size}");
         assert!(folder_size(dir.path(), 4096) <= 3 * 4096 + (1 << 20));

@@ -885,7 +885,7 @@ fn settings_that_cannot_be_read_fail_the_job() {
 fn an_exception_of_a_signal_handler_cuts_no_frame() {
     let source = |handler: &str, rest: &str| {
         format!(
-            "import pyarrow as pa, signal, array\nDATA = pa.array(array.array('d', bytes(4_000_000)))\nclass Slow(BaseException): pass\nclass Handler:\n    def configure(self, ctx, config):\n        self.ctx = ctx\n    def slow(self, *_):\n        {handler}\n    def execute(self, path):\n        signal.signal(signal.SIGALRM, self.slow)\n        late = 0\n        for part in range(40):\n            signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * (part % 20))\n            try:\n                self.ctx.publish('m', pa.table({{'a': DATA}}))\n            {rest}\n            finally:\n                signal.setitimer(signal.ITIMER_REAL, 0)\n        print('late', late)\n"
+            "import pyarrow as pa, signal, array\nDATA = pa.array(array.array('d', bytes(4_000_000)))\nclass Slow(BaseException): pass\nclass Handler:\n    def configure(self, ctx, config):\n        self.ctx = ctx\n    def slow(self, *_):\n        {handler}\n    def execute(self, path):\n        signal.signal(signal.SIGALRM, self.slow)\n        late = 0\n        for part in range(40):\n            try:\n                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * (part % 20))\n                try:\n                    self.ctx.publish('m', pa.table({{'a': DATA}}))\n                finally:\n                    signal.setitimer(signal.ITIMER_REAL, 0)\n            {rest}\n        print('late', late)\n"
         )
     };
     for start in ["warm", "spawn"] {

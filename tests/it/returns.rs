@@ -1162,6 +1162,11 @@ fn values_of_several_kinds_in_a_column_are_refused() {
 
 const REFUSED: &[Case] = &[
     (
+        "json_that_is_none",
+        "field = pa.field('j', pa.struct([pa.field('t', pa.string(), metadata={'ARROW:extension:name': 'arrow.json'})]))\nreturn pa.table([pa.array([{'t': '{}'}, {'t': ''}])], schema=pa.schema([field]))",
+        Fails("column \"j\": it has the extension type arrow.json, and the text \"\" is not JSON"),
+    ),
+    (
         "text",
         "return 'text'",
         Fails("str is not accepted: a plugin's output must be a pandas DataFrame"),

@@ -422,12 +422,24 @@ fn processes_of_every_start_method_find_the_plugin_and_leave_nothing() {
 }
 
 #[test]
-fn a_strict_plugin_starts_children_that_need_no_shared_memory() {
-    let cases: &[Case] = &[(
-        "pipes",
-        "found = []\nfor method in ('fork', 'spawn'):\n    context = multiprocessing.get_context(method)\n    ours, theirs = context.Pipe()\n    context.Process(target=send, args=(theirs,)).start()\n    found.append(ours.recv())\nreturn {'a': found}",
-        Rows(r#"[{"a": 7}, {"a": 7}]"#),
-    )];
+fn a_strict_plugin_starts_children_and_may_close_its_streams() {
+    let cases: &[Case] = &[
+        (
+            "pipes",
+            "found = []\nfor method in ('fork', 'spawn'):\n    context = multiprocessing.get_context(method)\n    ours, theirs = context.Pipe()\n    context.Process(target=send, args=(theirs,)).start()\n    found.append(ours.recv())\nreturn {'a': found}",
+            Rows(r#"[{"a": 7}, {"a": 7}]"#),
+        ),
+        (
+            "closed_streams",
+            "import sys\nsys.stdout.close()\nsys.stderr.detach()\nreturn {'a': [1]}",
+            Rows(r#"[{"a": 1}]"#),
+        ),
+        (
+            "missing_streams",
+            "import sys\nsys.stdout = sys.stderr = None\nreturn {'a': [1]}",
+            Rows(r#"[{"a": 1}]"#),
+        ),
+    ];
     let source = "\nimport multiprocessing\ndef send(pipe): pipe.send(7)\n";
     check(
         source,

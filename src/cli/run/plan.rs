@@ -421,7 +421,7 @@ pub(super) fn queue_again(
     }
     if source.requeued == REQUEUES_MAX {
         if let Outcome::Failed { reason, .. } = &mut item.outcome {
-            *reason = text::with_first_line(reason, "it changed each time");
+            *reason = text::with_first_line(reason, text::CHANGED_EACH_TIME);
         }
         note_change(item);
         return Ok(false);

@@ -179,7 +179,7 @@ fn outcome(end: JobEnd) -> Outcome {
         let reason = end.reason.unwrap_or_else(|| "no reason".to_owned());
         return Outcome::Failed {
             reason: match receipt.input_changed {
-                true => text::with_first_line(&reason, "it changed each time"),
+                true => text::with_first_line(&reason, text::CHANGED_EACH_TIME),
                 false => reason,
             },
             is_final: matches!(receipt.cause, Some(Cause::Plugin | Cause::Input))

@@ -217,7 +217,7 @@ fn a_payload_may_be_as_large_as_its_limit() {
     assert!(error.contains("of 2 bytes, the limit is 1"), "{error}");
 }
 
-/// The reference system may refuse fields that it does not know, so those that say nothing are left out.
+/// The reference system may refuse fields that it does not know, so those that are not set are left out.
 #[test]
 fn a_field_that_is_not_set_is_left_out() {
     let identify = |draining| Identify {
