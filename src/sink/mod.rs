@@ -55,6 +55,7 @@ mod merge;
 mod metadata;
 mod mounts;
 mod moving;
+mod named;
 mod names;
 mod old_peers;
 mod output;

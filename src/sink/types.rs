@@ -14,7 +14,7 @@ use arrow::datatypes::{
     IntervalUnit, Metadata, Schema, SchemaRef, TimeUnit,
 };
 
-use super::Error;
+use super::{Error, named};
 use crate::job::text::prefix;
 use crate::limits;
 
@@ -150,7 +150,7 @@ fn parquet_advice(data_type: &DataType) -> &'static str {
 pub(super) fn check_parquet(schema: &SchemaRef) -> Result<(), Error> {
     for field in schema.fields() {
         check_shape(field.name(), field.data_type(), 0, 0)?;
-        check_extensions(field.name(), field)?;
+        named::check(field.name(), field)?;
     }
     let mut fields = schema.fields().iter();
     match fields.find_map(|field| unsupported(field.name(), field.data_type())) {
@@ -163,43 +163,6 @@ pub(super) fn check_parquet(schema: &SchemaRef) -> Result<(), Error> {
             ),
         }),
         None => Ok(()),
-    }
-}
-
-/// Refuses an extension type whose storage type is wrong: pyarrow does not open such a file.
-fn check_extensions(column: &str, field: &Field) -> Result<(), Error> {
-    use DataType as T;
-    let name = field.metadata().get(EXTENSION).map_or("", String::as_str);
-    let data_type = field.data_type();
-    let wanted = match (name, data_type) {
-        ("arrow.uuid", T::FixedSizeBinary(16))
-        | ("arrow.json", T::Utf8 | T::LargeUtf8)
-        | ("arrow.bool8", T::Int8)
-        | ("arrow.fixed_shape_tensor", T::FixedSizeList(..)) => None,
-        ("arrow.uuid", _) => Some("binary values of 16 bytes"),
-        ("arrow.json", _) => Some("text"),
-        ("arrow.bool8", _) => Some("integers of 8 bits"),
-        ("arrow.fixed_shape_tensor", _) => Some("lists of a fixed size"),
-        _ => None,
-    };
-    if let Some(wanted) = wanted {
-        return Err(Error::Column {
-            column: prefix(column, 200).to_owned(),
-            reason: format!(
-                "its metadata names extension type {name}, which has {wanted}, and its type is {}; \
-                 remove {EXTENSION} from the field's metadata",
-                shown(data_type)
-            ),
-        });
-    }
-    match data_type {
-        T::List(item) | T::LargeList(item) | T::FixedSizeList(item, _) | T::Map(item, _) => {
-            check_extensions(column, item)
-        }
-        T::Struct(fields) => fields
-            .iter()
-            .try_for_each(|field| check_extensions(column, field)),
-        _ => Ok(()),
     }
 }
 
