@@ -2,7 +2,7 @@
 //! pyarrow does not open a file with an extension type that contradicts its column, and Polars none with a time
 //! zone that it does not know.
 
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use serde_json::{Map, Value};
 
 use super::Error;
@@ -76,8 +76,13 @@ const ZONES: &[&str] = &[
     "Zulu",
 ];
 
-/// Refuses extension types and time zones of a column that readers do not open.
-pub(super) fn check(column: &str, field: &Field) -> Result<(), Error> {
+/// Refuses extension types and time zones that readers do not open.
+pub(super) fn check_schema(schema: &SchemaRef) -> Result<(), Error> {
+    let mut fields = schema.fields().iter();
+    fields.try_for_each(|field| check(field.name(), field))
+}
+
+fn check(column: &str, field: &Field) -> Result<(), Error> {
     use DataType as T;
     let refused = check_extension(field).and_then(|()| match field.data_type() {
         T::Timestamp(_, Some(zone)) => check_zone(zone),

@@ -18,7 +18,7 @@ use super::segments::Segments;
 use super::sqlite::{self, Rows, Stage};
 use super::staged::{STAGE, StagedSink};
 use super::types::{check_complete, check_parquet};
-use super::{Error, Root, Staged, datasets, files, json, plan, recover, schema, siblings};
+use super::{Error, Root, Staged, datasets, files, json, named, plan, recover, schema, siblings};
 use crate::job::text::prefix;
 use crate::job::{self, Job, Mode, Target};
 use crate::limits;
@@ -395,7 +395,10 @@ impl JobOutput {
         };
         let is_parquet = matches!(sink.target, Target::Parquet { .. });
         match is_parquet {
-            true => check_parquet(schema)?,
+            true => {
+                named::check_schema(schema)?;
+                check_parquet(schema)?;
+            }
             false => check_table(schema)?,
         }
         let others = self.schemas.saturating_add(metadata_size);

@@ -14,7 +14,7 @@ use arrow::datatypes::{
     IntervalUnit, Metadata, Schema, SchemaRef, TimeUnit,
 };
 
-use super::{Error, named};
+use super::Error;
 use crate::job::text::prefix;
 use crate::limits;
 
@@ -150,7 +150,6 @@ fn parquet_advice(data_type: &DataType) -> &'static str {
 pub(super) fn check_parquet(schema: &SchemaRef) -> Result<(), Error> {
     for field in schema.fields() {
         check_shape(field.name(), field.data_type(), 0, 0)?;
-        named::check(field.name(), field)?;
     }
     let mut fields = schema.fields().iter();
     match fields.find_map(|field| unsupported(field.name(), field.data_type())) {
