@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 pub(crate) const CUT_MARK: &str = " … (truncated)";
 
 /// Ends the reason of a failure whose input had changed in each attempt.
+#[cfg(feature = "sentinel")]
 pub(crate) const CHANGED_EACH_TIME: &str = "it changed each time, perhaps by the plugin itself";
 
 /// The longest prefix of a text with at most `size_max` bytes that ends between characters.
