@@ -6,52 +6,46 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::args::{Command, Flag};
+use super::args::{Command, flags, values};
+use super::operate::JsonFlag;
 use super::table::{bytes, render};
-use super::{Failure, failed, print};
+use super::{Failure, failed, print, usage_error};
 use crate::plugin::cache::{Entry, evict, excess, list};
 use crate::plugin::environment;
 use crate::store::format_time;
 
-pub(super) const COMMAND: Command = Command {
+flags! {
+    /// The flags of `env`.
+    pub(super) struct EnvFlags {
+        /// prune: keep those used last, up to so many bytes, as 500M or
+        /// 20G (default 0)
+        keep: Option<u64> = "keep", "SIZE" => values::size;
+        /// prune: list what would be removed, and remove nothing
+        dry_run: bool = "dry-run";
+        /// The format.
+        format: JsonFlag;
+    }
+}
+
+pub(super) const COMMAND: Command<EnvFlags> = Command {
     name: "casparian env",
     about: "Lists or removes Python environments of this user",
     usage: "list|prune [OPTIONS]",
-    flags: &[
-        Flag {
-            long: "keep",
-            short: None,
-            value: Some("SIZE"),
-            help: "prune: keep those used last, up to so many bytes, as 500M or\n20G (default 0)",
-        },
-        Flag {
-            long: "dry-run",
-            short: None,
-            value: None,
-            help: "prune: list what would be removed, and remove nothing",
-        },
-        Flag {
-            long: "json",
-            short: None,
-            value: None,
-            help: "One JSON value on stdout",
-        },
-    ],
+    flags: EnvFlags::TABLE,
     notes: "list shows the environments in ~/.casparian_flow/venvs, those used last first. SIZE is what an\nenvironment has on the disk beyond those above it: a file that several share counts once. uv links\nfiles of environments to its own cache where it can; such a file is freed only when it is removed there\nas well (`uv cache prune`).\n\nprune removes those that no worker of this host uses. They are created again when a job needs them.",
 };
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = COMMAND.parse(arguments)?;
-    let [what] = typed.positionals.as_slice() else {
-        return Err(COMMAND.usage_error("expected list or prune").into());
+    let (flags, positionals) = COMMAND.parse(arguments)?;
+    let [what] = positionals.as_slice() else {
+        return Err(usage_error("expected list or prune"));
     };
-    let keep = COMMAND.size(&typed, "keep")?;
-    let is_dry = typed.has("dry-run");
+    let keep = flags.keep;
+    let is_dry = flags.dry_run;
     let home = environment::home().map_err(failed)?;
     let found = match what.to_str() {
         Some("list") if keep.is_some() || is_dry => {
-            let message = "--keep and --dry-run are options of prune";
-            return Err(COMMAND.usage_error(message).into());
+            return Err(usage_error("--keep and --dry-run are options of prune"));
         }
         Some("list") => list(&home),
         Some("prune") if is_dry => excess(&list(&home), keep.unwrap_or(0)),
@@ -60,10 +54,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         }
         _ => {
             let message = format!("{:?}: expected list or prune", what.to_string_lossy());
-            return Err(COMMAND.usage_error(message).into());
+            return Err(usage_error(message));
         }
     };
-    if typed.has("json") {
+    if flags.format.json {
         let rows: Vec<Value> = found.iter().map(row_json).collect();
         return print(&format!("{}\n", Value::from(rows)));
     }

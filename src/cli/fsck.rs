@@ -12,45 +12,37 @@ use std::path::{Path, PathBuf};
 use repair::{Done, Repair};
 use report::{Finding, Report, Severity};
 
-use super::args::{Command, Flag, Typed};
-use super::operate::{DATABASE_FLAG, JSON_FLAG, database, inspect};
-use super::{Failure, failed, log_lines};
+use super::args::{Command, flags, no_positionals, values};
+use super::operate::{DatabaseFlag, JsonFlag, inspect};
+use super::{Failure, failed, log_lines, usage_error};
 use crate::sentinel::clock::unix_ms;
 use crate::sink::{Check, Expected, Named, Problem, Root, RootOptions};
 use crate::store::{Audited, Inspector};
 
-pub(super) const COMMAND: Command = Command {
+flags! {
+    /// The flags of `fsck`.
+    pub(super) struct FsckFlags {
+        /// The database.
+        location: DatabaseFlag;
+        /// An output folder of its workers; may be repeated
+        output: Vec<PathBuf> = "output" | 'o', "DIR" => values::paths;
+        /// Do not read the content of files: SHA-256 is not compared
+        quick: bool = "quick";
+        /// Repair what can be repaired; refused while a sentinel or worker runs
+        repair: bool = "repair";
+        /// Make a copied or restored database the owner of the output
+        /// that its receipts name; refused like --repair
+        adopt: bool = "adopt";
+        /// The format.
+        format: JsonFlag;
+    }
+}
+
+pub(super) const COMMAND: Command<FsckFlags> = Command {
     name: "casparian fsck",
     about: "Compares a database with its output folders",
     usage: "--database DB --output DIR [OPTIONS]",
-    flags: &[
-        DATABASE_FLAG,
-        Flag {
-            long: "output",
-            short: Some('o'),
-            value: Some("DIR"),
-            help: "An output folder of its workers; may be repeated",
-        },
-        Flag {
-            long: "quick",
-            short: None,
-            value: None,
-            help: "Do not read the content of files: SHA-256 is not compared",
-        },
-        Flag {
-            long: "repair",
-            short: None,
-            value: None,
-            help: "Repair what can be repaired; refused while a sentinel or worker runs",
-        },
-        Flag {
-            long: "adopt",
-            short: None,
-            value: None,
-            help: "Make a copied or restored database the owner of the output\nthat its receipts name; refused like --repair",
-        },
-        JSON_FLAG,
-    ],
+    flags: FsckFlags::TABLE,
     notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (not with --quick). Also checked are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is missing, damaged or of another or an unknown version of its\nfile, unless something else, such as a link or a folder, is at its path: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own, and their output gets a receipt: nothing removes it\nbefore another attempt of its job has published. A job that was refused because of it, or was lost, is\nqueued again; other jobs keep their status. What adopted output was made with is not known: a COMPLETED job is\nreported as stale, --repair queues it again, and casparian run runs its file again. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, path, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
@@ -64,16 +56,13 @@ const REPAIRS_MAX: u32 = 5;
 const SEEN_AGE_MAX_MS: i64 = 60_000;
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = COMMAND.parse(arguments)?;
-    if let Some(word) = typed.positionals.first() {
-        let message = format!("unexpected argument {:?}", word.to_string_lossy());
-        return Err(COMMAND.usage_error(message).into());
-    }
-    let path = database(&COMMAND, &typed)?;
-    let outputs = outputs(&typed)?;
+    let (flags, positionals) = COMMAND.parse(arguments)?;
+    no_positionals(&positionals)?;
+    let path = flags.location.required()?;
+    let outputs = outputs(&flags.output)?;
     log_lines::start("error");
-    let is_adopting = typed.has("adopt");
-    let is_repair = typed.has("repair");
+    let is_adopting = flags.adopt;
+    let is_repair = flags.repair;
     let may_change = is_repair || is_adopting;
     let mut repair = match may_change {
         true => Some(Repair::open(&path)?),
@@ -87,7 +76,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             path.display()
         ))
     })?;
-    let mut report = Report::new(typed.has("json"));
+    let mut report = Report::new(flags.format.json);
     let mut roots = Vec::new();
     for output in &outputs {
         let opened = Root::open_to_read(output, RootOptions::default());
@@ -122,7 +111,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         inspector: &inspector,
         checks: roots
             .iter()
-            .map(|root| Check::new(root, &id).with_content(!typed.has("quick")))
+            .map(|root| Check::new(root, &id).with_content(!flags.quick))
             .collect(),
         roots: roots.clone(),
         repair: repair.as_mut(),
@@ -173,17 +162,17 @@ fn folders(
 }
 
 /// The output folders, without duplicates.
-fn outputs(typed: &Typed) -> Result<Vec<PathBuf>, Failure> {
+fn outputs(given: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let mut outputs: Vec<PathBuf> = Vec::new();
-    for output in typed.paths("output") {
-        let real = std::fs::canonicalize(&output)
+    for output in given {
+        let real = std::fs::canonicalize(output)
             .map_err(|error| failed(format!("output folder {}: {error}", output.display())))?;
         if !outputs.contains(&real) {
             outputs.push(real);
         }
     }
     match outputs.is_empty() {
-        true => Err(COMMAND.usage_error("--output is missing").into()),
+        true => Err(usage_error("--output is missing")),
         false => Ok(outputs),
     }
 }

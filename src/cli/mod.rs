@@ -20,6 +20,8 @@ mod folder;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod fsck;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
+mod init;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod input;
 mod log_lines;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
@@ -46,7 +48,6 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use args::Refusal;
 use stderr::print_last_line;
 
 /// Exit code of an interrupted command.
@@ -55,8 +56,12 @@ const INTERRUPTED: u8 = 130;
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The command line was not accepted, or it asked for help.
-    Refused(Refusal),
+    /// `--help` was given. Contains the text.
+    Help(String),
+    /// `--version` was given.
+    Version,
+    /// The command line is invalid: the error line, without the hint that [`finish`] adds; exit code 2.
+    Usage(String),
     /// The error line; exit code 1.
     Failed(String),
     /// The command was ended by SIGINT or SIGTERM. Exit code 130, as shells use for SIGINT.
@@ -74,15 +79,14 @@ impl From<crate::sink::Error> for Failure {
     }
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        Failure::Refused(refusal)
-    }
-}
-
 /// A failure with the text of any value.
 pub(crate) fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
+}
+
+/// A usage error with the text of any value.
+pub(crate) fn usage_error(message: impl std::fmt::Display) -> Failure {
+    Failure::Usage(message.to_string())
 }
 
 /// Converts a store error to a failure that names the database.
@@ -122,8 +126,9 @@ pub(crate) fn print_done(text: &str, done: impl std::fmt::Display) -> Result<(),
     })
 }
 
-/// Ends a program: prints the error line and returns the exit code.
-fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
+/// Ends a command: prints the error line and returns the exit code.
+fn finish(command: &str, result: Result<(), Failure>) -> ExitCode {
+    let program = command.split(' ').next().unwrap_or(command);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Reported) => ExitCode::from(1),
@@ -135,15 +140,21 @@ fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
             print_last_line(format_args!("{program}: {message}"));
             ExitCode::from(INTERRUPTED)
         }
-        Err(Failure::Refused(Refusal::Usage(message))) => {
+        Err(Failure::Usage(message)) => {
+            let message = with_hint(command, &message);
             print_last_line(format_args!("{program}: {message}"));
             ExitCode::from(2)
         }
-        Err(Failure::Refused(Refusal::Help(text))) => exit_after(print(&text)),
-        Err(Failure::Refused(Refusal::Version)) => {
+        Err(Failure::Help(text)) => exit_after(print(&text)),
+        Err(Failure::Version) => {
             exit_after(print(&format!("{program} {}\n", env!("CARGO_PKG_VERSION"))))
         }
     }
+}
+
+/// The line of a usage error of a command.
+fn with_hint(command: &str, message: &str) -> String {
+    format!("{message}; see `{command} --help`")
 }
 
 /// Makes the memory of this process unreadable for other processes of its user, such as plugins, because it
@@ -193,7 +204,7 @@ pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode 
     hide_memory();
     finish(
         "casparian-sentinel",
-        services::sentinel(&services::SENTINEL, arguments),
+        services::sentinel::main(&services::sentinel::SENTINEL, arguments),
     )
 }
 
@@ -209,7 +220,7 @@ pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     hide_memory();
     finish(
         "casparian-worker",
-        services::worker(&services::WORKER, arguments),
+        services::worker::main(&services::worker::WORKER, arguments),
     )
 }
 
@@ -242,12 +253,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     set_up_signals();
     hide_memory();
     let Some(command) = arguments.next() else {
-        print_last_line("casparian: no command given; see `casparian --help`");
-        return ExitCode::from(2);
+        return finish("casparian", Err(usage_error("no command given")));
     };
-    let result = match command.to_str().unwrap_or("") {
+    let name = command.to_str().unwrap_or("");
+    let result = match name {
         "run" => run::main(arguments),
-        "init" => operate::init(arguments),
+        "init" => init::init(arguments),
         "deploy" => deploy::deploy(arguments),
         "submit" => plugin::submit(arguments),
         "jobs" => operate::jobs(arguments),
@@ -255,48 +266,38 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         "workers" => operate::workers(arguments),
         "fsck" => fsck::main(arguments),
         "env" => env::main(arguments),
-        "sentinel" => services::sentinel(&services::CASPARIAN_SENTINEL, arguments),
-        "worker" => services::worker(&services::CASPARIAN_WORKER, arguments),
+        "sentinel" => services::sentinel::main(&services::sentinel::CASPARIAN_SENTINEL, arguments),
+        "worker" => services::worker::main(&services::worker::CASPARIAN_WORKER, arguments),
         "keygen" => security::keygen(arguments),
         "sign" => publish::sign(arguments),
-        "-h" | "--help" | "help" => Err(Refusal::Help(overview()).into()),
-        "-V" | "--version" => Err(Refusal::Version.into()),
-        _ => Err(Refusal::Usage(format!(
-            "unknown command {:?}; see `casparian --help`",
-            command.to_string_lossy()
-        ))
-        .into()),
+        "-h" | "--help" | "help" => Err(Failure::Help(overview())),
+        "-V" | "--version" => Err(Failure::Version),
+        _ => {
+            let unknown = format!("unknown command {:?}", command.to_string_lossy());
+            return finish("casparian", Err(usage_error(unknown)));
+        }
     };
-    finish("casparian", result)
+    finish(&format!("casparian {name}"), result)
 }
 
 /// Parses words as the arguments of every command, and returns the errors.
 #[cfg(all(fuzzing, feature = "curve", feature = "sentinel", feature = "worker"))]
 pub(crate) fn parse_all(words: &[OsString]) -> Vec<String> {
-    let mut printed = Vec::new();
-    for command in commands() {
-        match command.parse(words.iter().cloned()) {
-            Ok(typed) => {
-                for flag in command.flags {
-                    for refusal in [
-                        command.text(&typed, flag.long).err(),
-                        command.number(&typed, flag.long, 1..=86_400).err(),
-                    ] {
-                        printed.extend(refusal.map(|refusal| format!("{refusal:?}")));
-                    }
-                }
-            }
-            Err(refusal) => printed.push(format!("{refusal:?}")),
-        }
-    }
-    printed
+    let refusal = |command: &'static dyn args::Described| {
+        let printed = match command.refusal(words.to_vec())? {
+            Failure::Usage(message) => Failure::Usage(with_hint(command.name(), &message)),
+            other => other,
+        };
+        Some(format!("{printed:?}"))
+    };
+    commands().into_iter().filter_map(refusal).collect()
 }
 
 #[cfg(all(feature = "sentinel", feature = "worker"))]
-fn commands() -> Vec<&'static args::Command> {
+fn commands() -> Vec<&'static dyn args::Described> {
     vec![
         &run::COMMAND,
-        &operate::INIT,
+        &init::INIT,
         &deploy::DEPLOY,
         &plugin::SUBMIT,
         &operate::JOBS,
@@ -304,8 +305,8 @@ fn commands() -> Vec<&'static args::Command> {
         &operate::WORKERS,
         &fsck::COMMAND,
         &env::COMMAND,
-        &services::CASPARIAN_SENTINEL,
-        &services::CASPARIAN_WORKER,
+        &services::sentinel::CASPARIAN_SENTINEL,
+        &services::worker::CASPARIAN_WORKER,
         &security::KEYGEN,
         &publish::SIGN,
     ]
@@ -317,12 +318,29 @@ fn overview() -> String {
                    Usage: casparian COMMAND [OPTIONS]\n\nCommands:\n"
         .to_owned();
     for command in commands() {
-        let name = command.name.rsplit(' ').next().unwrap_or("");
-        let about = command.about.lines().next().unwrap_or("");
+        let name = command.name().rsplit(' ').next().unwrap_or("");
+        let about = command.about().lines().next().unwrap_or("");
         out.push_str(&format!("  {name:10}{about}\n"));
     }
     out.push_str(
         "\n`casparian COMMAND --help` describes a command. RUST_LOG=info (or debug) shows what happens.\n",
     );
     out
+}
+
+#[cfg(all(test, feature = "sentinel", feature = "worker"))]
+mod tests {
+    #[test]
+    fn no_command_has_two_flags_of_one_name() {
+        for command in super::commands() {
+            let flags = command.flags();
+            let mut names: Vec<String> = flags.iter().map(|flag| flag.long.to_owned()).collect();
+            let short = flags.iter().filter_map(|flag| flag.short);
+            names.extend(short.map(String::from));
+            let count = names.len();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), count, "{}", command.name());
+        }
+    }
 }

@@ -1,102 +1,87 @@
-//! Commands of operators: `init`, `jobs`, `job`, `workers`.
+//! Commands of operators: `jobs`, `job`, `workers`.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{Command, Flag, Typed};
+use super::args::{Command, Values, flags, no_positionals, values};
 use super::stderr::print_line;
 use super::table::{bytes, first_line, one_line, render, thousands};
-use super::{Failure, failed, failed_in, print, print_done};
+use super::{Failure, failed, failed_in, print, usage_error};
 use crate::job::ARTIFACTS_TRUNCATED;
 use crate::limits;
 use crate::sentinel::clock::unix_ms;
 use crate::store::{
-    AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, SET_ASIDE, Store, WorkerRow,
-    format_time, lock_database, parse_location,
+    AttemptRow, Inspector, JobDetail, JobFilter, JobRow, SET_ASIDE, WorkerRow, format_time,
+    parse_location,
 };
 
-pub(super) const DATABASE_FLAG: Flag = Flag {
-    long: "database",
-    short: Some('d'),
-    value: Some("DB"),
-    help: "Path or sqlite:// URL",
-};
+flags! {
+    /// The database of most commands.
+    pub(super) struct DatabaseFlag {
+        /// Path or sqlite:// URL
+        database: Option<PathBuf> = "database" | 'd', "DB" => location;
+    }
+}
 
-pub(super) const JSON_FLAG: Flag = Flag {
-    long: "json",
-    short: None,
-    value: None,
-    help: "One JSON value on stdout",
-};
+flags! {
+    /// The format of what is printed.
+    pub(super) struct JsonFlag {
+        /// One JSON value on stdout
+        json: bool = "json";
+    }
+}
 
-pub(super) const INIT: Command = Command {
-    name: "casparian init",
-    about: "Creates a database, or brings an existing one up to date",
-    usage: "DB [OPTIONS]",
-    flags: &[
-        Flag {
-            long: "mode",
-            short: None,
-            value: Some("MODE"),
-            help: "Permissions of the database in octal, e.g. 660 (default\n600 for a new one; an existing one keeps its own)",
-        },
-        Flag {
-            long: "new-identity",
-            short: None,
-            value: None,
-            help: "Give a copied or restored database an identity of its own",
-        },
-    ],
-    notes: "A database of the old system is kept as it is and gets new columns, tables and\nindexes; the old programs go on working with it.\n\nOutput belongs to a database by its identity. After a database was copied, or restored from a\nbackup, stop its sentinel and run `casparian init --new-identity DB` on the copy. Its jobs then\nleave alone what was published before, also by jobs that were RUNNING or not settled, which are\nnamed. They publish into an output folder of their own, or share one with `--share-output`.",
-};
+flags! {
+    /// The flags of `jobs`.
+    pub(super) struct JobsFlags {
+        /// The database.
+        location: DatabaseFlag;
+        /// PENDING, QUEUED, RUNNING, COMPLETED, FAILED or SKIPPED
+        status: Option<String> = "status" | 's', "STATUS" => status;
+        /// Only this plugin's
+        plugin: Option<String> = "plugin" | 'p', "NAME" => values::text;
+        /// The newest N (default 100)
+        limit: Option<usize> = "limit" | 'n', "N" => values::number(1..=10_000_000);
+        /// The format.
+        format: JsonFlag;
+    }
+}
 
-pub(super) const JOBS: Command = Command {
+pub(super) const JOBS: Command<JobsFlags> = Command {
     name: "casparian jobs",
     about: "Lists jobs, newest first",
     usage: "--database DB [OPTIONS]",
-    flags: &[
-        DATABASE_FLAG,
-        Flag {
-            long: "status",
-            short: Some('s'),
-            value: Some("STATUS"),
-            help: "PENDING, QUEUED, RUNNING, COMPLETED, FAILED or SKIPPED",
-        },
-        Flag {
-            long: "plugin",
-            short: Some('p'),
-            value: Some("NAME"),
-            help: "Only this plugin's",
-        },
-        Flag {
-            long: "limit",
-            short: Some('n'),
-            value: Some("N"),
-            help: "The newest N (default 100)",
-        },
-        JSON_FLAG,
-    ],
+    flags: JobsFlags::TABLE,
     notes: "",
 };
 
-pub(super) const JOB: Command = Command {
+flags! {
+    /// The flags of commands that show a part of a database.
+    pub(super) struct ShowFlags {
+        /// The database.
+        location: DatabaseFlag;
+        /// The format.
+        format: JsonFlag;
+    }
+}
+
+pub(super) const JOB: Command<ShowFlags> = Command {
     name: "casparian job",
     about: "Shows everything about one job",
     usage: "ID --database DB [OPTIONS]",
-    flags: &[DATABASE_FLAG, JSON_FLAG],
+    flags: ShowFlags::TABLE,
     notes: "",
 };
 
-pub(super) const WORKERS: Command = Command {
+pub(super) const WORKERS: Command<ShowFlags> = Command {
     name: "casparian workers",
     about: "Lists the workers that have reported to a sentinel",
     usage: "--database DB [OPTIONS]",
-    flags: &[DATABASE_FLAG, JSON_FLAG],
+    flags: ShowFlags::TABLE,
     notes: "STATUS (`status` of --json) is ONLINE for a worker that is connected to the sentinel of the\ndatabase, and OFFLINE for all while no sentinel works on it. NOTE states why a worker takes no jobs.",
 };
 
@@ -109,10 +94,21 @@ const STATUSES: &[&str] = &[
     "SKIPPED",
 ];
 
-pub(super) fn database(command: &Command, typed: &Typed) -> Result<PathBuf, Failure> {
-    let location = command.path(typed, "database")?;
-    let location = location.ok_or_else(|| command.usage_error("--database is missing"))?;
-    Ok(parse_location(location).map_err(|error| command.usage_error(error))?)
+/// The path of a database from its path or URL.
+fn location(values: &Values) -> Result<Option<PathBuf>, Failure> {
+    let location = values::path(values)?;
+    location
+        .map(parse_location)
+        .transpose()
+        .map_err(usage_error)
+}
+
+impl DatabaseFlag {
+    /// The database of a command that needs one.
+    pub(super) fn required(self) -> Result<PathBuf, Failure> {
+        let missing = || usage_error("--database is missing");
+        self.database.ok_or_else(missing)
+    }
 }
 
 /// Warns if other users can change the database, because they then decide what workers run.
@@ -131,90 +127,30 @@ pub(super) fn inspect(path: &Path) -> Result<Inspector, Failure> {
     Ok(inspector)
 }
 
-pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = INIT.parse(arguments)?;
-    let [text] = typed.positionals.as_slice() else {
-        return Err(INIT.usage_error("expected one database").into());
-    };
-    let path = parse_location(text).map_err(|error| INIT.usage_error(error))?;
-    let mode = INIT.text(&typed, "mode")?;
-    let mode = mode.map(|text| mode_of(&text)).transpose()?;
-    if typed.has("new-identity") {
-        let _lock = lock_database(&path, Open::Existing).map_err(failed_in(&path))?;
-        let mut store = Store::open(&path, Open::Existing).map_err(failed_in(&path))?;
-        let (count, jobs) = store.unreported_output(10).map_err(failed_in(&path))?;
-        let id = store.new_identity().map_err(failed_in(&path))?;
-        let done = format!("{} has the identity {id}", path.display());
-        let mut text = format!("{done}\n");
-        if count > 0 {
-            let jobs: Vec<String> = jobs.iter().map(i64::to_string).collect();
-            let more = if count > jobs.len() { ", …" } else { "" };
-            text.push_str(&format!(
-                "Jobs that were RUNNING or not settled: {count} ({}{more}). What they had published \
-                 under the earlier identity\nstays, and no row names it: search for their files in \
-                 the output folders.\n",
-                jobs.join(", ")
-            ));
+/// A job's status, in any case.
+fn status(values: &Values) -> Result<Option<String>, Failure> {
+    let status = values::text(values)?.map(|status| status.to_uppercase());
+    match status {
+        Some(status) if !STATUSES.contains(&status.as_str()) => {
+            let expected = format!("expected one of {}", STATUSES.join(", "));
+            Err(values.error(status, expected))
         }
-        return print_done(&text, &done);
+        status => Ok(status),
     }
-    let was_there = path.exists();
-    warn_of_owner(&path);
-    Store::open(&path, Open::Create).map_err(failed_in(&path))?;
-    if let Some(mode) = mode {
-        let permissions = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(&path, permissions)
-            .map_err(|error| failed(format!("database {}: {error}", path.display())))?;
-    }
-    let what = if was_there {
-        "is up to date"
-    } else {
-        "created"
-    };
-    let done = format!("{} {what}", path.display());
-    print_done(&format!("{done}\n"), &done)
-}
-
-/// Parses permissions in octal. They must include read and write permission for the owner.
-fn mode_of(text: &str) -> Result<u32, Failure> {
-    let mode = u32::from_str_radix(text, 8).ok();
-    let mode = mode.filter(|mode| *mode <= 0o777 && mode & 0o600 == 0o600);
-    mode.ok_or_else(|| {
-        let expected = "expected three octal digits from 600 to 777, e.g. 660";
-        INIT.usage_error(format!("--mode {text}: {expected}"))
-            .into()
-    })
 }
 
 pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = JOBS.parse(arguments)?;
-    if let Some(word) = typed.positionals.first() {
-        let message = format!("unexpected argument {:?}", word.to_string_lossy());
-        return Err(JOBS.usage_error(message).into());
-    }
-    let path = database(&JOBS, &typed)?;
-    let status = JOBS
-        .text(&typed, "status")?
-        .map(|status| status.to_uppercase());
-    if let Some(status) = &status
-        && !STATUSES.contains(&status.as_str())
-    {
-        return Err(JOBS
-            .usage_error(format!(
-                "--status {status}: expected one of {}",
-                STATUSES.join(", ")
-            ))
-            .into());
-    }
-    let limit = JOBS.number(&typed, "limit", 1..=10_000_000)?.unwrap_or(100);
+    let (flags, positionals) = JOBS.parse(arguments)?;
+    no_positionals(&positionals)?;
+    let path = flags.location.required()?;
     let inspector = inspect(&path)?;
     let filter = JobFilter {
-        status,
-        plugin: JOBS.text(&typed, "plugin")?,
-        limit: usize::try_from(limit).unwrap_or(usize::MAX),
+        status: flags.status,
+        plugin: flags.plugin,
+        limit: flags.limit.unwrap_or(100),
     };
     let rows = inspector.jobs(&filter).map_err(failed_in(&path))?;
-    if typed.has("json") {
+    if flags.format.json {
         let rows: Vec<_> = rows.iter().map(row_json).collect();
         return print(&format!("{}\n", serde_json::Value::from(rows)));
     }
@@ -335,15 +271,15 @@ fn attempt_json(row: &AttemptRow) -> Value {
 }
 
 pub(super) fn job(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = JOB.parse(arguments)?;
-    let [id] = typed.positionals.as_slice() else {
-        return Err(JOB.usage_error("expected one job id").into());
+    let (flags, positionals) = JOB.parse(arguments)?;
+    let [id] = positionals.as_slice() else {
+        return Err(usage_error("expected one job id"));
     };
     let id: i64 = id
         .to_str()
         .and_then(|text| text.parse().ok())
-        .ok_or_else(|| JOB.usage_error(format!("{:?} is no job id", id.to_string_lossy())))?;
-    let path = database(&JOB, &typed)?;
+        .ok_or_else(|| usage_error(format!("{:?} is no job id", id.to_string_lossy())))?;
+    let path = flags.location.required()?;
     let inspector = inspect(&path)?;
     let Some(detail) = inspector.job(id).map_err(failed_in(&path))? else {
         return Err(failed(format!(
@@ -351,7 +287,7 @@ pub(super) fn job(arguments: impl IntoIterator<Item = OsString>) -> Result<(), F
             path.display()
         )));
     };
-    if typed.has("json") {
+    if flags.format.json {
         return print(&format!("{}\n", detail_json(&detail)));
     }
     print(&describe(&detail))
@@ -470,15 +406,12 @@ fn attempts_table(attempts: &[AttemptRow]) -> String {
 }
 
 pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = WORKERS.parse(arguments)?;
-    if let Some(word) = typed.positionals.first() {
-        let message = format!("unexpected argument {:?}", word.to_string_lossy());
-        return Err(WORKERS.usage_error(message).into());
-    }
-    let path = database(&WORKERS, &typed)?;
+    let (flags, positionals) = WORKERS.parse(arguments)?;
+    no_positionals(&positionals)?;
+    let path = flags.location.required()?;
     let inspector = inspect(&path)?;
     let workers = inspector.workers().map_err(failed_in(&path))?;
-    if typed.has("json") {
+    if flags.format.json {
         let rows: Vec<Value> = workers.iter().map(worker_json).collect();
         return print(&format!("{}\n", Value::from(rows)));
     }

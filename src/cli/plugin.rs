@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::args::{Command, Flag, Typed};
+use super::args::{Command, Values, flags, values};
 use super::content::{Fingerprint, Reader};
 use super::folder::{self, Others};
 use super::input::{Choice, Input};
-use super::operate::{DATABASE_FLAG, database, warn_of_owner};
+use super::operate::{DatabaseFlag, warn_of_owner};
 use super::plugin_file::{NOT_UTF_8, PluginFile, read_text};
 use super::stderr::print_line;
 use super::table::one_line;
-use super::{Failure, failed, failed_in, print_done};
+use super::{Failure, failed, failed_in, print_done, usage_error};
 use crate::input_file;
 use crate::job::Parameters;
 use crate::limits;
@@ -28,69 +28,61 @@ use crate::store::{
     read_manifest,
 };
 
-pub(super) const LOCKFILE_FLAG: Flag = Flag {
-    long: "lockfile",
-    short: Some('l'),
-    value: Some("FILE"),
-    help: "uv.lock or requirements of its environment (default:\nthe plugin's PEP 723 metadata, pinned; else pyarrow)",
-};
+flags! {
+    /// What `deploy` and `sign` need besides a plugin's source.
+    pub(super) struct PluginFlags {
+        /// uv.lock or requirements of its environment (default:
+        /// the plugin's PEP 723 metadata, pinned; else pyarrow)
+        lockfile: Option<PathBuf> = "lockfile" | 'l', "FILE" => values::path;
+        /// Its version (default: that of its MANIFEST, else the next
+        /// patch number)
+        version: Option<String> = "version" | 'V', "V" => values::text;
+    }
+}
 
-pub(super) const VERSION_FLAG: Flag = Flag {
-    long: "version",
-    short: Some('V'),
-    value: Some("V"),
-    help: "Its version (default: that of its MANIFEST, else the next\npatch number)",
-};
+flags! {
+    /// Parameters of a plugin.
+    pub(super) struct ParamFlag {
+        /// A parameter that the plugin's `configure` gets (repeatable).
+        /// VALUE is JSON (5, true, [1]), else a string
+        param: Parameters = "param", "NAME=VALUE" => parameters;
+    }
+}
 
-pub(super) const PARAM_FLAG: Flag = Flag {
-    long: "param",
-    short: None,
-    value: Some("NAME=VALUE"),
-    help: "A parameter that the plugin's `configure` gets (repeatable).\nVALUE is JSON (5, true, [1]), else a string",
-};
+flags! {
+    /// Which files of folders are inputs.
+    pub(super) struct FolderFlags {
+        /// In folders no files or folders with such names, e.g. '*.crc'
+        /// (repeatable; _SUCCESS, _temporary and *._COPYING_ always)
+        ignore: Vec<String> = "ignore", "GLOB" => values::texts;
+        /// Follow symbolic links that lead out of a folder, too
+        follow: bool = "follow" | 'L';
+    }
+}
 
-pub(super) const IGNORE_FLAG: Flag = Flag {
-    long: "ignore",
-    short: None,
-    value: Some("GLOB"),
-    help: "In folders no files or folders with such names, e.g. '*.crc'\n(repeatable; _SUCCESS, _temporary and *._COPYING_ always)",
-};
+flags! {
+    /// The flags of `submit`.
+    pub(super) struct SubmitFlags {
+        /// The database.
+        location: DatabaseFlag;
+        /// The plugin that is to run over them
+        plugin: Option<String> = "plugin" | 'p', "NAME" => values::text;
+        /// Higher ones run first (default 0)
+        priority: Option<u32> = "priority", "N" => values::number(0..=1_000_000);
+        /// Parameters of the jobs.
+        parameters: ParamFlag;
+        /// In folders only files with such names
+        pattern: Option<String> = "pattern", "GLOB" => values::text;
+        /// Other rules for folders.
+        folders: FolderFlags;
+    }
+}
 
-pub(super) const FOLLOW_FLAG: Flag = Flag {
-    long: "follow",
-    short: Some('L'),
-    value: None,
-    help: "Follow symbolic links that lead out of a folder, too",
-};
-
-pub(super) const SUBMIT: Command = Command {
+pub(super) const SUBMIT: Command<SubmitFlags> = Command {
     name: "casparian submit",
     about: "Queues files for a deployed plugin",
     usage: "--plugin NAME FILE... --database DB [OPTIONS]",
-    flags: &[
-        DATABASE_FLAG,
-        Flag {
-            long: "plugin",
-            short: Some('p'),
-            value: Some("NAME"),
-            help: "The plugin that is to run over them",
-        },
-        Flag {
-            long: "priority",
-            short: None,
-            value: Some("N"),
-            help: "Higher ones run first (default 0)",
-        },
-        PARAM_FLAG,
-        Flag {
-            long: "pattern",
-            short: None,
-            value: Some("GLOB"),
-            help: "In folders only files with such names",
-        },
-        IGNORE_FLAG,
-        FOLLOW_FLAG,
-    ],
+    flags: SubmitFlags::TABLE,
     notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued,\nin the order of the files' paths.\nBelow a folder, names that begin with '.' are skipped; a line on stderr reports how many.\nA folder becomes the source root of the files below it, unless one above it is known.",
 };
 
@@ -272,47 +264,34 @@ pub(super) fn adopt() {
     }
 }
 
-/// Paths that a command line names besides the plugin: keys, lockfile, database.
-fn others(typed: &Typed) -> Others {
-    let flags = ["lockfile", "publisher-key", "curve-secret-key", "out"];
-    let mut others = Others::new(
-        flags
-            .iter()
-            .flat_map(|flag| typed.all(flag))
-            .map(OsString::as_os_str),
-    );
-    for database in typed.all("database") {
-        if let Some(Ok(path)) = database.to_str().map(store::parse_location) {
-            others.add_database(&path);
-        }
-    }
-    others
-}
-
 /// The values of `--param`.
-pub(super) fn parameters(command: &Command, typed: &Typed) -> Result<Parameters, Failure> {
-    let read = Parameters::of_words(&command.texts(typed, "param")?);
-    Ok(read.map_err(|error| command.usage_error(format!("--param {error}")))?)
+fn parameters(values: &Values) -> Result<Parameters, Failure> {
+    let read = Parameters::of_words(&values::texts(values)?);
+    read.map_err(|error| usage_error(format!("--param {error}")))
 }
 
-/// Reads the plugin, `--lockfile` and `--version` of a command, and resolves its lockfile.
-pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Failure> {
-    let [path] = typed.positionals.as_slice() else {
-        return Err(command.usage_error("expected one plugin").into());
+/// Reads the plugin that a command line names, and resolves its lockfile. `others` = paths that the command
+/// line names besides it.
+pub(super) fn prepare(
+    positionals: &[OsString],
+    flags: &PluginFlags,
+    others: &Others,
+) -> Result<Prepared, Failure> {
+    let [path] = positionals else {
+        return Err(usage_error("expected one plugin"));
     };
     let path = PathBuf::from(path);
-    let version = command.text(typed, "version")?;
-    let plugin = read(&path, &others(typed))?;
+    let plugin = read(&path, others)?;
     check_size(&path, &plugin, "")?;
     let home = environment::home().map_err(failed)?;
     adopt();
     let cancel = Arc::new(AtomicBool::new(false));
     interruptible(&cancel)?;
     let mut message = |line: &str| print_line(line);
-    let lockfile = match command.path(typed, "lockfile")? {
-        Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
+    let lockfile = match flags.lockfile.as_deref() {
+        Some(file) if environment::is_uv_lock(file) => read_lockfile(file)?,
         file => {
-            let request = request(file.as_deref(), &path, &plugin)?;
+            let request = request(file, &path, &plugin)?;
             let (hosts, build) = (Hosts::Any, Build::default());
             resolve::lockfile(&home, &request, hosts, &build, &cancel, &mut message)
                 .map_err(tool_failed)?
@@ -325,7 +304,7 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     Ok(Prepared {
         plugin,
         lockfile,
-        version: version.or(declared_version),
+        version: flags.version.clone().or(declared_version),
         sinks,
     })
 }
@@ -365,18 +344,15 @@ fn file_for_name(text: &str) -> Option<String> {
 }
 
 pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = SUBMIT.parse(arguments)?;
-    let plugin = SUBMIT.required(&typed, "plugin")?;
-    if typed.positionals.is_empty() {
-        return Err(SUBMIT.usage_error("expected at least one file").into());
+    let (flags, positionals) = SUBMIT.parse(arguments)?;
+    let missing = || usage_error("--plugin is missing");
+    let plugin = flags.plugin.ok_or_else(missing)?;
+    if positionals.is_empty() {
+        return Err(usage_error("expected at least one file"));
     }
-    let location = database(&SUBMIT, &typed)?;
-    let priority = SUBMIT
-        .number(&typed, "priority", 0..=1_000_000)?
-        .unwrap_or(0);
-    let parameters = parameters(&SUBMIT, &typed)?;
-    let pattern = SUBMIT.text(&typed, "pattern")?;
-    let ignore = SUBMIT.texts(&typed, "ignore")?;
+    let location = flags.location.required()?;
+    let priority = i64::from(flags.priority.unwrap_or(0));
+    let parameters = flags.parameters.param;
     warn_of_owner(&location);
     let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
     let not_now = |reason| {
@@ -392,12 +368,12 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     }
     drop(transaction);
     let choice = Choice {
-        pattern: pattern.as_deref(),
+        pattern: flags.pattern.as_deref(),
         skip: None,
-        follow: typed.has("follow"),
-        ignore: &ignore,
+        follow: flags.folders.follow,
+        ignore: &flags.folders.ignore,
     };
-    let found = super::input::collect(&typed.positionals, choice).map_err(failed)?;
+    let found = super::input::collect(&positionals, choice).map_err(failed)?;
     if let Some(without) = found.without.first() {
         return Err(failed(&without.reason));
     }
@@ -408,7 +384,6 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     for line in found.ignored_lines() {
         print_line(format_args!("casparian: {}", one_line(&line)));
     }
-    let priority = i64::try_from(priority).unwrap_or(i64::MAX);
     let mut unreadable = found.left_out.len();
     let mut done = 0;
     let never = AtomicBool::new(false);

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::args::{Command, Flag, Typed};
-use super::plugin::{self, LOCKFILE_FLAG, VERSION_FLAG};
+use super::args::{Command, flags, values};
+use super::folder::Others;
+use super::plugin::{PluginFlags, Prepared, interruptible, prepare};
 use super::plugin_file::read_text;
+use super::security::{self, ListenerFlag, ServerKeyFlag};
 use super::table::one_line;
-use super::{Failure, failed, print_done, security};
+use super::{Failure, failed, print_done, usage_error};
 use crate::limits;
 use crate::protocol::{Deploy, HEADER_SIZE, Payload, View};
 use crate::reactor::Endpoint;
@@ -21,61 +23,78 @@ use crate::sentinel::publishers::{Publisher, read_publisher};
 use crate::socket::{Dealer, DisconnectReason, Event, LocalUsers, Options};
 use crate::store::{artifact_hash, read_manifest, sha256_hex};
 
-pub(super) const PUBLISHER_KEY_FLAG: Flag = Flag {
-    long: "publisher-key",
-    short: None,
-    value: Some("FILE"),
-    help: "Sign with the key of this file, which `casparian keygen\n--publisher` makes",
-};
+flags! {
+    /// The key of a publisher.
+    pub(super) struct PublisherKeyFlag {
+        /// Sign with the key of this file, which `casparian keygen
+        /// --publisher` makes
+        publisher_key: Option<PathBuf> = "publisher-key", "FILE" => values::path;
+    }
+}
 
-pub(super) const SERVER_KEY_FLAG: Flag = Flag {
-    long: "curve-server-key",
-    short: None,
-    value: Some("KEY"),
-    help: "Encrypt (CURVE), and connect only to the sentinel with this\npublic key; KEY is its text or a file with it",
-};
+flags! {
+    /// The flags of `deploy` that need `--connect`.
+    pub(super) struct RemoteFlags {
+        /// The key of the publisher.
+        signer: PublisherKeyFlag;
+        /// Who deploys, where nothing is signed (default: the user's
+        /// name)
+        publisher: Option<String> = "publisher", "NAME" => values::text;
+        /// The key of the sentinel.
+        server: ServerKeyFlag;
+        /// Our own key for that, which the sentinel lists
+        curve_secret_key: Option<PathBuf> = "curve-secret-key", "FILE" => values::path;
+        /// Users whose sentinel is accepted.
+        listener: ListenerFlag;
+    }
+}
 
-pub(super) const SECRET_KEY_FLAG: Flag = Flag {
-    long: "curve-secret-key",
-    short: None,
-    value: Some("FILE"),
-    help: "Our own key for that, which the sentinel lists",
-};
+flags! {
+    /// The flags of `sign`.
+    pub(super) struct SignFlags {
+        /// The key of the publisher.
+        signer: PublisherKeyFlag;
+        /// What belongs to the plugin.
+        plugin: PluginFlags;
+        /// Where the signed plugin goes (default: PLUGIN.deploy.json in
+        /// the working directory)
+        out: Option<PathBuf> = "out", "FILE" => values::path;
+    }
+}
 
-/// Flags of `deploy` that need `--connect`.
-pub(super) const FLAGS: &[&str] = &[
-    "publisher-key",
-    "publisher",
-    "curve-server-key",
-    "curve-secret-key",
-    "allow-uid",
-];
-
-pub(super) const SIGN: Command = Command {
+pub(super) const SIGN: Command<SignFlags> = Command {
     name: "casparian sign",
     about: "Signs a plugin, for `casparian deploy --connect`",
     usage: "PLUGIN --publisher-key FILE [OPTIONS]",
-    flags: &[
-        PUBLISHER_KEY_FLAG,
-        LOCKFILE_FLAG,
-        VERSION_FLAG,
-        Flag {
-            long: "out",
-            short: None,
-            value: Some("FILE"),
-            help: "Where the signed plugin goes (default: PLUGIN.deploy.json in\nthe working directory)",
-        },
-    ],
+    flags: SignFlags::TABLE,
     notes: "The signature (Ed25519) is over the 32 bytes of `artifact_hash`, the SHA-256 of source and\nlockfile. The file is the payload of a DEPLOY message and holds both; it is no secret.",
 };
 
-/// The DEPLOY message for a plugin.
+impl RemoteFlags {
+    /// The name of the first of them that was given.
+    pub(super) fn first_given(&self) -> Option<&'static str> {
+        first_given([
+            ("publisher-key", self.signer.publisher_key.is_some()),
+            ("publisher", self.publisher.is_some()),
+            ("curve-server-key", self.server.curve_server_key.is_some()),
+            ("curve-secret-key", self.curve_secret_key.is_some()),
+            ("allow-uid", !self.listener.allow_uid.is_empty()),
+        ])
+    }
+}
+
+/// The name of the first flag that was given.
+fn first_given<const N: usize>(flags: [(&'static str, bool); N]) -> Option<&'static str> {
+    let given = flags.into_iter().find(|(_, is_given)| *is_given);
+    given.map(|(name, _)| name)
+}
+
+/// The DEPLOY message for a plugin. Without a publisher it has the name `unsigned`.
 fn payload(
-    command: &Command,
-    typed: &Typed,
+    prepared: Prepared,
     publisher: Option<&Publisher>,
+    unsigned: Option<String>,
 ) -> Result<Deploy<'static>, Failure> {
-    let prepared = plugin::prepare(command, typed)?;
     let (plugin, lockfile) = (prepared.plugin, prepared.lockfile);
     match read_manifest(&plugin.source) {
         Ok(Some(_)) => {}
@@ -91,7 +110,7 @@ fn payload(
     let hash = artifact_hash(&plugin.source, &lockfile);
     let (name, signature) = match publisher {
         Some(publisher) => (publisher.name().to_owned(), publisher.sign(&hash)),
-        None => (unsigned_name(command, typed)?, None),
+        None => (unsigned_name(unsigned), None),
     };
     Ok(Deploy {
         plugin_name: plugin.name.into(),
@@ -108,30 +127,36 @@ fn payload(
     })
 }
 
-fn unsigned_name(command: &Command, typed: &Typed) -> Result<String, Failure> {
-    let given = command.text(typed, "publisher")?;
+fn unsigned_name(given: Option<String>) -> String {
     let user = || {
         ["USER", "LOGNAME"]
             .iter()
             .find_map(|name| std::env::var(name).ok())
     };
     let name = given.or_else(user).filter(|name| !name.is_empty());
-    Ok(name.unwrap_or_else(|| "unknown".to_owned()))
+    name.unwrap_or_else(|| "unknown".to_owned())
 }
 
-fn publisher(command: &Command, typed: &Typed) -> Result<Option<Publisher>, Failure> {
-    let path = command.path(typed, "publisher-key")?;
-    path.map(|path| read_publisher(&path).map_err(failed))
+fn publisher(flag: &PublisherKeyFlag) -> Result<Option<Publisher>, Failure> {
+    let path = flag.publisher_key.as_ref();
+    path.map(|path| read_publisher(path).map_err(failed))
         .transpose()
 }
 
 pub(super) fn sign(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = SIGN.parse(arguments)?;
-    let Some(publisher) = publisher(&SIGN, &typed)? else {
-        return Err(SIGN.usage_error("--publisher-key is missing").into());
+    let (flags, positionals) = SIGN.parse(arguments)?;
+    let Some(publisher) = publisher(&flags.signer)? else {
+        return Err(usage_error("--publisher-key is missing"));
     };
-    let deploy = payload(&SIGN, &typed, Some(&publisher))?;
-    let out = match SIGN.path(&typed, "out")? {
+    let named = [
+        &flags.signer.publisher_key,
+        &flags.plugin.lockfile,
+        &flags.out,
+    ];
+    let others = Others::new(named.into_iter().flatten().map(|path| path.as_os_str()));
+    let prepared = prepare(&positionals, &flags.plugin, &others)?;
+    let deploy = payload(prepared, Some(&publisher), None)?;
+    let out = match flags.out {
         Some(out) => out,
         None => PathBuf::from(format!("{}.deploy.json", deploy.plugin_name)),
     };
@@ -147,57 +172,59 @@ pub(super) fn sign(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 }
 
 /// `deploy --connect`.
-pub(super) fn deploy(command: &Command, typed: &Typed) -> Result<(), Failure> {
-    if typed.has("database") {
-        return Err(command
-            .usage_error("--database and --connect exclude each other")
-            .into());
-    }
-    if typed.has("param") {
-        let what = "--param: a sentinel takes no default parameters; they are set by `casparian deploy \
-                    --database`, and for a job by `casparian submit --param`";
-        return Err(command.usage_error(what).into());
-    }
-    let endpoint = command.required(typed, "connect")?;
-    let parsed: Result<Endpoint, _> = endpoint.parse();
-    let endpoint = parsed.map_err(|error| command.usage_error(format!("--connect: {error}")))?;
-    let security = security::worker(command, typed)?;
-    let allowed_uids = security::allowed_uids(command, typed, &security)?;
-    let signed = signed_file(typed);
+pub(super) fn deploy(
+    positionals: &[OsString],
+    endpoint: &Endpoint,
+    plugin: &PluginFlags,
+    flags: RemoteFlags,
+    others: &Others,
+) -> Result<(), Failure> {
+    let security = security::worker(&flags.server, flags.curve_secret_key.as_ref())?;
+    let allowed_uids = security::allowed_uids(flags.listener.allow_uid, &security)?;
+    let signed = signed_file(positionals);
     let text;
     let message = match signed {
         Some(path) => {
-            let flags = ["publisher-key", "publisher", "lockfile", "version"];
-            if let Some(flag) = flags.iter().find(|flag| typed.has(flag)) {
-                let what = format!("--{flag}: that is fixed in {}", path.display());
-                return Err(command.usage_error(what).into());
+            let fixed = first_given([
+                ("publisher-key", flags.signer.publisher_key.is_some()),
+                ("publisher", flags.publisher.is_some()),
+                ("lockfile", plugin.lockfile.is_some()),
+                ("version", plugin.version.is_some()),
+            ]);
+            if let Some(flag) = fixed {
+                let path = path.display();
+                return Err(usage_error(format!("--{flag}: that is fixed in {path}")));
             }
             text = read_signed(&path)?;
             serde_json::from_str(&text).map_err(|error| {
                 failed(format!("{}: not a signed plugin: {error}", path.display()))
             })?
         }
-        None => payload(command, typed, publisher(command, typed)?.as_ref())?,
+        None => {
+            let publisher = publisher(&flags.signer)?;
+            let prepared = prepare(positionals, plugin, others)?;
+            payload(prepared, publisher.as_ref(), flags.publisher)?
+        }
     };
     let interrupted = Arc::new(AtomicBool::new(false));
-    plugin::interruptible(&interrupted)?;
+    interruptible(&interrupted)?;
     let plugin_name = message.plugin_name.clone().into_owned();
     let mut socket_options = Options::new().security(security.clone());
     if !security.is_encrypted() {
         let what = "any user of this host may listen at the sentinel's address and answer";
-        let users = LocalUsers::of_endpoint(&endpoint, &allowed_uids, what).map_err(failed)?;
+        let users = LocalUsers::of_endpoint(endpoint, &allowed_uids, what).map_err(failed)?;
         if let Some(users) = users {
             socket_options = socket_options.local_users(users);
         }
     }
-    let manifest_id = exchange(&endpoint, socket_options, message, &interrupted)?;
+    let manifest_id = exchange(endpoint, socket_options, message, &interrupted)?;
     let done = format!("{plugin_name} deployed at {endpoint}, manifest {manifest_id}");
     print_done(&format!("{}\n", one_line(&done)), &done)
 }
 
 /// The file on the command line, if `sign` has created it.
-pub(super) fn signed_file(typed: &Typed) -> Option<PathBuf> {
-    let [path] = typed.positionals.as_slice() else {
+pub(super) fn signed_file(positionals: &[OsString]) -> Option<PathBuf> {
+    let [path] = positionals else {
         return None;
     };
     let path = PathBuf::from(path);

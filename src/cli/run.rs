@@ -27,18 +27,22 @@ use self::plan::{
 use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
 use self::work::{report, work};
-use super::args::{Command, Flag};
+use super::args::{Command, flags, values};
 use super::content::Reader;
 use super::folder::{self, Others};
 use super::input::Choice;
 use super::plugin::{
-    FOLLOW_FLAG, IGNORE_FLAG, PARAM_FLAG, adopt, check_syntax, declared, interruptible, parameters,
-    read, request, tool_failed,
+    FolderFlags, ParamFlag, adopt, check_syntax, declared, interruptible, read, request,
+    tool_failed,
 };
 use super::progress::Progress;
+use super::services::absolute;
+use super::services::job_flags::{JobFlags, PluginStartFlag, ShareFlag};
+use super::services::worker::raise_worker_descriptor_limit;
 use super::stderr::print_line;
 use super::summary::{Item, Summary};
-use super::{Failure, failed, log_lines, print};
+use super::{Failure, failed, log_lines, print, usage_error};
+use crate::limits;
 use crate::plugin::environment;
 use crate::plugin::request::Request;
 use crate::plugin::resolve::{Hosts, lockfile};
@@ -49,106 +53,85 @@ use crate::sink::{Root, RootOptions};
 use crate::store::Deploy;
 use crate::worker::{self, SandboxOptions, Worker};
 
-pub(super) const COMMAND: Command = Command {
+/// `--layout`: how output without sinks lies in the output folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// A folder for each topic.
+    #[default]
+    Datasets,
+    /// All files in the output folder.
+    Flat,
+}
+
+/// `--failed-output`: what happens to the earlier output of a file that fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum FailedOutput {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It is removed if it is stale.
+    Remove,
+}
+
+flags! {
+    /// The flags of `run`.
+    pub(super) struct RunFlags {
+        /// Where the Parquet goes; made when it is missing
+        output: Option<PathBuf> = "output" | 'o', "DIR" => values::path;
+        /// In folders only files with such names, e.g. '*.csv'
+        pattern: Option<String> = "pattern" | 'p', "GLOB" => values::text;
+        /// Other rules for folders.
+        folders: FolderFlags;
+        /// Files at a time (default: the number of cores)
+        slots: Option<usize> =
+            "slots", "N" => values::number(1..=limits::WORKER_SLOTS_MAX as u64);
+        /// Packages the plugin needs (default: its PEP 723
+        /// metadata, else pyarrow)
+        requirements: Option<PathBuf> = "requirements" | 'r', "FILE" => values::path;
+        /// Parameters of the jobs.
+        parameters: ParamFlag;
+        /// Run over files that have not changed, too
+        force: bool = "force" | 'f';
+        /// datasets: a folder for each topic, PLUGIN_TOPIC or PLUGIN
+        /// (default); flat: files in DIR, as in earlier releases
+        layout: Option<Layout> = "layout", "HOW" => values::word(&[
+            ("datasets", Layout::Datasets),
+            ("flat", Layout::Flat),
+        ]);
+        /// keep: a file that fails keeps its earlier output (default);
+        /// remove: not when that is stale: of other content, code or
+        /// parameters, or of the file's earlier name
+        failed_output: Option<FailedOutput> = "failed-output", "WHAT" => values::word(&[
+            ("keep", FailedOutput::Keep),
+            ("remove", FailedOutput::Remove),
+        ]);
+        /// Remove the output of files that are missing in the folders and
+        /// globs of the command line
+        prune: bool = "prune";
+        /// The output folder may be that of another database.
+        sharing: ShareFlag;
+        /// A file that takes longer fails (default 3600)
+        job_timeout: Option<Duration> =
+            "job-timeout", "SECONDS" => values::seconds(1..=values::YEAR_SECONDS);
+        /// How long the run waits at a time, from its start to its end, while
+        /// its queue cannot be written, or its worker cannot work (full disk,
+        /// locked database, broken environment; default 300)
+        outage_timeout: Option<Duration> =
+            "outage-timeout", "SECONDS" => values::seconds(1..=values::YEAR_SECONDS);
+        /// How plugin processes start.
+        start: PluginStartFlag;
+        /// How it runs jobs.
+        jobs: JobFlags;
+        /// The summary as one JSON value on stdout, no progress
+        json: bool = "json";
+    }
+}
+
+pub(super) const COMMAND: Command<RunFlags> = Command {
     name: "casparian run",
     about: "Runs a plugin over files and leaves Parquet in a folder",
     usage: "PLUGIN INPUT... --output DIR [OPTIONS]",
-    flags: &[
-        Flag {
-            long: "output",
-            short: Some('o'),
-            value: Some("DIR"),
-            help: "Where the Parquet goes; made when it is missing",
-        },
-        Flag {
-            long: "pattern",
-            short: Some('p'),
-            value: Some("GLOB"),
-            help: "In folders only files with such names, e.g. '*.csv'",
-        },
-        IGNORE_FLAG,
-        FOLLOW_FLAG,
-        Flag {
-            long: "slots",
-            short: None,
-            value: Some("N"),
-            help: "Files at a time (default: the number of cores)",
-        },
-        Flag {
-            long: "requirements",
-            short: Some('r'),
-            value: Some("FILE"),
-            help: "Packages the plugin needs (default: its PEP 723\nmetadata, else pyarrow)",
-        },
-        PARAM_FLAG,
-        Flag {
-            long: "force",
-            short: Some('f'),
-            value: None,
-            help: "Run over files that have not changed, too",
-        },
-        Flag {
-            long: "layout",
-            short: None,
-            value: Some("HOW"),
-            help: "datasets: a folder for each topic, PLUGIN_TOPIC or PLUGIN\n(default); flat: files in DIR, as in earlier releases",
-        },
-        Flag {
-            long: "failed-output",
-            short: None,
-            value: Some("WHAT"),
-            help: "keep: a file that fails keeps its earlier output (default);\nremove: not when that is stale: of other content, code or\nparameters, or of the file's earlier name",
-        },
-        Flag {
-            long: "prune",
-            short: None,
-            value: None,
-            help: "Remove the output of files that are missing in the folders and\nglobs of the command line",
-        },
-        Flag {
-            long: "share-output",
-            short: None,
-            value: None,
-            help: "Publish into an output folder of another database too; the\nnames of the files then end with 8 digits of the database's ID",
-        },
-        Flag {
-            long: "job-timeout",
-            short: None,
-            value: Some("SECONDS"),
-            help: "A file that takes longer fails (default 3600)",
-        },
-        Flag {
-            long: "outage-timeout",
-            short: None,
-            value: Some("SECONDS"),
-            help: "How long the run waits at a time, from its start to its end, while\nits queue cannot be written, or its worker cannot work (full disk,\nlocked database, broken environment; default 300)",
-        },
-        Flag {
-            long: "plugin-start",
-            short: None,
-            value: Some("HOW"),
-            help: "warm: fork from an interpreter that has done its imports\n(default); spawn: a fresh interpreter each",
-        },
-        super::services::QUOTA_FLAGS[0],
-        super::services::QUOTA_FLAGS[1],
-        super::services::QUOTA_FLAGS[2],
-        super::services::QUOTA_FLAGS[3],
-        super::services::QUOTA_FLAGS[4],
-        super::services::QUOTA_FLAGS[5],
-        super::services::QUOTA_FLAGS[6],
-        super::services::ENV_CACHE_FLAG,
-        super::services::NO_BUILD_FLAG,
-        super::services::JOB_BUFFER_FLAG,
-        super::services::CELL_MAX_FLAG,
-        super::services::SANDBOX_FLAG,
-        super::services::PROTECT_FLAG,
-        Flag {
-            long: "json",
-            short: None,
-            value: None,
-            help: "The summary as one JSON value on stdout, no progress",
-        },
-    ],
+    flags: RunFlags::TABLE,
     notes: "PLUGIN is a file, or a folder with all its files but the inputs and DIR (docs/plugins.md).\nINPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are skipped;\na line on stderr reports how many.\nA file whose content, plugin, parameters, packages and sinks have not\nchanged since it was done, and whose output is as it was published, is skipped; failed ones\nare run again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary lists stale output. A file that is missing\nin a folder or glob of the command line keeps its output, too, and is listed, unless --prune. A renamed\nfile with the same content is run again and replaces its earlier output. Where a sink has mode replace, the\noutput of the file that was published last is kept, and the other files are skipped.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which a sink is\nconfigured in DIR's queue (cf_topic_config) keeps that one. All of them are below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nStorage of DIR that does not respond is reported after 10 s and waited for likewise; a run that is\ninterrupted meanwhile, or waits too long, ends without its summary.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
@@ -157,52 +140,36 @@ const OUTAGE_MAX: Duration = Duration::from_secs(300);
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let started = Instant::now();
-    let typed = COMMAND.parse(arguments)?;
-    let [plugin_path, inputs @ ..] = typed.positionals.as_slice() else {
-        return Err(COMMAND
-            .usage_error("expected a plugin and its inputs")
-            .into());
+    let (flags, positionals) = COMMAND.parse(arguments)?;
+    let [plugin_path, inputs @ ..] = positionals.as_slice() else {
+        return Err(usage_error("expected a plugin and its inputs"));
     };
     if inputs.is_empty() {
-        return Err(COMMAND.usage_error("expected at least one input").into());
+        return Err(usage_error("expected at least one input"));
     }
-    let output = COMMAND
-        .path(&typed, "output")?
-        .ok_or_else(|| COMMAND.usage_error("--output is missing"))?;
-    let pattern = COMMAND.text(&typed, "pattern")?;
-    let ignore = COMMAND.texts(&typed, "ignore")?;
-    let removes_failed = match COMMAND.text(&typed, "failed-output")?.as_deref() {
-        None | Some("keep") => false,
-        Some("remove") => true,
-        Some(other) => {
-            let message = format!("--failed-output {other}: expected keep or remove");
-            return Err(COMMAND.usage_error(message).into());
-        }
-    };
-    let prune = typed.has("prune");
-    let parameters = parameters(&COMMAND, &typed)?;
-    let requirements = COMMAND.path(&typed, "requirements")?;
-    let json = typed.has("json");
-    let outage_max = match COMMAND.number(&typed, "outage-timeout", 1..=31_536_000)? {
-        Some(seconds) => Duration::from_secs(seconds),
-        None => OUTAGE_MAX,
-    };
+    let missing = || usage_error("--output is missing");
+    let output = flags.output.ok_or_else(missing)?;
+    let removes_failed = flags.failed_output.unwrap_or_default() == FailedOutput::Remove;
+    let parameters = flags.parameters.param;
+    let json = flags.json;
+    let outage_max = flags.outage_timeout.unwrap_or(OUTAGE_MAX);
     let interrupted = Arc::new(AtomicBool::new(false));
     silence::watch(&output, outage_max, interrupted.clone())?;
     let nowhere = Endpoint::Ipc(PathBuf::new());
     let mut worker_options = worker::Options::new(nowhere, output.clone());
-    super::services::worker_options(&COMMAND, &typed, &mut worker_options)?;
-    worker_options.share_output = typed.has("share-output");
+    flags.jobs.apply(&mut worker_options)?;
+    worker_options.slots = flags.slots.unwrap_or(worker_options.slots);
+    worker_options.job_timeout = flags.job_timeout.unwrap_or(worker_options.job_timeout);
+    let start = flags.start.plugin_start;
+    worker_options.plugin_start = start.unwrap_or(worker_options.plugin_start);
+    let named: Vec<PathBuf> = inputs.iter().map(PathBuf::from).collect();
+    let mut sandbox = flags.jobs.sandbox(&named);
+    sandbox.named = absolute([output.clone()]);
+    worker_options.sandbox = Some(sandbox);
+    worker_options.share_output = flags.sharing.share_output;
     worker_options.closed_output = true;
     worker_options.owns_process = true;
-    worker_options.datasets = match COMMAND.text(&typed, "layout")?.as_deref() {
-        None | Some("datasets") => true,
-        Some("flat") => false,
-        Some(other) => {
-            let message = format!("--layout {other}: expected datasets or flat");
-            return Err(COMMAND.usage_error(message).into());
-        }
-    };
+    worker_options.datasets = flags.layout.unwrap_or_default() == Layout::Datasets;
     log_lines::start("error");
     let (sentinel_security, worker_security) = super::security::of_run()?;
 
@@ -217,15 +184,15 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         false => Others::default(),
     };
     let plugin = read(&plugin_path, &others)?;
-    let request = request(requirements.as_deref(), &plugin_path, &plugin)?;
+    let request = request(flags.requirements.as_deref(), &plugin_path, &plugin)?;
     let (output, _lock) = open_output(&output)?;
     let database = output.join(".casparian").join("queue.sqlite");
     let share = worker_options.share_output;
     let choice = Choice {
-        pattern: pattern.as_deref(),
+        pattern: flags.pattern.as_deref(),
         skip: Some(&output),
-        follow: typed.has("follow"),
-        ignore: &ignore,
+        follow: flags.folders.follow,
+        ignore: &flags.folders.ignore,
     };
     let found = super::input::collect(inputs, choice).map_err(failed)?;
     if let Some(without) = found.without.first()
@@ -259,10 +226,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let endpoint = Endpoint::Ipc(runtime.folder.path().join("s"));
     let mut sentinel_options = sentinel::Options::new(endpoint.clone(), database.clone());
     sentinel_options.security = sentinel_security;
-    sentinel_options.handshakes_max = crate::limits::RUN_HANDSHAKES_MAX;
+    sentinel_options.handshakes_max = limits::RUN_HANDSHAKES_MAX;
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
-    sentinel_options.attempt_timeout = crate::limits::ATTEMPT_TIMEOUT_MAX;
+    sentinel_options.attempt_timeout = limits::ATTEMPT_TIMEOUT_MAX;
     sentinel_options.outage_max = Some(outage_max);
     let first = open_sentinel(&mut queue, &progress, &sentinel_options)?;
     // The lock is kept, so that no other sentinel works on the database before all outputs are settled.
@@ -292,7 +259,6 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         deploy: own,
         parameters: &parameters,
     };
-    let force = typed.has("force");
     let mut reader = Reader::new(&interrupted);
     let Enqueued {
         mut items,
@@ -306,7 +272,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         &progress,
         &own,
         &found,
-        force,
+        flags.force,
         &root,
     )?;
     worker_options.connect = endpoint;
@@ -315,7 +281,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     for item in &items {
         report(&mut progress, item);
     }
-    super::services::raise_worker_descriptor_limit();
+    raise_worker_descriptor_limit();
     let mut is_pruned = false;
     let mut pass = |items: &mut [Item], progress: &mut Progress| -> Result<bool, End> {
         if items.iter().any(Item::is_waiting) {
@@ -350,7 +316,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         // now.
         let mut frees = remove_stale(items, removes_failed, &mut queue, progress, &root)?;
         if !is_pruned && !interrupted.load(Ordering::SeqCst) {
-            frees |= missing::settle(&mut missing, prune, &mut queue, progress, &root)?;
+            frees |= missing::settle(&mut missing, flags.prune, &mut queue, progress, &root)?;
             is_pruned = true;
         }
         let mut goes_on = frees && !interrupted.load(Ordering::SeqCst);

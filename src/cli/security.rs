@@ -1,9 +1,11 @@
 //! The flags for CURVE and local users, and `keygen`.
 
-use super::Failure;
 #[cfg(feature = "worker")]
-use super::args::Flag;
-use super::args::{Command, Typed};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::args::{Values, flags, values};
+use super::{Failure, usage_error};
 #[cfg(feature = "sentinel")]
 use crate::sentinel;
 use crate::socket::Security;
@@ -11,95 +13,128 @@ use crate::socket::Security;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(super) use keygen::{COMMAND as KEYGEN, keygen};
 
-/// `--allow-uid` of programs that connect.
-#[cfg(feature = "worker")]
-pub(super) const LISTENER_UID_FLAG: Flag = Flag {
-    long: "allow-uid",
-    short: None,
-    value: Some("UID"),
-    help: "Without CURVE, another user of this host whose sentinel is\ntrusted, by number; may be repeated (default: the own user and\nroot)",
-};
-
-/// The users of `--allow-uid`. Only for peers that `security` does not authenticate.
-pub(super) fn allowed_uids(
-    command: &Command,
-    typed: &Typed,
-    security: &Security,
-) -> Result<Vec<u32>, Failure> {
-    if typed.has("allow-uid") && security.is_encrypted() {
-        let what = "--allow-uid is for peers without CURVE";
-        return Err(command.usage_error(what).into());
+flags! {
+    /// The secret key of a sentinel or worker.
+    pub(super) struct SecretKeyFlag {
+        /// Encrypt (CURVE) with the secret key of this file, which
+        /// `casparian keygen` makes
+        curve_secret_key: Option<PathBuf> = "curve-secret-key", "FILE" => values::path;
     }
-    let given = typed.all("allow-uid").map(|text| {
+}
+
+#[cfg(feature = "sentinel")]
+flags! {
+    /// The keys of a sentinel and of its clients.
+    pub(super) struct SentinelKeyFlags {
+        /// Its own key.
+        own: SecretKeyFlag;
+        /// Workers that may connect, with CURVE: a public key and a name
+        /// a line, then slots=N and plugins=A,B as limits where wanted;
+        /// followed while it runs, and read again at SIGHUP
+        authorized_keys: Option<PathBuf> = "authorized-keys", "FILE" => values::path;
+        /// With CURVE, any worker that knows our public key may connect
+        authorize_any_key: bool = "authorize-any-key";
+    }
+}
+
+#[cfg(feature = "worker")]
+flags! {
+    /// The key of the sentinel to which a program connects.
+    pub(super) struct ServerKeyFlag {
+        /// Encrypt (CURVE), and connect only to the sentinel with this
+        /// public key; KEY is its text or a file with it
+        curve_server_key: Option<OsString> = "curve-server-key", "KEY" => values::bytes;
+    }
+}
+
+#[cfg(feature = "worker")]
+flags! {
+    /// The users whose sentinels a program accepts.
+    pub(super) struct ListenerFlag {
+        /// Without CURVE, another user of this host whose sentinel is
+        /// trusted, by number; may be repeated (default: the own user and
+        /// root)
+        allow_uid: Vec<u32> = "allow-uid", "UID" => uids;
+    }
+}
+
+/// Numbers of users.
+pub(super) fn uids(values: &Values) -> Result<Vec<u32>, Failure> {
+    let given = values.all().iter().map(|text| {
         let number = text.to_str().and_then(|text| text.parse::<u32>().ok());
         // The highest number is not a user: system calls use it as "unchanged".
         number.filter(|uid| *uid != u32::MAX).ok_or_else(|| {
-            let text = text.display();
-            let what = format!("--allow-uid {text}: expected the number of a user (`id -u NAME`)");
-            Failure::from(command.usage_error(what))
+            values.error(
+                text.display(),
+                "expected the number of a user (`id -u NAME`)",
+            )
         })
     });
     given.collect()
 }
 
-/// Applies `--curve-secret-key`, `--authorized-keys` and `--authorize-any-key`.
+/// The users of `--allow-uid`. Only for peers that `security` does not authenticate.
+pub(super) fn allowed_uids(uids: Vec<u32>, security: &Security) -> Result<Vec<u32>, Failure> {
+    match uids.is_empty() || !security.is_encrypted() {
+        true => Ok(uids),
+        false => Err(usage_error("--allow-uid is for peers without CURVE")),
+    }
+}
+
+/// Applies the keys of a sentinel.
 #[cfg(all(feature = "curve", feature = "sentinel"))]
 pub(super) fn sentinel(
-    command: &Command,
-    typed: &Typed,
+    flags: &SentinelKeyFlags,
     options: &mut sentinel::Options,
 ) -> Result<(), Failure> {
     use crate::socket::curve::{Clients, CurveServer};
     use crate::socket::keyfile::{AuthorizedKeysFile, read_secret_key};
-    let list = command.path(typed, "authorized-keys")?;
-    let any = typed.has("authorize-any-key");
-    let Some(secret) = command.path(typed, "curve-secret-key")? else {
-        if list.is_some() || any {
-            return Err(command
-                .usage_error("--authorized-keys and --authorize-any-key need --curve-secret-key")
-                .into());
-        }
-        return Ok(());
+    let (list, any) = (&flags.authorized_keys, flags.authorize_any_key);
+    let Some(secret) = &flags.own.curve_secret_key else {
+        return match list.is_some() || any {
+            true => Err(usage_error(
+                "--authorized-keys and --authorize-any-key need --curve-secret-key",
+            )),
+            false => Ok(()),
+        };
     };
-    let secret = read_secret_key(&secret).map_err(super::failed)?;
+    let secret = read_secret_key(secret).map_err(super::failed)?;
     let clients = match (list, any) {
         (Some(path), false) => {
-            let file = AuthorizedKeysFile::open(&path).map_err(super::failed)?;
+            let file = AuthorizedKeysFile::open(path).map_err(super::failed)?;
             let keys = file.keys();
             options.authorized_keys = Some(file);
             Clients::Listed(keys)
         }
         (None, true) => Clients::Any,
         _ => {
-            return Err(command
-                .usage_error(
-                    "--curve-secret-key needs --authorized-keys or --authorize-any-key, not both",
-                )
-                .into());
+            return Err(usage_error(
+                "--curve-secret-key needs --authorized-keys or --authorize-any-key, not both",
+            ));
         }
     };
-    options.security = crate::socket::Security::CurveServer(CurveServer { secret, clients });
+    options.security = Security::CurveServer(CurveServer { secret, clients });
     Ok(())
 }
 
-/// Evaluates `--curve-server-key` and `--curve-secret-key`. A worker without a secret key generates one,
-/// which only a sentinel with --authorize-any-key accepts.
+/// Evaluates the keys of a program that connects. A worker without a secret key generates one, which only a
+/// sentinel with --authorize-any-key accepts.
 #[cfg(all(feature = "curve", feature = "worker"))]
-pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failure> {
+pub(super) fn worker(
+    server: &ServerKeyFlag,
+    secret: Option<&PathBuf>,
+) -> Result<Security, Failure> {
     use crate::socket::curve::{CurveClient, SecretKey};
     use crate::socket::keyfile::{read_public_key, read_secret_key};
-    let secret = command.path(typed, "curve-secret-key")?;
-    let Some(server) = typed.last("curve-server-key") else {
+    let Some(server) = &server.curve_server_key else {
         return match secret {
-            Some(_) => Err(command
-                .usage_error("--curve-secret-key needs --curve-server-key")
-                .into()),
+            Some(_) => Err(usage_error("--curve-secret-key needs --curve-server-key")),
             None => Ok(Security::Null),
         };
     };
-    let server = read_public_key(&server).map_err(super::failed)?;
+    let server = read_public_key(server).map_err(super::failed)?;
     let secret = match secret {
-        Some(path) => read_secret_key(&path).map_err(super::failed)?,
+        Some(path) => read_secret_key(path).map_err(super::failed)?,
         None => SecretKey::generate().map_err(super::failed)?,
     };
     Ok(Security::CurveClient(CurveClient { secret, server }))
@@ -132,14 +167,13 @@ pub(super) fn of_run() -> Result<(Security, Security), Failure> {
     ))
 }
 
+/// Refuses the first flag of CURVE that was given.
 #[cfg(not(feature = "curve"))]
-fn refuse(command: &Command, typed: &Typed, flags: &[&str]) -> Result<(), Failure> {
-    match flags.iter().find(|flag| typed.has(flag)) {
-        Some(flag) => Err(command
-            .usage_error(format!(
-                "--{flag}: this build has no CURVE (feature `curve`)"
-            ))
-            .into()),
+fn refuse(flags: &[(&str, bool)]) -> Result<(), Failure> {
+    match flags.iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) => Err(usage_error(format!(
+            "--{flag}: this build has no CURVE (feature `curve`)"
+        ))),
         None => Ok(()),
     }
 }
@@ -147,21 +181,26 @@ fn refuse(command: &Command, typed: &Typed, flags: &[&str]) -> Result<(), Failur
 /// Refuses the flags of CURVE.
 #[cfg(all(not(feature = "curve"), feature = "sentinel"))]
 pub(super) fn sentinel(
-    command: &Command,
-    typed: &Typed,
+    flags: &SentinelKeyFlags,
     _options: &mut sentinel::Options,
 ) -> Result<(), Failure> {
-    refuse(
-        command,
-        typed,
-        &["curve-secret-key", "authorized-keys", "authorize-any-key"],
-    )
+    refuse(&[
+        ("curve-secret-key", flags.own.curve_secret_key.is_some()),
+        ("authorized-keys", flags.authorized_keys.is_some()),
+        ("authorize-any-key", flags.authorize_any_key),
+    ])
 }
 
 /// Refuses the flags of CURVE.
 #[cfg(all(not(feature = "curve"), feature = "worker"))]
-pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failure> {
-    refuse(command, typed, &["curve-secret-key", "curve-server-key"])?;
+pub(super) fn worker(
+    server: &ServerKeyFlag,
+    secret: Option<&PathBuf>,
+) -> Result<Security, Failure> {
+    refuse(&[
+        ("curve-secret-key", secret.is_some()),
+        ("curve-server-key", server.curve_server_key.is_some()),
+    ])?;
     Ok(Security::Null)
 }
 
@@ -170,40 +209,30 @@ mod keygen {
     use std::ffi::OsString;
     use std::path::Path;
 
-    use crate::cli::args::{Command, Flag};
-    use crate::cli::{Failure, failed, print};
+    use crate::cli::args::{Command, flags, values};
+    use crate::cli::{Failure, failed, print, usage_error};
     use crate::sentinel::publishers::{is_name, read_publisher, write_publisher};
 
-    pub(in crate::cli) const COMMAND: Command = Command {
+    flags! {
+        /// The flags of `keygen`.
+        pub(in crate::cli) struct KeygenFlags {
+            /// A key that signs plugins (Ed25519) instead of one for connections
+            /// (CURVE)
+            publisher: bool = "publisher";
+            /// Name behind the public key (default: the file's name)
+            name: Option<String> = "name", "NAME" => values::text;
+            /// Replace files that are there already
+            force: bool = "force";
+            /// Make nothing, print the public key of the secret key in FILE
+            show: bool = "show";
+        }
+    }
+
+    pub(in crate::cli) const COMMAND: Command<KeygenFlags> = Command {
         name: "casparian keygen",
         about: "Makes a key pair: of a sentinel or worker, or of a publisher",
         usage: "[OPTIONS] FILE",
-        flags: &[
-            Flag {
-                long: "publisher",
-                short: None,
-                value: None,
-                help: "A key that signs plugins (Ed25519) instead of one for connections\n(CURVE)",
-            },
-            Flag {
-                long: "name",
-                short: None,
-                value: Some("NAME"),
-                help: "Name behind the public key (default: the file's name)",
-            },
-            Flag {
-                long: "force",
-                short: None,
-                value: None,
-                help: "Replace files that are there already",
-            },
-            Flag {
-                long: "show",
-                short: None,
-                value: None,
-                help: "Make nothing, print the public key of the secret key in FILE",
-            },
-        ],
+        flags: KeygenFlags::TABLE,
         notes: "FILE gets the secret key, for --curve-secret-key; only its owner may read it.\n\
                 FILE.pub gets the public key and the name, which are printed as well: the line for\n\
                 the sentinel's --authorized-keys, or the key for the workers' --curve-server-key.\n\
@@ -214,24 +243,24 @@ mod keygen {
     pub(in crate::cli) fn keygen(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<(), Failure> {
-        let typed = COMMAND.parse(arguments)?;
-        let path = match typed.positionals.as_slice() {
-            [] => return Err(COMMAND.usage_error("FILE is missing").into()),
-            [path] if path.is_empty() => return Err(COMMAND.usage_error("FILE is empty").into()),
+        let (flags, positionals) = COMMAND.parse(arguments)?;
+        let path = match positionals.as_slice() {
+            [] => return Err(usage_error("FILE is missing")),
+            [path] if path.is_empty() => return Err(usage_error("FILE is empty")),
             [path] => Path::new(path),
-            _ => return Err(COMMAND.usage_error("more than one FILE").into()),
+            _ => return Err(usage_error("more than one FILE")),
         };
         if path.extension().is_some_and(|extension| extension == "pub") {
-            let what = "FILE is for the secret key, FILE.pub for the public one: give a name \
-                        without .pub";
-            return Err(COMMAND.usage_error(what).into());
+            return Err(usage_error(
+                "FILE is for the secret key, FILE.pub for the public one: give a name \
+                 without .pub",
+            ));
         }
-        if typed.has("show") && typed.has("force") {
-            return Err(COMMAND
-                .usage_error("--show replaces nothing: no --force")
-                .into());
+        let (show, replace) = (flags.show, flags.force);
+        if show && replace {
+            return Err(usage_error("--show replaces nothing: no --force"));
         }
-        let name = match COMMAND.text(&typed, "name")? {
+        let name = match flags.name {
             Some(name) => name,
             None => path
                 .file_name()
@@ -239,17 +268,17 @@ mod keygen {
                 .unwrap_or_default(),
         };
         if name.len() > crate::limits::NAME_SIZE_MAX || name.contains(char::is_control) {
-            return Err(COMMAND
-                .usage_error("--name must be at most 255 bytes without control characters")
-                .into());
+            return Err(usage_error(
+                "--name must be at most 255 bytes without control characters",
+            ));
         }
-        let (show, replace) = (typed.has("show"), typed.has("force"));
-        let line = match typed.has("publisher") {
+        let line = match flags.publisher {
             // The name is stored with the key.
             true if show => read_publisher(path).map_err(failed)?.public_line(),
             true if !is_name(&name) => {
-                let what = "--name must not be empty, and no blanks may stand at its ends";
-                return Err(COMMAND.usage_error(what).into());
+                return Err(usage_error(
+                    "--name must not be empty, and no blanks may stand at its ends",
+                ));
             }
             true => write_publisher(path, &name, replace).map_err(failed)?,
             false => connection_key(path, &name, show, replace)?,
@@ -275,7 +304,8 @@ mod keygen {
 
     #[cfg(not(feature = "curve"))]
     fn connection_key(_: &Path, _: &str, _: bool, _: bool) -> Result<String, Failure> {
-        let what = "this build has no CURVE (feature `curve`); only --publisher is possible";
-        Err(COMMAND.usage_error(what).into())
+        Err(usage_error(
+            "this build has no CURVE (feature `curve`); only --publisher is possible",
+        ))
     }
 }

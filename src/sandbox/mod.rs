@@ -52,16 +52,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The mode with this name on the command line and in `[tool.casparian]`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "off" => Some(Mode::Off),
-            "on" => Some(Mode::On),
-            "strict" => Some(Mode::Strict),
-            _ => None,
-        }
-    }
-
     /// The mode's name.
     pub fn name(self) -> &'static str {
         match self {
