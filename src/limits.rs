@@ -541,6 +541,8 @@ pub const RSS_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 pub const CLEANER_ROUNDS_MAX: usize = 1 << 20;
 /// Time since its last change after which a worker's private folder without a lock file is a leftover.
 pub const UNLOCKED_FOLDER_MAX: Duration = Duration::from_secs(86_400);
+/// Age from which an unfinished file of a resolution is one that a killed program has left.
+pub const RESOLUTION_WRITE_MAX: Duration = Duration::from_secs(600);
 /// How long a worker that stops removes the folders of its last jobs. The next worker removes the rest.
 pub const CLEAN_AT_STOP: Duration = Duration::from_secs(2);
 /// Failures in a row that are the worker's own, after which it accepts no jobs.

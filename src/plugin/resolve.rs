@@ -513,6 +513,20 @@ fn key(request: &Request, operator: &Table, build: &Build) -> String {
     text::hex(&hasher.finalize())
 }
 
+/// Prefix of the name of a stored resolution that is being written.
+const UNFINISHED: &str = ".tmp";
+
+/// True for a file that another program is writing at the moment.
+fn is_being_written(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    let written = fs::symlink_metadata(path).and_then(|found| found.modified());
+    let is_new = written.is_ok_and(|at| {
+        at.elapsed()
+            .is_ok_and(|age| age < limits::RESOLUTION_WRITE_MAX)
+    });
+    name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) && is_new
+}
+
 /// A stored resolution.
 #[derive(Deserialize, Serialize)]
 struct Resolved {
@@ -543,6 +557,9 @@ impl Resolved {
         let until = soon();
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
+            if is_being_written(&path) {
+                continue;
+            }
             let hash = path.extension().and_then(|hash| hash.to_str());
             let is_there = hash.is_some_and(|hash| environment::find_whole(home, hash).is_some());
             if !is_there || path.file_stem().is_some_and(|stem| stem == key) {
@@ -550,11 +567,41 @@ impl Resolved {
             }
         }
         let failed = |error| Error::io(&folder, error);
-        let mut fresh = tempfile::NamedTempFile::new_in(&folder).map_err(failed)?;
+        let fresh = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .tempfile_in(&folder);
+        let mut fresh = fresh.map_err(failed)?;
         let text = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
         fresh.write_all(&text).map_err(failed)?;
         let name = format!("{key}.{}", environment::hash(&self.lockfile));
         let kept = fresh.persist(folder.join(name));
         kept.map(|_| ()).map_err(|error| failed(error.error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_that_store_resolutions_at_the_same_time_leave_each_others_files() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("resolved");
+        home::create(&folder).unwrap();
+        let (new, old) = (folder.join(".tmpNew"), folder.join(".tmpOld"));
+        for path in [&new, &old] {
+            fs::write(path, "").unwrap();
+        }
+        let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        let file = fs::File::options().write(true).open(&old).unwrap();
+        file.set_times(times).unwrap();
+        let resolved = Resolved {
+            lockfile: "lock".to_owned(),
+            local: Vec::new(),
+        };
+        resolved.keep(home.path(), "key").unwrap();
+        assert!(new.exists() && !old.exists());
+        let count = fs::read_dir(&folder).unwrap().count();
+        assert_eq!(count, 2, "the other program's and the stored one");
     }
 }
