@@ -97,12 +97,19 @@ const fn argument(index: u32) -> u32 {
     16 + 8 * index + low
 }
 
+/// Loads a word of the filter's input.
+fn load(offset: u32) -> sock_filter {
+    step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset)
+}
+
+/// Jumps over `others` instructions, the rest of a part of the filter, when the loaded word is not `value`.
+fn equals(others: u8, value: u32) -> sock_filter {
+    step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, others, value)
+}
+
 /// Setting SO_LINGER succeeds without effect. Otherwise closing such a socket could block for the
 /// option's time, also in another process that the socket was sent to.
 fn without_lingering() -> BpfProgram {
-    let load = |offset| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);
-    // Jumps over the rest of this part of the filter when the value differs.
-    let equals = |others, value| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, others, value);
     vec![
         load(0),
         equals(5, libc::SYS_setsockopt as u32),
@@ -118,8 +125,6 @@ fn without_lingering() -> BpfProgram {
 /// `pthread_setschedparam` names the caller's own thread by its ID, and ZeroMQ's library, which sets this
 /// policy for each of its threads, aborts when that fails.
 fn as_scheduled() -> BpfProgram {
-    let load = |offset| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);
-    let equals = |others, value| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, others, value);
     // The caller itself is left to the kernel.
     let is_not = |to, value| sock_filter {
         jt: to,
