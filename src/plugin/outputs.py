@@ -648,10 +648,14 @@ def column_error(name, error):
     if isinstance(error, UnicodeError):
         return ValueError(f"column {name!r}: a text that UTF-8 does not have ({error}): replace its surrogates,"
                           " as with `text.encode('utf-8', 'replace').decode()`")
-    if isinstance(error, OverflowError):
+    if isinstance(error, OverflowError) and "int too large" in str(error):
         return ValueError(f"column {name!r}: it has an integer that is out of the range of 64 bits with a sign"
                           " (int64): give decimal.Decimal, text, or a numpy array of uint64")
-    return ValueError(f"column {name!r}: {error.args[0] if error.args else error}")
+    text = error.args[0] if error.args else error
+    if type(error).__module__ == "pyarrow.lib":
+        return ValueError(f"column {name!r}: pyarrow does not convert its values ({text}): give a pyarrow array of the"
+                          " type that they should have (`pa.array(values, type)`), or text (`str(value)`)")
+    return ValueError(f"column {name!r}: {text}")
 
 
 def of_numpy(array, pa):

@@ -20,7 +20,7 @@ MISSING = ("NoneType", "NaTType", "NAType", "MaskedConstant")
 NUMBERS, BOOLEANS, TEXTS, BYTES = "numbers", "booleans", "texts", "bytes"
 DATES, MOMENTS, TIMES, SPANS = "dates", "date-times", "times of day", "durations"
 NUMPY_MOMENTS, NUMPY_SPANS = "date-times of numpy", "durations of numpy"
-DICTS, SEQUENCES = "dicts", "lists"
+DICTS, SEQUENCES, UUIDS = "dicts", "lists", "UUIDs"
 # The classes whose values pyarrow converts exactly if a column has only one family. The first match counts.
 # Values of other classes are refused: pyarrow calls `int` on them, or drops a part of them.
 FAMILIES_OF_LIBRARIES = (
@@ -35,7 +35,7 @@ FAMILIES_OF_LIBRARIES = (
     ("numpy", "float32", NUMBERS),
     ("numpy", "float64", NUMBERS),
     ("numpy", "ndarray", SEQUENCES),
-    ("uuid", "UUID", "UUIDs"),
+    ("uuid", "UUID", UUIDS),
     ("pyarrow", "Scalar", "scalars of pyarrow"),
     # It is a subclass of tuple.
     ("pyarrow", "MonthDayNano", "intervals"),
@@ -208,6 +208,9 @@ class Exact:
         self.has_masks = self.has_masks or any(is_masked(kind) for kind in kinds)
         if families in EXACT_FAMILIES:
             return
+        if UUIDS in families and path:
+            self.refuse(path, "UUIDs, which pyarrow does not convert within lists and dicts",
+                        "give texts (`str(value)`) or bytes (`value.bytes`)")
         if DICTS in families:
             self.examine_dicts(values if kinds == {dict} else [
                 value for value in values if isinstance(value, dict)], path)

@@ -7,9 +7,8 @@ use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Metadata, Schema, SchemaRef};
 
 use super::convert::{Failure, convert};
-use super::metadata::Clash;
-use super::metadata::FileMetadata;
-use super::{Error, merge, types};
+use super::metadata::{Clash, FileMetadata, GEO};
+use super::{Error, geo, merge, types, wkb};
 use crate::job::text::prefix;
 use crate::limits;
 
@@ -95,6 +94,8 @@ pub(super) struct Columns {
     last: SchemaRef,
     /// Indices of the sink's columns in that batch; `None` if it has the sink's order.
     order: Option<Vec<usize>>,
+    /// Columns of bytes that are no geometries.
+    faults: wkb::Faults,
 }
 
 impl Columns {
@@ -113,6 +114,7 @@ impl Columns {
             evidence,
             last,
             order: None,
+            faults: wkb::Faults::default(),
         })
     }
 
@@ -126,6 +128,29 @@ impl Columns {
     pub(super) fn metadata(&self) -> (Metadata, Vec<String>) {
         let own = [JOB_ID, FILE_VERSION_ID];
         self.metadata.of_file(self.schema.fields(), &own)
+    }
+
+    /// Refuses a converted batch with a value that is no geometry in a column that the metadata of GeoParquet
+    /// names, or an earlier such value in a column that it names now.
+    pub(super) fn check_geometries(&mut self, columns: &[ArrayRef]) -> Result<(), Error> {
+        self.faults.add(self.schema.fields(), columns);
+        if self.faults.is_empty() {
+            return Ok(());
+        }
+        let (metadata, _) = self.metadata();
+        let names = metadata.get(GEO).map(|text| geo::binary_columns(text));
+        for column in names.unwrap_or_default() {
+            if let Some(fault) = self.faults.of(&column) {
+                return Err(Error::Column {
+                    reason: format!(
+                        "its metadata names it as geometries in WKB, and a value is none ({fault}): readers do not \
+                         open such a file; mend or leave out the value, or remove the column from the metadata"
+                    ),
+                    column,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of that metadata.

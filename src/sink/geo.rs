@@ -351,6 +351,14 @@ pub(super) fn without_bounds(text: &str) -> String {
     Value::Object(geo).to_string()
 }
 
+/// The columns of geometries in well-known binary.
+pub(super) fn binary_columns(text: &str) -> Vec<String> {
+    let geo = parse(text).unwrap_or_default();
+    let is_binary = |column: &Value| column.get("encoding").is_some_and(|it| it == "WKB");
+    let found = columns(&geo).filter(|(_, column)| is_binary(column));
+    found.map(|(name, _)| name.clone()).collect()
+}
+
 /// The common name of a column's coordinate reference system; `None` when the column has no geometry.
 pub(super) fn crs_of(text: &str, column: &str) -> Option<String> {
     let geo = parse(text)?;

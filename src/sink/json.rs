@@ -67,11 +67,13 @@ fn check_field(field: &Field, column: &ArrayRef) -> Result<(), String> {
 
 fn check_texts<'a>(texts: impl Iterator<Item = Option<&'a str>>) -> Result<(), String> {
     for text in texts.flatten() {
-        // Python writes these names, and DuckDB reads them.
-        let has_names = || text.contains("NaN") || text.contains("Infinity");
-        if let Err(error) = serde_json::from_str::<Valid>(text)
-            && !has_names()
-        {
+        let checked = match serde_json::from_str::<Valid>(text) {
+            Err(_) if NAMES.iter().any(|name| text.contains(name)) => {
+                serde_json::from_str(&without_names(text))
+            }
+            checked => checked,
+        };
+        if let Err(error) = checked {
             return Err(format!(
                 "it has the extension type arrow.json, and the text {:?} is not JSON ({error}): give JSON, or \
                  a column of plain text",
@@ -80,6 +82,30 @@ fn check_texts<'a>(texts: impl Iterator<Item = Option<&'a str>>) -> Result<(), S
         }
     }
     Ok(())
+}
+
+/// Numbers that JSON does not have. Python writes them, and DuckDB reads them.
+const NAMES: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+
+/// The text with empty objects instead of these numbers.
+fn without_names(text: &str) -> String {
+    let mut found = String::with_capacity(text.len());
+    // Every second part is within a JSON text, except after an escaped quote.
+    let mut is_text = false;
+    for part in text.split_inclusive('"') {
+        if is_text {
+            found.push_str(part);
+        } else {
+            let replaced = NAMES
+                .iter()
+                .fold(part.to_owned(), |part, name| part.replace(name, "{}"));
+            found.push_str(&replaced);
+        }
+        let before = part.strip_suffix('"').unwrap_or(part);
+        let escapes = before.bytes().rev().take_while(|byte| *byte == b'\\');
+        is_text ^= !is_text || escapes.count() % 2 == 0;
+    }
+    found
 }
 
 /// A JSON value. Its texts are decoded, because a text with half of a surrogate pair is not JSON.
@@ -149,6 +175,15 @@ mod tests {
             (r#""\ud83d\ude00""#, true),
             ("18446744073709551616", true),
             ("[NaN, -Infinity]", true),
+            (r#"{"a\\": NaN, "\"": [Infinity]}"#, true),
+            (r#"{"NaN": NaN}"#, true),
+            ("NaN", true),
+            ("[NaN", false),
+            ("{'a': NaN}", false),
+            ("[1NaN, 2]", false),
+            ("[NaNNaN]", false),
+            ("[Infinity0]", false),
+            (r#"{"a": NaN, "b": 'x'}"#, false),
             ("", false),
             (" ", false),
             ("{'a': 1}", false),

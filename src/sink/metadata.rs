@@ -28,7 +28,7 @@ const OWN_KEYS: [&str; 2] = ["casparian.topic", "ARROW:schema"];
 /// Key of pandas' metadata of a data frame.
 const PANDAS: &str = "pandas";
 /// Key of GeoParquet's metadata.
-const GEO: &str = "geo";
+pub(super) const GEO: &str = "geo";
 /// Prefix of keys about a field's position in the Parquet file that it was read from.
 const PARQUET_KEYS: &str = "PARQUET:";
 

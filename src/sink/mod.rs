@@ -79,6 +79,7 @@ mod staged;
 mod table_output;
 mod types;
 mod withdraw;
+mod wkb;
 
 pub use adopt::Adopted;
 pub use budget::Bounds;

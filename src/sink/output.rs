@@ -314,17 +314,19 @@ impl JobOutput {
         // The footer stays in memory and grows with each row group. So large outputs get larger row
         // groups.
         let files_max = self.bounds.files();
-        let mut columns = columns.convert(&sink.topic, batch)?;
+        let mut arrays = columns.convert(&sink.topic, batch)?;
+        if matches!(writer, Writer::Parquet(_)) {
+            columns.check_geometries(&arrays)?;
+        }
         let id = self.job.attempt.job_id;
-        columns.push(Arc::new(Int64Array::from_value(id, rows)));
+        arrays.push(Arc::new(Int64Array::from_value(id, rows)));
         let version = self.job.file_version_id;
-        columns.push(Arc::new(Int64Array::from_value(version, rows)));
-        let batch =
-            RecordBatch::try_new(schema, columns).map_err(|error| Error::SchemaChanged {
-                topic: sink.topic.clone(),
-                expected: "the schema of the first batch".to_owned(),
-                got: error.to_string(),
-            })?;
+        arrays.push(Arc::new(Int64Array::from_value(version, rows)));
+        let batch = RecordBatch::try_new(schema, arrays).map_err(|error| Error::SchemaChanged {
+            topic: sink.topic.clone(),
+            expected: "the schema of the first batch".to_owned(),
+            got: error.to_string(),
+        })?;
         sink.rows += rows as u64;
         match (writer, &self.stage) {
             (Writer::Parquet(file), _) => {

@@ -1040,6 +1040,21 @@ fn values_of_several_kinds_in_a_column_are_refused() {
     }
     cases.extend([
         (
+            "uuids_in_lists",
+            "import uuid\nreturn {'a': [[uuid.UUID(int=1)]]}",
+            Fails("column 'a': it has UUIDs, which pyarrow does not convert within lists and dicts: give texts"),
+        ),
+        (
+            "uuids_in_dicts",
+            "import uuid\nreturn [{'a': {'k': uuid.UUID(int=1)}}]",
+            Fails("column 'a': in 'k': it has UUIDs"),
+        ),
+        (
+            "long_durations",
+            "return {'a': [datetime.timedelta.max]}",
+            Fails("column 'a': pyarrow does not convert its values (Timedelta too large to fit in 64-bit integer): give"),
+        ),
+        (
             "categories",
             "return pd.DataFrame({'a': pd.Categorical(['x', b'y'])})",
             Fails("column 'a': it has bytes and texts"),

@@ -1050,7 +1050,8 @@ fn metadata_of_a_column_that_gets_another_type_is_left_out_and_noted() {
         RecordBatch::try_new(Arc::new(schema), vec![array]).unwrap()
     };
     let text = || texts(&[Some("POINT (0 0)")]);
-    let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![b"x".as_slice()]));
+    let empty_line = [1, 2, 0, 0, 0, 0, 0, 0, 0];
+    let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![empty_line.as_slice()]));
     let note = "topic \"output\": column \"g\": its entry in the metadata of GeoParquet was left out: \
                 the encoding WKB needs bytes, and the column has the type Utf8";
     let cases = [
@@ -1078,6 +1079,54 @@ fn metadata_of_a_column_that_gets_another_type_is_left_out_and_noted() {
         let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
         let has_geo = reader.schema().metadata().contains_key("geo");
         assert_eq!(has_geo, notes.is_empty(), "{notes:?}");
+    }
+}
+
+/// Readers do not open a file with a value that is no geometry in a column of geometries.
+#[test]
+fn values_that_are_no_geometries_are_refused_where_metadata_names_geometries() {
+    let geo = r#"{"version":"1.1.0","primary_column":"v","columns":{"v":{"encoding":"WKB","geometry_types":[]}}}"#;
+    let other = geo.replace("\"v\"", "\"w\"");
+    let line: &[u8] = &[1, 2, 0, 0, 0, 0, 0, 0, 0];
+    let with = |value: &[u8], geo: &str, extension: &str| {
+        let array: ArrayRef = Arc::new(BinaryArray::from(vec![None, Some(value)]));
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let field = Field::new("v", array.data_type().clone(), true);
+        let field = match extension {
+            "" => field,
+            name => field.with_metadata([pair("ARROW:extension:name", name)]),
+        };
+        let more = Field::new("w", array.data_type().clone(), true);
+        let geo = (!geo.is_empty()).then(|| pair("geo", geo));
+        let schema = Schema::new_with_metadata(
+            vec![field, more],
+            geo.into_iter().collect::<std::collections::HashMap<_, _>>(),
+        );
+        let lines = Arc::new(BinaryArray::from(vec![None, Some(line)]));
+        RecordBatch::try_new(Arc::new(schema), vec![array, lines]).unwrap()
+    };
+    for (batches, is_refused) in [
+        (vec![with(line, geo, "")], false),
+        (vec![with(line, geo, "geoarrow.wkb")], false),
+        (vec![with(b"x", "", "")], false),
+        (vec![with(b"x", &other, "")], false),
+        (vec![with(b"x", "", "geoarrow.wkt")], false),
+        (vec![with(b"x", geo, "")], true),
+        (vec![with(b"x", "", "geoarrow.wkb")], true),
+        (vec![with(line, geo, ""), with(b"x", geo, "")], true),
+        (vec![with(line, geo, ""), with(b"x", "", "")], true),
+        (vec![with(b"x", "", ""), with(line, geo, "")], true),
+    ] {
+        for sink in [PARQUET, SQLITE] {
+            let fixture = Fixture::new();
+            let mut output = fixture.output(1, &[("output", sink, "append")]).unwrap();
+            let mut written = batches.iter().map(|batch| output.write(None, batch));
+            let refused = written.find_map(Result::err).map(|error| error.to_string());
+            let reason = "its metadata names it as geometries in WKB, and a value is none";
+            let has_reason =
+                refused.is_some_and(|text| text.contains("column \"v\"") && text.contains(reason));
+            assert_eq!(has_reason, is_refused && sink == PARQUET, "{batches:?}");
+        }
     }
 }
 
