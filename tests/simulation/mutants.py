@@ -29,7 +29,8 @@ STORAGE = "tests/simulation/storage.rs"
 MUTANTS = [
     ("a lost connection releases jobs", MEMBERS,
      "            self.orphans.insert(orphan.claim.attempt, orphan);",
-     "            self.release(orphan.claim.attempt, crate::job::Cause::Lost, String::new());"),
+     "            self.release(\n                orphan.claim.attempt, crate::job::Cause::Lost, crate::job::Loss::Alone,\n"
+     "                String::new());"),
     ("a worker's lease is longer than the sentinel's", WORKER,
      "*until = (*until).max(at + bound);", "*until = (*until).max(at + bound * 2);"),
     ("the sentinel counts half a lease", LEASES,
@@ -147,7 +148,7 @@ def main():
     environment = dict(
         os.environ, RUST_BACKTRACE="0", **{variable: seeds},
         CARGO_TARGET_DIR=os.environ.get("MUTANTS_TARGET", str(folder / "target")))
-    survived = []
+    left = []
     for name, path, text, mutant in mutants:
         if wanted and not any(word in name for word in wanted):
             continue
@@ -159,14 +160,16 @@ def main():
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         file.write_text(source)
         if "error: could not compile" in run.stdout:
-            print(run.stdout)
-            raise SystemExit(f"{name}: does not compile")
+            reasons = [line for line in run.stdout.splitlines() if line.startswith("error")]
+            print(f"DOES NOT COMPILE {name}: {reasons[0]}", flush=True)
+            left.append(name)
+            continue
         why = next((line for line in run.stdout.splitlines() if line.startswith('        "')), "")
         print(f"{'killed ' if run.returncode else 'SURVIVED'} {name}: {why.strip()[:110]}", flush=True)
         if run.returncode == 0:
-            survived.append(name)
+            left.append(name)
     shutil.rmtree(folder)
-    raise SystemExit(1 if survived else 0)
+    raise SystemExit(1 if left else 0)
 
 
 main()
