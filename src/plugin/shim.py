@@ -720,6 +720,8 @@ OWN_PID = 0x7FFFCA5B
 SYS_LANDLOCK_RESTRICT_SELF = 446
 SYS_MOUNT_SETATTR = 442
 SHARED_MEMORY = "/dev/shm"
+# Options of a file system of pseudo-terminals; the same in launch.rs.
+TERMINALS = "newinstance,ptmxmode=0666,mode=0620,max=64"
 CLONE_NEWNS, CLONE_NEWIPC = 0x20000, 0x8000000
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096, 16384
@@ -755,13 +757,32 @@ def has_own_memory(request):
     return os.path.isdir(memory) and not any(path == memory or path.startswith(memory + b"/") for path in real)
 
 
+def terminals():
+    """Mount points of file systems of pseudo-terminals that no other mount covers. All users of the machine have
+    kernel.pty.max of these together. /dev/ptmx uses what is mounted at `pts` beside it."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        mounts = [line.split(b" ") for line in file if b" - devpts " in line]
+    found = []
+    for _, _, device, root, point, *_ in mounts:
+        # Some characters, such as blanks, are octal escapes.
+        path = point.decode("unicode_escape").encode("latin-1")
+        try:
+            visible = os.stat(path).st_dev
+        except OSError:
+            continue
+        major, minor = map(int, device.split(b":"))
+        if root == b"/" and visible == os.makedev(major, minor):
+            found.append(path)
+    return found
+
+
 def contain(sandbox, ruleset, seccomp, own_memory):
     """Restricts this process and its future children. Keys of `sandbox`, each None without a mount namespace:
     "hide", a folder in which only the paths of "keep" are visible from here on; "cover", a socket that cannot
     be connected to from here on; "writable", the only path below which the file system can be changed.
     "kills" is true if the process can signal only its descendants. `ruleset`: descriptor of a Landlock
     ruleset, or None. `seccomp`: descriptor of a file with a seccomp filter, or None. `own_memory`: whether a
-    process with "hide" gets a /dev/shm of its own."""
+    process with "hide" gets a /dev/shm of its own. It also gets pseudo-terminals of its own."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -793,6 +814,12 @@ def contain(sandbox, ruleset, seccomp, own_memory):
         if own_memory:
             # The same for POSIX shared memory and semaphores.
             mount("none", SHARED_MEMORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+        for folder in terminals():
+            try:
+                mount("none", folder, "devpts", MS_NOSUID | MS_NOEXEC, TERMINALS)
+            except OSError:
+                # Where it is not permitted, the job has those of its fork server or of the host.
+                pass
         cover = path_bytes(sandbox.get("cover") or "")
         if cover:
             try:

@@ -75,6 +75,7 @@ fn filter(kind: Kind) -> Result<BpfProgram, String> {
     let made: BpfProgram = made.map_err(|error: BackendError| error.to_string())?;
     let mut program = missing_calls();
     program.extend(without_lingering());
+    program.extend(without_huge_pages());
     if kind != Kind::Fork {
         program.extend(as_scheduled());
     }
@@ -121,6 +122,32 @@ fn without_lingering() -> BpfProgram {
     ]
 }
 
+/// Mapping huge pages fails with ENOMEM, as on a machine that has none. They are a pool that all users of
+/// the machine share (vm.nr_hugepages). A mapping reserves them even if it is never written, and they do
+/// not count for the memory of a job. Transparent huge pages are another thing, and allowed.
+fn without_huge_pages() -> BpfProgram {
+    // The argument with the flags, and the flag.
+    let calls = [
+        (libc::SYS_mmap, 3, libc::MAP_HUGETLB as u32),
+        (libc::SYS_memfd_create, 1, libc::MFD_HUGETLB),
+        (libc::SYS_shmget, 2, libc::SHM_HUGETLB as u32),
+    ];
+    let steps = calls.into_iter().flat_map(|(call, flags, flag)| {
+        [
+            load(0),
+            equals(3, call as u32),
+            load(argument(flags)),
+            step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 1, flag),
+            step(
+                libc::BPF_RET | libc::BPF_K,
+                0,
+                libc::SECCOMP_RET_ERRNO | libc::ENOMEM as u32,
+            ),
+        ]
+    });
+    steps.collect()
+}
+
 /// Setting the normal policy, SCHED_OTHER, by an ID succeeds without effect. glibc's
 /// `pthread_setschedparam` names the caller's own thread by its ID, and ZeroMQ's library, which sets this
 /// policy for each of its threads, aborts when that fails.
@@ -153,6 +180,9 @@ fn missing_calls() -> BpfProgram {
     missing.push((libc::BPF_JEQ, libc::SYS_clone3 as u32));
     // The operations of io_uring are in memory, too. Container runtimes also refuse it.
     missing.push((libc::BPF_JEQ, libc::SYS_io_uring_setup as u32));
+    // Contexts of asynchronous I/O reserve a part of fs.aio-max-nr, which all users of the machine share. A
+    // few calls reserve all of it.
+    missing.push((libc::BPF_JEQ, libc::SYS_io_setup as u32));
     let steps = missing.into_iter().flat_map(|(compare, number)| {
         let answer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
         [
@@ -308,7 +338,8 @@ const REFUSED: &[i64] = &[
 ];
 
 /// Calls that would bypass the other rules of [`super::Mode::Strict`], or observe files that it cannot
-/// read.
+/// read. Instances of `inotify` and `fanotify` are also counted by user, and this mode has no namespace
+/// with counts of its own.
 const REFUSED_STRICTLY: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
@@ -326,8 +357,12 @@ const REFUSED_STRICTLY: &[i64] = &[
     libc::SYS_fspick,
     libc::SYS_fsmount,
     libc::SYS_userfaultfd,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_inotify_init,
+    libc::SYS_inotify_init1,
     libc::SYS_inotify_add_watch,
     libc::SYS_fanotify_init,
+    libc::SYS_fanotify_mark,
     libc::SYS_syslog,
 ];
 

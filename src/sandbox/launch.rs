@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -280,6 +280,7 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
             cover(&path).map_err(|error| failed(&path.display().to_string())(error.into()))?;
         }
     }
+    own_terminals(&listed);
     let others = mounts
         .fixed
         .iter()
@@ -332,6 +333,19 @@ fn entries(
 /// Devices with which a process can implement a file system or a device, also in a user namespace. A
 /// process that waits for a response of such an implementation cannot be killed.
 const SERVED: [&str; 2] = ["/dev/fuse", "/dev/cuse"];
+
+/// Mounts pseudo-terminals of its own over those of the host, of which all users of the machine have
+/// kernel.pty.max together. `/dev/ptmx` uses what is mounted at `pts` beside it. Each plugin process mounts
+/// others again (`shim.py`). Where it is not permitted, those of the host stay.
+fn own_terminals(listed: &MountList) {
+    for path in listed.terminals() {
+        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+        let _ = mount("none", path, "devpts", flags, Some(TERMINALS));
+    }
+}
+
+/// As in `shim.py`.
+const TERMINALS: &CStr = c"newinstance,ptmxmode=0666,mode=0620,max=64";
 
 /// True for a file that appears empty to plugins when its path is read-only: a secret key or a SQLite
 /// database.

@@ -116,6 +116,15 @@ impl MountList {
         let found = found.filter(|mount| self.is_visible(mount));
         found.map(|mount| mount.mount_point.as_path())
     }
+
+    /// The mount points of whole file systems of pseudo-terminals (devpts) that are not covered.
+    pub(super) fn terminals(&self) -> impl Iterator<Item = &Path> {
+        let found = self.iter().filter(|mount| mount.kind == b"devpts");
+        // A container's console is a mount of a single file of it.
+        let found = found.filter(|mount| mount.root == Path::new("/"));
+        let found = found.filter(|mount| self.is_visible(mount));
+        found.map(|mount| mount.mount_point.as_path())
+    }
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {
@@ -207,6 +216,19 @@ mod tests {
             (Path::new("/out"), MountFlags::NOEXEC),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn pseudo_terminals_are_found_wherever_they_are_mounted() {
+        let listed = b"22 1 0:2 / / rw - ext4 a rw\n\
+            30 22 0:3 / /dev/pts rw - devpts devpts rw,ptmxmode=000\n\
+            31 30 0:4 / /dev/pts rw - devpts devpts rw,ptmxmode=000\n\
+            32 22 0:4 /0 /dev/console rw - devpts devpts rw\n\
+            33 22 0:5 / /jail/dev/pts rw - devpts devpts rw\n\
+            34 22 0:6 / /jail/dev/shm rw - tmpfs t rw\n";
+        let listed = MountList::parse(listed);
+        let found: Vec<_> = listed.terminals().collect();
+        assert_eq!(found, ["/dev/pts", "/jail/dev/pts"].map(Path::new));
     }
 
     #[test]

@@ -39,6 +39,8 @@ const LIMITS: &[(&str, &str)] = &[
     ("max_uts_namespaces", "2048"),
     ("max_inotify_instances", "64"),
     ("max_inotify_watches", "65536"),
+    ("max_fanotify_groups", "64"),
+    ("max_fanotify_marks", "65536"),
 ];
 
 /// Waits for a byte on stdin and maps the IDs of the process with this ID. Maps nothing when stdin is

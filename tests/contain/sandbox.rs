@@ -138,6 +138,18 @@ def user_namespace():
     if os.waitpid(child, 0)[1]:
         raise PermissionError("none")
 
+def pseudo_terminal():
+    own, other = os.openpty()
+    os.write(other, b"x")
+    assert os.read(own, 1) == b"x" and os.ttyname(other).startswith("/dev/pts/")
+    os.close(own)
+    os.close(other)
+
+def terminals_of_others():
+    """The test has opened some."""
+    if set(os.listdir("/dev/pts")) <= {"ptmx"}:
+        raise PermissionError("nothing of others is seen")
+
 def serve_file_system():
     """In namespaces of its own, where it may mount."""
     os.mkdir("served")
@@ -216,6 +228,11 @@ def attacks(out, path):
         "truncate another file": lambda: os.truncate(victim, os.path.getsize(victim)),
         "lease on another file": lambda: lease(victim),
         "watch": lambda: call(254, call(294, 0), os.path.dirname(path).encode(), 2),
+        "inotify instance": lambda: call(294, 0),
+        "contexts of asynchronous I/O": lambda: call(206, 128, ctypes.byref(ctypes.c_ulong())),
+        "pseudo-terminal": pseudo_terminal,
+        "a hundred pseudo-terminals": lambda: [os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY) for _ in range(100)],
+        "pseudo-terminals of others": terminals_of_others,
         "user namespace": user_namespace,
         "serve a file system": serve_file_system,
         "shared memory": lambda: call(29, 0x43415350, 4096, 0o1600),
@@ -314,6 +331,11 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("truncate another file", true, false),
     ("lease on another file", false, false),
     ("watch", true, false),
+    ("inotify instance", true, false),
+    ("contexts of asynchronous I/O", false, false),
+    ("pseudo-terminal", true, false),
+    ("a hundred pseudo-terminals", false, false),
+    ("pseudo-terminals of others", false, false),
     ("user namespace", true, false),
     ("serve a file system", false, false),
     ("shared memory", true, true),
@@ -445,6 +467,8 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
         command = unprivileged(command.get_program().to_str().unwrap());
     }
     std::os::unix::fs::symlink(".", dir.join("link")).unwrap();
+    // A pseudo-terminal, as other programs of the user have them.
+    let _terminal = fs::File::options().read(true).write(true).open("/dev/ptmx");
     command.args(["run", &path("p.py"), &path("in"), "-o", &path("link/out")]);
     command.args(["--sandbox", mode, "--plugin-start", start, "--slots", "2"]);
     let output = output(&mut command);
@@ -592,6 +616,7 @@ fn without_namespaces_the_rest_applies_and_is_reported() {
         "environment of interpreter",
         "output through the worker",
         "keyring",
+        "contexts of asynchronous I/O",
     ];
     let allowed = ["write output", "link into output", "network", "child"];
     let names = [refused.as_slice(), &allowed].concat();
@@ -604,17 +629,17 @@ fn without_namespaces_the_rest_applies_and_is_reported() {
 
     // What mounts and namespaces do elsewhere, the filter does, in the work folder too.
     let dir = tempfile::tempdir().unwrap();
-    let strictly =
-        METADATA
-            .iter()
-            .chain(&["shared memory", "metadata in the work folder", "watch"]);
+    let strictly = METADATA
+        .iter()
+        .chain(&["shared memory", "metadata in the work folder", "watch"])
+        .chain(&["inotify instance", "contexts of asynchronous I/O"]);
     let names: Vec<&str> = strictly
         .copied()
         .chain(["child", "work folder", "threads"])
         .collect();
     let results = attack(dir.path(), &names, "strict", "warm", By::Unprivileged);
     for (index, name) in names.iter().enumerate() {
-        let expected = if index < METADATA.len() + 3 {
+        let expected = if index < METADATA.len() + 5 {
             "refused"
         } else {
             "done"

@@ -28,6 +28,7 @@ fn answer(program: &[sock_filter], call: i64, arguments: [u64; 6]) -> u32 {
             (5, libc::BPF_JEQ) => jump(value == step.k),
             (5, libc::BPF_JGT) => jump(value > step.k),
             (5, libc::BPF_JGE) => jump(value >= step.k),
+            (5, libc::BPF_JSET) => jump(value & step.k != 0),
             (5, libc::BPF_JA) => at += step.k as usize,
             (6, _) if step.k == libc::SECCOMP_RET_ALLOW => return 0,
             (6, _) => {
@@ -46,6 +47,7 @@ fn answer(program: &[sock_filter], call: i64, arguments: [u64; 6]) -> u32 {
 const FAKED: u32 = u32::MAX;
 const NO: u32 = libc::EPERM as u32;
 const NONE: u32 = libc::ENOSYS as u32;
+const LACK: u32 = libc::ENOMEM as u32;
 const OWN: u64 = OWN_PID as u64;
 const OTHER: u64 = 4711;
 
@@ -122,7 +124,24 @@ const TABLE: &[(i64, &[u64], [u32; 3])] = &[
     (libc::SYS_unshare, &[0x1002_0000], [0, NO, NO]),
     (libc::SYS_clone, &[0x1000_0011], [0, NO, NO]),
     (libc::SYS_clone3, &[], [NONE; 3]),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_inotify_init, &[], [0, NO, NO]),
+    (libc::SYS_inotify_init1, &[], [0, NO, NO]),
     (libc::SYS_inotify_add_watch, &[], [0, NO, NO]),
+    (libc::SYS_fanotify_init, &[], [0, NO, NO]),
+    (libc::SYS_fanotify_mark, &[], [0, NO, NO]),
+    (libc::SYS_userfaultfd, &[], [0, NO, NO]),
+    (libc::SYS_add_key, &[], [NO; 3]),
+    (libc::SYS_request_key, &[], [NO; 3]),
+    (libc::SYS_bpf, &[], [NO; 3]),
+    (libc::SYS_io_setup, &[128], [NONE; 3]),
+    // MAP_PRIVATE and MAP_ANONYMOUS, without and with MAP_HUGETLB.
+    (libc::SYS_mmap, &[0, 4096, 3, 0x22], [0; 3]),
+    (libc::SYS_mmap, &[0, 4096, 3, 0x4_0022], [LACK; 3]),
+    (libc::SYS_memfd_create, &[0, 1], [0; 3]),
+    (libc::SYS_memfd_create, &[0, 5], [LACK; 3]),
+    (libc::SYS_shmget, &[0, 4096, 0o1600], [0, 0, NO]),
+    (libc::SYS_shmget, &[0, 4096, 0o5600], [LACK; 3]),
     (libc::SYS_shmget, &[], [0, 0, NO]),
     (libc::SYS_mq_open, &[], [0, 0, NO]),
     (libc::SYS_fchmod, &[], [0, 0, NO]),
@@ -157,6 +176,7 @@ fn children_of_a_fork_server_can_name_themselves() {
         (libc::SYS_ioprio_set, &[3, 0], NO),
         (libc::SYS_umount2, &[0, 2], NO),
         (libc::SYS_keyctl, &[], NO),
+        (libc::SYS_io_setup, &[128], NONE),
         (libc::SYS_mount, &[], 0),
         (libc::SYS_unshare, &[], 0),
         (libc::SYS_clone, &[0x11], 0),
