@@ -16,7 +16,7 @@ use super::args::{Command, flags, no_positionals, values};
 use super::operate::{DatabaseFlag, JsonFlag, inspect};
 use super::{Failure, failed, log_lines, usage_error};
 use crate::sentinel::clock::unix_ms;
-use crate::sink::{Check, Expected, Named, Problem, Root, RootOptions};
+use crate::sink::{Check, Expected, Named, Problem, Root};
 use crate::store::{Audited, Inspector};
 
 flags! {
@@ -43,7 +43,7 @@ pub(super) const COMMAND: Command<FsckFlags> = Command {
     about: "Compares a database with its output folders",
     usage: "--database DB --output DIR [OPTIONS]",
     flags: FsckFlags::TABLE,
-    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (not with --quick). Also checked are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is missing, damaged or of another or an unknown version of its\nfile, unless something else, such as a link or a folder, is at its path: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own, and their output gets a receipt: nothing removes it\nbefore another attempt of its job has published. A job that was refused because of it, or was lost, is\nqueued again; other jobs keep their status. What adopted output was made with is not known: a COMPLETED job is\nreported as stale, --repair queues it again, and casparian run runs its file again. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, path, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
+    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (not with --quick). Also checked are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), ends moves between layouts, removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is missing, damaged or of another or an unknown version of its\nfile, unless something else, such as a link or a folder, is at its path: remove that first. A\ndamaged database of a sink stays as it is: restore it from a backup, or move it away. A journal that a\nkilled program left beside one is rolled back. --repair removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own, and their output gets a receipt: nothing removes it\nbefore another attempt of its job has published. A job that was refused because of it, or was lost, is\nqueued again; other jobs keep their status. What adopted output was made with is not known: a COMPLETED job is\nreported as stale, --repair queues it again, and casparian run runs its file again. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, path, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
 /// Number of rows and records that are compared at a time.
@@ -79,7 +79,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut report = Report::new(flags.format.json);
     let mut roots = Vec::new();
     for output in &outputs {
-        let opened = Root::open_to_read(output, RootOptions::default());
+        let opened = Root::open_to_read(output, repair::root_options(&path, output));
         let opened = opened.map_err(|error| failed(format!("output folder: {error}")))?;
         if let Some(root) = folders(&opened, may_change.then_some((&path, output)), &mut report)? {
             roots.push(root.unwrap_or(opened));
@@ -513,7 +513,7 @@ fn finding(problem: Problem, row: &Audited) -> Finding {
     let mut finding = Finding::of(problem, Some(row.job_id));
     if QUEUED_AGAIN.contains(&finding.kind) && row.status != "COMPLETED" {
         finding.severity = Severity::Warning;
-        finding.to_do = "run the job again, if its output is needed";
+        finding.to_do = report::if_needed(finding.to_do);
     }
     finding
 }

@@ -410,6 +410,12 @@ impl<'a> Check<'a> {
             if expected.runs_again || expected.is_unsettled {
                 continue;
             }
+            // A worker refuses such a path.
+            if let Target::Outside(link, is_whole) = &target {
+                let wanted = if *is_whole { "regular file" } else { "folder" };
+                found.problems.push(obstruction(link, wanted));
+                continue;
+            }
             // Output that the record's attempt has replaced is checked by the record. With a record of an
             // earlier attempt this applies only to URIs outside this root, because the root may have had
             // another path.
@@ -423,6 +429,8 @@ impl<'a> Check<'a> {
             let now = target.uri(self.root.path());
             let problem = match target {
                 Target::File(below) => self.file(&below, output, known, &name),
+                // It was reported above.
+                Target::Outside(..) => None,
                 Target::Table(database, table) => {
                     let publisher = (expected.publisher, expected.key);
                     self.table(&database, &table, output, known, &name, publisher)
@@ -461,6 +469,10 @@ impl<'a> Check<'a> {
         // The root may have had another path when the receipt was created.
         let is_same_output =
             |path: &Path, below: &str| path.ends_with(below) && (is_adopting || !path.exists());
+        let way_out = |path: &Path| location::way_out(root, path);
+        if let Some((link, is_whole)) = path_of(uri).and_then(way_out) {
+            return Some(Target::Outside(link, is_whole));
+        }
         if let Some((database, table)) = names::table_of(uri) {
             let (path, below) = location::database(root, database);
             if below.is_some() {
@@ -482,7 +494,10 @@ impl<'a> Check<'a> {
         }
         let mut files = record?.outputs.files.iter();
         let file = files.find(|file| is_same_output(path, &file.path))?;
-        Some(Target::File(file.path.clone()))
+        Some(match way_out(&root.join(&file.path)) {
+            Some((link, is_whole)) => Target::Outside(link, is_whole),
+            None => Target::File(file.path.clone()),
+        })
     }
 
     fn file(
@@ -578,9 +593,11 @@ impl<'a> Check<'a> {
         publisher: (Attempt, i64),
     ) -> Option<Problem> {
         let path = database.join(table);
+        let root = self.root.path();
+        let given = path_of(&output.uri).unwrap_or(database);
         let missing = |what: &str| {
             let missing = || Problem::at(Kind::Missing, &path, what);
-            Some(no_database(database).unwrap_or_else(missing))
+            Some(no_database(root, database, given).unwrap_or_else(missing))
         };
         let rows = match self.tables_of(database) {
             Err(error) => return Some(Problem::unchecked(path.display(), &error)),
@@ -596,15 +613,26 @@ impl<'a> Check<'a> {
         };
         let mut published = name.clone();
         published.attempt.number = attempt;
-        let tables = self.tables.get(database).and_then(Option::as_ref);
-        let is_removed = tables.is_some_and(|tables| tables.is_removed(table, &published));
-        match (rows, output.rows) {
-            (None, Some(0)) => None,
+        let mut tables = self.tables.get_mut(database).and_then(Option::as_mut);
+        let is_removed = tables
+            .as_ref()
+            .is_some_and(|tables| tables.is_removed(table, &published));
+        // A damaged database may appear to have fewer rows.
+        let mut damage = || {
+            let damage = tables.as_mut()?.damage()?;
+            let what = format!("database {}: {damage}", database.display());
+            Some(Problem::at(Kind::DamagedDatabase, &path, what))
+        };
+        // After a failed attempt the receipt does not have the number.
+        let of_record = || Some((rows_of(record?, database, table)?, "record"));
+        let expected = output.rows.map(|rows| (rows, "receipt"));
+        match (rows, expected.or_else(of_record)) {
+            (None, Some((0, _))) => None,
             (None, _) if is_removed => None,
-            (None, _) => missing("the job's rows are not there"),
-            (Some(found), Some(expected)) if found != expected => {
-                let what = format!("the job has {found} rows there; its receipt has {expected}");
-                Some(Problem::at(Kind::Rows, &path, what))
+            (None, _) => damage().or_else(|| missing("the job's rows are not there")),
+            (Some(found), Some((expected, of))) if found != expected => {
+                let what = format!("the job has {found} rows there; its {of} has {expected}");
+                damage().or_else(|| Some(Problem::at(Kind::Rows, &path, what)))
             }
             _ => {
                 let what = "the job's rows there are of another attempt than its receipt's";
@@ -765,6 +793,9 @@ enum Target {
     File(String),
     /// A database and a table.
     Table(PathBuf, String),
+    /// Behind a link on its path that leads out of the root, or to nothing. True if the link is the whole
+    /// path.
+    Outside(PathBuf, bool),
 }
 
 impl Target {
@@ -776,6 +807,7 @@ impl Target {
             Target::Table(database, table) => outputs.tables.iter().any(|known| {
                 Path::new(&known.database) == database && known.table.eq_ignore_ascii_case(table)
             }),
+            Target::Outside(..) => false,
         }
     }
 
@@ -783,8 +815,23 @@ impl Target {
         match self {
             Target::File(below) => names::file_uri(&root.join(below)),
             Target::Table(database, table) => names::table_uri(database, table),
+            Target::Outside(link, _) => names::file_uri(link),
         }
     }
+}
+
+/// The path of the file or database that a URI names.
+fn path_of(uri: &str) -> Option<&Path> {
+    let database = || Some(Path::new(names::table_of(uri)?.0));
+    names::file_of(uri).or_else(database)
+}
+
+/// The number of a job's rows in a table by its record. Several topics may write into one table.
+fn rows_of(record: &Record, database: &Path, table: &str) -> Option<u64> {
+    let tables = record.outputs.tables.iter().filter(|known| {
+        Path::new(&known.database) == database && known.table.eq_ignore_ascii_case(table)
+    });
+    tables.map(|known| known.rows).reduce(u64::saturating_add)
 }
 
 /// The reason why a record cannot be read, without the record's path.

@@ -14,6 +14,22 @@ const COLUMNS_SHOWN: usize = 10;
 /// Limit of the bytes of a name that a message shows.
 const NAME_SHOWN: usize = 80;
 
+/// What is to be done about a database whose file is damaged.
+const DAMAGED_ADVICE: &str =
+    "restore it from a backup, or move it away and run the jobs again that wrote into it";
+
+/// What a failure of SQLite shows about the file of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatabaseState {
+    /// It is damaged, or no database. No later attempt can read it.
+    Damaged,
+    /// A program ended while it wrote, and what it left can be undone or completed only by a connection
+    /// that may write.
+    Unfinished,
+    /// Anything else.
+    Other,
+}
+
 /// Why output could not be written.
 #[derive(Debug)]
 pub enum Error {
@@ -196,6 +212,8 @@ pub enum Error {
         reason: String,
         /// The cause of the failure.
         cause: Cause,
+        /// The state of the database file.
+        state: DatabaseState,
     },
     /// Other connections kept a database locked for longer than a sink waits.
     Locked {
@@ -365,8 +383,17 @@ impl fmt::Display for Error {
             ),
             Error::Stopped => f.write_str("the job was stopped"),
             Error::Parquet(reason) => write!(f, "writing Parquet: {reason}"),
-            Error::Sqlite { path, reason, .. } => {
-                write!(f, "database {}: {reason}", path.display())
+            Error::Sqlite {
+                path,
+                reason,
+                state,
+                ..
+            } => {
+                write!(f, "database {}: {reason}", path.display())?;
+                match state {
+                    DatabaseState::Damaged => write!(f, "; {DAMAGED_ADVICE}"),
+                    DatabaseState::Unfinished | DatabaseState::Other => Ok(()),
+                }
             }
             Error::Locked { path } => write!(
                 f,
@@ -495,6 +522,14 @@ impl Error {
     /// fault of the worker.
     pub fn is_contention(&self) -> bool {
         matches!(self, Error::Locked { .. } | Error::Moved { .. })
+    }
+
+    /// The state of a database's file, if SQLite failed.
+    pub(super) fn database_state(&self) -> DatabaseState {
+        match self {
+            Error::Sqlite { state, .. } => *state,
+            _ => DatabaseState::Other,
+        }
     }
 
     /// True when a file at the path of output is not that output.

@@ -71,6 +71,38 @@ fn strip_root(root: &Path, real: &Path) -> Option<String> {
     files::is_below(below).then(|| below.to_owned())
 }
 
+/// True for the root and what is below it. `real` is a path without links; the root may have another path
+/// in it than `root`.
+pub(super) fn is_inside(root: &Path, real: &Path) -> bool {
+    let id = FileId::of(root);
+    real.starts_with(root) || real.ancestors().any(|path| FileId::of(path) == id)
+}
+
+/// The first link of a path below the root that leads out of the root or to nothing. `None` where there is
+/// none, or where the path does not begin with the root. The `bool` is true if the whole path is the link.
+pub(super) fn way_out(root: &Path, path: &Path) -> Option<(PathBuf, bool)> {
+    let below = match path.strip_prefix(root) {
+        Ok(below) => below,
+        Err(_) => {
+            let id = FileId::of(root);
+            let mut above = path.ancestors().skip(1);
+            path.strip_prefix(above.find(|path| FileId::of(path) == id)?)
+                .ok()?
+        }
+    };
+    let mut at = root.to_owned();
+    let leads_out = |path: &PathBuf| {
+        path.is_symlink() && !fs::canonicalize(path).is_ok_and(|real| is_inside(root, &real))
+    };
+    let mut parts = below.components().map(|part| {
+        at.push(part);
+        at.clone()
+    });
+    let link = parts.find(leads_out)?;
+    let is_whole = link == root.join(below);
+    Some((link, is_whole))
+}
+
 /// The path of a file relative to the root, with the links of its folders followed. `None` where it is
 /// outside the root, or is not UTF-8.
 pub(super) fn below(root: &Path, file: &Path) -> Option<String> {

@@ -84,7 +84,7 @@ mod wkb;
 pub use adopt::Adopted;
 pub use budget::Bounds;
 pub use check::{Check, Expected, Found, Named};
-pub use error::{Error, raise_descriptor_limit};
+pub use error::{DatabaseState, Error, raise_descriptor_limit};
 pub use fault::Fault;
 pub use output::JobOutput;
 pub use panics::quiet_panics;

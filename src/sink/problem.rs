@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::error::DatabaseState;
+use super::location;
 
 /// The kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,12 +38,19 @@ pub enum Kind {
     Missing,
     /// The size or content of a file is not that of its receipt.
     Changed,
-    /// Something other than a regular file is at the path of a file or database.
+    /// Something other than a regular file is at the path of a file or database in the root, or a link on
+    /// this path leads out of the root.
     Obstructed,
+    /// The same for a database outside the root.
+    ObstructedOutside,
     /// The number of rows of a file or table is not that of its receipt.
     Rows,
     /// A file cannot be read as Parquet.
     Damaged,
+    /// A SQLite database is damaged, or no database. No attempt of a job can write into it.
+    DamagedDatabase,
+    /// A program ended while it wrote into a SQLite database, which must be opened for writing first.
+    UnfinishedDatabase,
     /// Another program has written a file again, with the same size and number of rows.
     Touched,
     /// Something in one of Casparian's own folders that no program of Casparian creates there.
@@ -78,8 +87,18 @@ impl Problem {
         Problem::new(kind, path.display(), what)
     }
 
+    /// The problem that an error prevents a comparison.
     pub(super) fn unchecked(subject: impl std::fmt::Display, error: &Error) -> Self {
-        Problem::new(Kind::Unchecked, subject, error.to_string())
+        let kind = match error.database_state() {
+            DatabaseState::Damaged => Kind::DamagedDatabase,
+            DatabaseState::Unfinished => Kind::UnfinishedDatabase,
+            DatabaseState::Other => Kind::Unchecked,
+        };
+        let what = match error {
+            Error::Sqlite { path, reason, .. } => format!("database {}: {reason}", path.display()),
+            error => error.to_string(),
+        };
+        Problem::new(kind, subject, what)
     }
 }
 
@@ -101,14 +120,24 @@ pub(super) fn obstruction(path: &Path, expected: &str) -> Problem {
 }
 
 /// The problem that something other than a regular file is at the path of a database, or of a file that
-/// SQLite keeps beside it.
-pub(super) fn no_database(database: &Path) -> Option<Problem> {
-    let files = ["", "-journal", "-wal", "-shm"].into_iter().map(|suffix| {
-        let mut file = database.as_os_str().to_owned();
+/// SQLite keeps beside it. `given` is the database's path in a receipt, which links may have replaced
+/// since: their targets are not named.
+pub(super) fn no_database(root: &Path, database: &Path, given: &Path) -> Option<Problem> {
+    let with = |path: &Path, suffix: &str| {
+        let mut file = path.as_os_str().to_owned();
         file.push(suffix);
         PathBuf::from(file)
-    });
-    let is_other = |file: &PathBuf| file.symlink_metadata().is_ok_and(|found| !found.is_file());
-    let found = files.into_iter().find(is_other)?;
-    Some(obstruction(&found, "regular file"))
+    };
+    let is_other = |suffix: &&str| {
+        let found = with(database, suffix).symlink_metadata();
+        found.is_ok_and(|found| !found.is_file())
+    };
+    let mut suffixes = ["", "-journal", "-wal", "-shm"].into_iter();
+    let suffix = suffixes.find(is_other)?;
+    if location::is_inside(root, database) {
+        return Some(obstruction(&with(database, suffix), "regular file"));
+    }
+    let mut problem = obstruction(&with(given, suffix), "regular file");
+    problem.kind = Kind::ObstructedOutside;
+    Some(problem)
 }

@@ -1385,3 +1385,236 @@ fn a_wrong_owner_of_a_folder_is_found() {
         assert!(text.contains(words), "{content:?}: {text}");
     }
 }
+
+/// An output folder of `casparian run` over one file, with rows or files at a sink.
+struct Run {
+    dir: tempfile::TempDir,
+}
+
+impl Run {
+    fn with_sink(uri: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let plugin = format!(
+            "import pyarrow as pa\nfrom casparian_flow.sdk import PluginMetadata\nMANIFEST = PluginMetadata(pattern='*', topic='output', sinks={{'output': '{uri}'}})\nclass Handler:\n    def execute(self, path):\n        yield pa.table({{'x': list(range(2000)), 's': ['abc%d' % i for i in range(2000)]}})\n"
+        );
+        fs::write(dir.path().join("p.py"), plugin).unwrap();
+        fs::write(dir.path().join("in"), "").unwrap();
+        let run = Run { dir };
+        assert_eq!(run.again(), Some(0));
+        run
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn again(&self) -> Option<i32> {
+        let mut command = program("casparian");
+        command
+            .arg("run")
+            .args([self.path("p.py"), self.path("in")]);
+        let output = output(command.arg("-o").arg(self.path("out")));
+        output.status.code()
+    }
+
+    /// Exit code and findings of a check.
+    fn fsck(&self, more: &[&str]) -> (Option<i32>, Vec<Value>) {
+        let mut command = program("casparian");
+        command.args(["fsck", "--json", "--database"]);
+        command.arg(self.path("out/.casparian/queue.sqlite"));
+        command.arg("--output").arg(self.path("out")).args(more);
+        let output = output(&mut command);
+        let mut value: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
+        let findings = value["findings"].as_array_mut().map(std::mem::take);
+        (output.status.code(), findings.unwrap())
+    }
+}
+
+/// The link is to be removed and not what it leads to, which may be the machine's.
+#[test]
+fn a_link_that_leads_out_of_the_folder_is_found_with_and_without_repair() {
+    for (uri, entry, wanted) in [
+        ("sqlite://s.db/t", "s.db", "regular file"),
+        ("sqlite://d/null/t", "d", "folder"),
+        ("parquet://d/", "d", "folder"),
+    ] {
+        let run = Run::with_sink(uri);
+        let (link, away, text) = (
+            run.path("out").join(entry),
+            run.path("away"),
+            run.path("text"),
+        );
+        fs::write(&text, "no database").unwrap();
+        fs::rename(&link, &away).unwrap();
+        for target in [
+            away.as_path(),
+            &text,
+            Path::new("/etc"),
+            Path::new("/dev"),
+            Path::new("/dev/zero"),
+            &run.path("none"),
+        ] {
+            let case = format!("{uri} {}", target.display());
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            for more in [&[][..], &["--repair"], &[]] {
+                let (code, findings) = run.fsck(more);
+                let [finding] = findings.as_slice() else {
+                    panic!("{case}: {findings:?}");
+                };
+                assert_eq!(code, Some(1), "{case}");
+                assert_eq!(finding["severity"], "error", "{case}");
+                assert_eq!(finding["place"], link.to_str().unwrap(), "{case}");
+                let what = format!("a symbolic link is at its path, not a {wanted}");
+                assert_eq!(finding["what"], what, "{case}");
+                let to_do = finding["to_do"].as_str().unwrap();
+                assert!(to_do.starts_with("remove it"), "{case}: {finding}");
+            }
+            fs::remove_file(&link).unwrap();
+        }
+        // After an attempt that has failed because of it, too.
+        std::os::unix::fs::symlink(&away, &link).unwrap();
+        assert_eq!(run.again(), Some(1), "{uri}");
+        for more in [&[][..], &["--repair"], &[]] {
+            let (code, findings) = run.fsck(more);
+            assert_eq!((code, findings.len()), (Some(1), 1), "{uri} {findings:?}");
+            assert_eq!(findings[0]["place"], link.to_str().unwrap(), "{uri}");
+        }
+        fs::remove_file(&link).unwrap();
+        fs::rename(&away, &link).unwrap();
+        assert_eq!(run.again(), Some(0), "{uri}");
+        assert_eq!(run.fsck(&[]).0, Some(0), "{uri}");
+    }
+}
+
+/// Outside the folder fsck advises to remove nothing, and names the path of the receipt.
+#[test]
+fn what_is_in_the_way_outside_the_folder_is_not_to_be_removed() {
+    let scene = Scene::published(1);
+    let outside = scene.dir.path().join("outside.db");
+    let uri = format!("sqlite://{}/rows", outside.display());
+    scene.sql(&format!("UPDATE cf_topic_config SET uri = '{uri}'"));
+    assert_eq!(scene.run_again(2)["status"], "COMPLETED");
+    for target in ["/etc", "/dev/zero", "/nonexistent", ""] {
+        let _ = fs::remove_file(&outside);
+        match target {
+            "" => fs::create_dir(&outside).unwrap(),
+            _ => std::os::unix::fs::symlink(target, &outside).unwrap(),
+        }
+        for more in [&[][..], &["--repair"]] {
+            let (code, text) = scene.fsck(more);
+            assert_eq!(code, Some(1), "{target}: {text}");
+            assert!(text.contains(outside.to_str().unwrap()), "{target}: {text}");
+            assert!(!text.contains("remove"), "{target}: {text}");
+            assert!(!text.contains("dev/zero"), "{target}: {text}");
+            assert_eq!(scene.status(2), "COMPLETED");
+        }
+    }
+}
+
+/// A database with other content than was written: how it is damaged, and words of the finding.
+type Damage = (&'static str, fn(&Path), &'static [&'static str]);
+
+const RESTORE: &[&str] = &[
+    "s.db: ",
+    "restore the database from a backup, or move it away",
+];
+
+const DAMAGES: &[Damage] = &[
+    (
+        "a page in the middle",
+        |path| overwrite(path, 4096, 1500),
+        RESTORE,
+    ),
+    (
+        "all pages but two",
+        |path| {
+            let size = fs::metadata(path).unwrap().len();
+            overwrite(path, 8192, usize::try_from(size).unwrap() - 8192);
+        },
+        RESTORE,
+    ),
+    (
+        "other text",
+        |path| fs::write(path, "text\n".repeat(2000)).unwrap(),
+        RESTORE,
+    ),
+    (
+        "half of it",
+        |path| {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        },
+        RESTORE,
+    ),
+    (
+        "an empty table of another kind",
+        |path| {
+            let database = rusqlite::Connection::open(path).unwrap();
+            let sql = "ALTER TABLE t RENAME TO u; CREATE TABLE t (_job_id, x UNIQUE CHECK (x < 0))";
+            database.execute_batch(sql).unwrap();
+        },
+        &["the job has 0 rows there", "run the job again"],
+    ),
+];
+
+fn overwrite(path: &Path, at: u64, size: usize) {
+    use std::os::unix::fs::FileExt;
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(&vec![0xA7; size], at).unwrap();
+}
+
+#[test]
+fn a_damaged_database_of_a_sink_is_reported_after_a_failed_run_too() {
+    for (name, damage, words) in DAMAGES {
+        let run = Run::with_sink("sqlite://s.db/t");
+        let database = run.path("out/s.db");
+        damage(&database);
+        for severity in ["error", "warning"] {
+            for more in [&[][..], &["--repair"], &[]] {
+                if more == ["--repair"] && severity == "error" && words != &RESTORE {
+                    continue;
+                }
+                let (code, findings) = run.fsck(more);
+                assert_eq!(code, Some(1), "{name} {severity} {more:?}");
+                assert_eq!(findings.len(), 1, "{name}: {findings:?}");
+                let finding = findings[0].to_string();
+                assert_eq!(findings[0]["severity"], severity, "{name}: {finding}");
+                for word in *words {
+                    assert!(finding.contains(word), "{name}: {finding}");
+                }
+                let subject = database.join("t");
+                assert_eq!(findings[0]["place"], subject.to_str().unwrap(), "{name}");
+            }
+            assert_eq!(run.again(), Some(1), "{name}");
+        }
+        // As the advice says.
+        fs::rename(&database, run.path("damaged")).unwrap();
+        assert_eq!(run.again(), Some(0), "{name}");
+        assert_eq!(run.fsck(&[]).0, Some(0), "{name}");
+    }
+}
+
+/// A program was killed in a transaction. A check that changes nothing cannot undo that, a repair does.
+#[test]
+fn a_journal_that_a_killed_program_left_is_named_and_rolled_back() {
+    let run = Run::with_sink("sqlite://s.db/t");
+    let code = "import os, sqlite3, sys\n\
+        db = sqlite3.connect(sys.argv[1], isolation_level=None)\n\
+        db.execute('pragma cache_size=5')\n\
+        db.execute('begin')\n\
+        db.execute('delete from t')\n\
+        for i in range(3000): db.execute('insert into t(x, s) values (?, ?)', (i, 'z' * 300))\n\
+        os._exit(0)";
+    let mut writer = Command::new(python());
+    output(writer.args(["-c", code]).arg(run.path("out/s.db")));
+    assert!(run.path("out/s.db-journal").exists());
+    let (code, findings) = run.fsck(&[]);
+    assert_eq!(code, Some(1));
+    let finding = findings[0].to_string();
+    for words in ["a program ended while it wrote into it", "use --repair"] {
+        assert!(finding.contains(words), "{finding}");
+    }
+    assert_eq!(run.fsck(&["--repair"]), (Some(0), Vec::new()));
+    assert_eq!(run.fsck(&[]), (Some(0), Vec::new()));
+}

@@ -63,11 +63,7 @@ impl Repair {
     /// Opens an output folder, which finishes or undoes what dead attempts left in it. Fails while a worker
     /// has it open.
     pub(super) fn open_root(database: &Path, output: &Path) -> Result<Root, Failure> {
-        let options = RootOptions {
-            share: true,
-            is_closed: is_of_run(database, output),
-            ..RootOptions::default()
-        };
+        let options = root_options(database, output);
         let fail = |error: Error| failed(format!("output folder: {error}"));
         let refuse = |root: &Root| match Check::new(root, "").workers().map_err(fail)? {
             0 => Ok(()),
@@ -105,7 +101,15 @@ impl Repair {
             let mut problems = problems.iter();
             problems.any(|(_, problem)| kinds.contains(&problem.kind))
         };
-        if has(&[Kind::Foreign, Kind::Record, Kind::Barred, Kind::Unchecked]) || row.runs_again() {
+        let is_unclear = has(&[
+            Kind::Foreign,
+            Kind::Record,
+            Kind::Barred,
+            Kind::Unchecked,
+            Kind::UnfinishedDatabase,
+            Kind::DamagedDatabase,
+        ]);
+        if is_unclear || row.runs_again() {
             return Ok(None);
         }
         if row.is_unsettled || has(&[Kind::NoReceipt, Kind::Unfinished, Kind::Duplicate]) {
@@ -128,7 +132,7 @@ impl Repair {
         }
         let is_damaged = has(&[Kind::Missing, Kind::Changed, Kind::Rows, Kind::Damaged]);
         // Another attempt would fail because of it.
-        let is_obstructed = has(&[Kind::Obstructed]);
+        let is_obstructed = has(&[Kind::Obstructed, Kind::ObstructedOutside]);
         if (is_damaged || super::is_stale(row)) && !is_obstructed && row.status == "COMPLETED" {
             if let Some(why) = self.replaces(row, roots)? {
                 crate::cli::stderr::print_line(format_args!(
@@ -334,6 +338,15 @@ fn barred_by(error: &Error) -> Option<i64> {
     match error {
         Error::Barred { by, .. } => Some(*by),
         _ => None,
+    }
+}
+
+/// How an output folder is opened, for a check too: both compare the same databases.
+pub(super) fn root_options(database: &Path, output: &Path) -> RootOptions {
+    RootOptions {
+        share: true,
+        is_closed: is_of_run(database, output),
+        ..RootOptions::default()
     }
 }
 

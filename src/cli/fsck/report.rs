@@ -92,6 +92,25 @@ impl Finding {
 /// Advice for findings that another attempt corrects.
 pub(super) const RUN_AGAIN: &str = "run the job again; --repair queues it";
 
+/// Advice for what is in the way of output.
+const REMOVE_FIRST: &str = "remove it, then run the job again; --repair then queues it";
+/// Advice for a damaged database of a sink.
+const RESTORE: &str = "restore the database from a backup, or move it away and run the jobs again that \
+     wrote into it; --repair then queues them";
+
+/// An advice for a job that is not COMPLETED, which `--repair` does not queue.
+pub(super) fn if_needed(to_do: &'static str) -> &'static str {
+    match to_do {
+        RUN_AGAIN => "run the job again, if its output is needed",
+        REMOVE_FIRST => "remove it, then run the job again, if its output is needed",
+        RESTORE => {
+            "restore the database from a backup, or move it away and run the jobs again that wrote \
+             into it"
+        }
+        other => other,
+    }
+}
+
 /// Advice for findings that a settlement has not corrected.
 pub(super) const STUCK: &str = "--repair cannot settle it, because nothing shows whether it is to stay: run the \
      job again, which replaces it, or remove it by hand";
@@ -142,13 +161,21 @@ fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
         Kind::Barred => (Warning, "barred", COPIED),
         Kind::Missing => (Error, "missing", RUN_AGAIN),
         Kind::Changed => (Error, "changed", RUN_AGAIN),
-        Kind::Obstructed => (
+        Kind::Obstructed => (Error, "changed", REMOVE_FIRST),
+        Kind::ObstructedOutside => (
             Error,
             "changed",
-            "remove it, then run the job again; --repair then queues it",
+            "it is outside the output folder: put the database back there, or change its sink, and run \
+             the job again",
         ),
         Kind::Rows => (Error, "rows", RUN_AGAIN),
         Kind::Damaged => (Error, "damaged", RUN_AGAIN),
+        Kind::DamagedDatabase => (Error, "damaged", RESTORE),
+        Kind::UnfinishedDatabase => (
+            Warning,
+            "unchecked",
+            "use --repair, or run a job of the sink: either rolls it back; then check again",
+        ),
         Kind::Touched => (
             Warning,
             "touched",

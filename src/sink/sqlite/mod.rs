@@ -33,6 +33,7 @@ use std::time::Instant;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi};
 
 use super::Error;
+use super::error::DatabaseState;
 use super::folder::Name;
 use super::table_output::TableOutput;
 use super::{columns, files, names};
@@ -129,10 +130,30 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
         // none.
         _ => Cause::Operator,
     };
+    let state = state_of(error);
+    let reason = match state {
+        DatabaseState::Unfinished => {
+            "a program ended while it wrote into it, and its journal is to be rolled back"
+                .to_owned()
+        }
+        DatabaseState::Damaged | DatabaseState::Other => error.to_string(),
+    };
     Error::Sqlite {
         path: path.to_owned(),
-        reason: error.to_string(),
+        reason,
         cause,
+        state,
+    }
+}
+
+/// What an error shows about the database's file.
+fn state_of(error: &rusqlite::Error) -> DatabaseState {
+    match (error.sqlite_error_code(), extended_code(error)) {
+        (Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase), _) => DatabaseState::Damaged,
+        (_, Some(ffi::SQLITE_READONLY_ROLLBACK | ffi::SQLITE_READONLY_RECOVERY)) => {
+            DatabaseState::Unfinished
+        }
+        _ => DatabaseState::Other,
     }
 }
 
@@ -160,6 +181,7 @@ fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
             path: path.to_owned(),
             reason,
             cause: Cause::Operator,
+            state: DatabaseState::Other,
         };
     }
     let refusal = match error.sqlite_error_code() {
@@ -181,6 +203,7 @@ pub(super) fn check_file(path: &Path) -> Result<(), Error> {
             path: path.to_owned(),
             reason: "it is not a regular file".to_owned(),
             cause: Cause::Operator,
+            state: DatabaseState::Other,
         });
     }
     let names = found.map_or(1, |found| found.nlink());
@@ -192,6 +215,7 @@ pub(super) fn check_file(path: &Path) -> Result<(), Error> {
                  that a crash would damage it; copy it to a file of its own"
             ),
             cause: Cause::Operator,
+            state: DatabaseState::Other,
         });
     }
     check_beside(path)

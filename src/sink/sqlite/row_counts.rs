@@ -1,7 +1,7 @@
 //! The rows of jobs in the tables of a database, counted once for many jobs.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
@@ -9,6 +9,7 @@ use super::{
     Access, Marks, attempt_in, column_names, is_by, key, open_as, own_rows, owner_of, quoted, wait,
 };
 use crate::sink::Error;
+use crate::sink::error::DatabaseState;
 use crate::sink::folder::Name;
 
 /// Identifies a job's rows: the job's ID and the values of [`Marks`].
@@ -16,7 +17,10 @@ type Mark = (i64, Option<String>, Option<i64>);
 
 /// An opened database of sinks.
 pub(in crate::sink) struct Tables {
+    path: PathBuf,
     connection: Connection,
+    /// The damage that a check of the whole database has found; `None` before the check.
+    damage: Option<Option<String>>,
     /// Numbers of rows, by table and mark.
     counts: HashMap<String, HashMap<Mark, u64>>,
     /// First and last ID of the jobs whose rows are counted; `None` for all jobs.
@@ -44,7 +48,9 @@ impl Tables {
         }
         let connection = open_as(path, wait::end(), access)?;
         Ok(connection.map(|connection| Tables {
+            path: path.to_owned(),
             connection,
+            damage: None,
             counts: HashMap::new(),
             jobs: None,
         }))
@@ -62,7 +68,23 @@ impl Tables {
     /// The number of a job's rows in a table; `None` where no attempt of the job has published there.
     pub(in crate::sink) fn rows(&mut self, table: &str, name: &Name) -> Result<Option<u64>, Error> {
         let found = self.rows_of(table, name);
-        found.map_err(|error| super::failure(Path::new(table), &error))
+        found.map_err(|error| super::failure(&self.path, &error))
+    }
+
+    /// The damage of the database, if a check of all its pages finds any. It is checked once.
+    pub(in crate::sink) fn damage(&mut self) -> Option<String> {
+        let connection = &self.connection;
+        let damage = self.damage.get_or_insert_with(|| {
+            let found: rusqlite::Result<String> =
+                connection.query_row("PRAGMA main.quick_check(1)", [], |row| row.get(0));
+            match found {
+                Ok(found) => (found != "ok").then_some(found),
+                Err(error) => {
+                    (super::state_of(&error) == DatabaseState::Damaged).then(|| error.to_string())
+                }
+            }
+        });
+        damage.clone()
     }
 
     fn rows_of(&mut self, table: &str, name: &Name) -> rusqlite::Result<Option<u64>> {

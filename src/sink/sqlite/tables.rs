@@ -18,6 +18,7 @@ use super::{
 };
 use crate::job::{Attempt, Cause, Mode, QUEUE_TABLE};
 use crate::sink::columns::{FILE_VERSION_ID, JOB_ID};
+use crate::sink::error::DatabaseState;
 use crate::sink::folder::{Name, OLD};
 use crate::sink::{Error, names};
 
@@ -87,6 +88,7 @@ fn check_side_tables(path: &Path, connection: &Connection) -> Result<(), Error> 
                      it, or use another database"
                 ),
                 cause: Cause::Operator,
+                state: DatabaseState::Other,
             });
         }
     }
