@@ -90,7 +90,7 @@ class Handler:
             pa.field('e', pa.int64(), metadata={'ARROW:extension:name': extension}),
             pa.field('t', pa.timestamp('us', *zone))]
         schema = pa.schema(fields, {'geo': json.dumps(geo)})
-        yield pa.table([[b'x'], [1], [0]], schema=schema)
+        yield pa.table([[bytes.fromhex('010200000000000000')], [1], [0]], schema=schema)
 ";
 
 #[test]
